@@ -1,0 +1,299 @@
+"""
+Token files and the ways of reading them. A reader is a sequence of training steps:
+
+    len(reader)    steps per epoch
+    reader[i]      yields this rank's micro-batches of step i, a pure function of i: resuming needs no state
+
+    data = Data('data/shakespeare_char')
+    reader = Stream(data.split('train'), Shape(rows_per_step=12, batch_size=12, block_size=64))
+    for batch in reader[0]:
+        (batch.weights * model(batch.inputs, batch.targets)).sum().backward()
+
+Row g of a run is row order(epoch)[g mod n] of the data, epoch = g div n: steps span epochs, small data wraps, nothing is dropped.
+Weights divide by the whole step, over all its micro-batches and all ranks, so that losses, counts and gradients simply add up.
+
+On disk: raw little-endian uint16 ids, nothing else, in train.bin or train_00000.bin, train_00001.bin, …, the same for val;
+beside them meta.json (facts about the shards) and tok.json (the tokenizer). nanoGPT's .bin files work as they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import runtime
+import tokenizer as tokenizers
+
+# -----------------------------------------------------------------------------
+# the .bin format
+
+
+class Writer:
+    """
+    Write a data folder:
+
+        with Writer('data/mine', tokenizer) as out:
+            out.write('train', ids, num_bytes)    # as often as you like
+            out.write('val', ids, num_bytes)      # num_bytes: the UTF-8 bytes of the text that the ids stand for
+
+    Everything goes to temporary names first; meta.json is written last, so a folder is either whole or refused by Data.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer, shard_tokens: int = 2**27):
+        if tokenizer.vocab_size > 2**16:
+            raise SystemExit(f'vocab_size is {tokenizer.vocab_size}, expected at most 65536: shards hold uint16 ids')
+        self.folder, self.tokenizer, self.shard_tokens = Path(folder), tokenizer, shard_tokens
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.splits, self.file = {}, None
+
+    def __enter__(self):
+        return self
+
+    def write(self, split: str, ids, num_bytes: int) -> None:
+        ids = np.asarray(ids)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
+            raise ValueError(f'ids span {ids.min()}..{ids.max()}, expected 0..{self.tokenizer.vocab_size - 1}')
+        facts = self.splits.setdefault(split, {'tokens': 0, 'bytes': 0, 'shards': []})
+        facts['tokens'] += len(ids)
+        facts['bytes'] += num_bytes
+        ids = ids.astype('<u2')
+        while len(ids):
+            shards = facts['shards']
+            if not shards or shards[-1]['tokens'] == self.shard_tokens:
+                shards.append({'name': f'{split}_{len(shards):05d}.bin', 'tokens': 0, 'largest_id': 0, 'sha256': hashlib.sha256()})
+            shard = shards[-1]
+            part, ids = np.split(ids, [min(len(ids), self.shard_tokens - shard['tokens'])])
+            with open(self.folder / (shard['name'] + '.part'), 'ab' if shard['tokens'] else 'wb') as file:
+                file.write(part.tobytes())
+            shard['tokens'] += len(part)
+            shard['largest_id'] = max(shard['largest_id'], int(part.max()))
+            shard['sha256'].update(part.tobytes())
+
+    def __exit__(self, kind, error, trace):
+        parts = [(s, self.folder / (s['name'] + '.part')) for f in self.splits.values() for s in f['shards']]
+        if error is not None:
+            for _, part in parts:
+                part.unlink(missing_ok=True)
+            return
+        (self.folder / 'meta.json').unlink(missing_ok=True)
+        self.tokenizer.save(self.folder / 'tok.json')
+        for split in ('train', 'val'):
+            for stale in shard_files(self.folder, split):
+                stale.unlink()
+        for shard, part in parts:
+            runtime.sync(part)
+            split = shard['name'].split('_')[0]
+            if len(self.splits[split]['shards']) == 1:
+                shard['name'] = f'{split}.bin'
+            shard['sha256'] = shard['sha256'].hexdigest()
+            part.replace(self.folder / shard['name'])
+        meta = {'tokenizer': 'tok.json', 'tokenizer_hash': self.tokenizer.hash, 'vocab_size': self.tokenizer.vocab_size}
+        with runtime.replacing(self.folder / 'meta.json') as file:
+            file.write(json.dumps({**meta, 'dtype': 'uint16', 'splits': self.splits}, indent=1).encode())
+
+
+def shard_files(folder: Path, split: str) -> list[Path]:
+    return sorted(p for p in folder.glob(f'{split}*.bin') if p.stem == split or p.stem.removeprefix(split + '_').isdigit())
+
+
+class Data:
+    """A data folder, checked: meta (None for files of nanoGPT's), tokenizer, split(name). Whatever is wrong is named here."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = folder = Path(folder)
+        prepare = folder / 'prepare.py'
+        self.mend = f'run: python {prepare}' if prepare.exists() else 'prepare it with data/custom/prepare.py'
+        if not shard_files(folder, 'train'):
+            raise SystemExit(f'no data: {folder}/train.bin does not exist; {self.mend}')
+        path = folder / 'meta.json'
+        if not path.exists() and (folder / 'meta.pkl').exists():
+            raise SystemExit(f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here; {self.mend}")
+        if not path.exists() and (folder / 'tok.json').exists():
+            raise SystemExit(f'{path} is missing: the preparation of {folder} was cut short; {self.mend}')
+        self.meta = None
+        if not path.exists():
+            self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
+            return
+        try:
+            self.meta = json.loads(path.read_text(encoding='utf-8'))
+            name, expected = self.meta['tokenizer'], self.meta['tokenizer_hash']
+        except (ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f'{path} cannot be read ({error!r}); {self.mend}') from None
+        self.tokenizer = tokenizers.load(folder / name)
+        if self.tokenizer.hash != expected:
+            raise SystemExit(f'{folder / name} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}; {self.mend}')
+
+    def split(self, name: str) -> 'Shards':
+        paths = shard_files(self.folder, name)
+        lengths = [p.stat().st_size for p in paths]
+        for path, length in zip(paths, lengths):
+            if length % 2:
+                raise SystemExit(f'{path} has {length} bytes, expected an even number (uint16 ids); {self.mend}')
+        if not sum(lengths):
+            raise SystemExit(f"{self.folder} has no tokens in its split '{name}'; {self.mend}")
+        if self.meta:
+            self.check(name, paths, lengths)
+        return Shards(paths, [n // 2 for n in lengths], self.tokenizer.vocab_size, checked=self.meta is not None)
+
+    def check(self, name, paths, lengths):
+        known = {shard['name']: shard for shard in self.meta['splits'].get(name, {}).get('shards', [])}
+        if sorted(known) != [p.name for p in paths]:
+            raise SystemExit(f'{self.folder} holds {[p.name for p in paths]}, meta.json lists {sorted(known)}; {self.mend}')
+        for path, length in zip(paths, lengths):
+            shard = known[path.name]
+            if length != 2 * shard['tokens']:
+                raise SystemExit(f'{path} has {length // 2} tokens, meta.json says {shard["tokens"]}; {self.mend}')
+            if shard['largest_id'] >= self.tokenizer.vocab_size:
+                largest, vocab_size = shard['largest_id'], self.tokenizer.vocab_size
+                raise SystemExit(f'{path} holds the id {largest}, expected less than vocab_size = {vocab_size}; {self.mend}')
+
+
+class Shards:
+    """The shards of one split as one long sequence of ids. Read, not mapped: mapped pages would count as this process's memory."""
+
+    def __init__(self, paths: list[Path], lengths: list[int], vocab_size: int, checked: bool):
+        self.paths, self.vocab_size, self.checked = paths, vocab_size, checked
+        self.ends = np.cumsum(lengths)
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """(count,) int64 ids, or fewer at the end of the data."""
+        out, shard = [], int(np.searchsorted(self.ends, start, side='right'))
+        while count > 0 and shard < len(self.paths):
+            first = int(self.ends[shard - 1]) if shard else 0
+            part = np.fromfile(self.paths[shard], '<u2', count, offset=2 * (start - first))
+            out.append(part)
+            start, count, shard = start + len(part), count - len(part), shard + 1
+        ids = np.concatenate(out).astype(np.int64)
+        if not self.checked and ids.max() >= self.vocab_size:
+            raise SystemExit(f'{self.paths[shard - 1]} holds the id {ids.max()}, expected less than vocab_size = {self.vocab_size}')
+        return ids
+
+
+# -----------------------------------------------------------------------------
+# steps
+
+
+class Shape(NamedTuple):
+    rows_per_step: int  # over all micro-batches and ranks; 0 is all rows there are
+    batch_size: int  # rows of a micro-batch, at most
+    block_size: int  # tokens of a row
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 1337
+    dtype: torch.dtype = torch.float32  # of the weights
+
+
+class Batch(NamedTuple):
+    inputs: torch.Tensor  # (B, T) int64
+    targets: torch.Tensor  # (B, T) int64, inputs shifted by one
+    weights: torch.Tensor  # (B, T) each target's share of the step's loss
+    metrics: dict = {}  # {name: number} for the log, additive over micro-batches and ranks
+
+    def to(self, device: str) -> 'Batch':
+        """Copy to the device; to CUDA from pinned memory, without waiting."""
+        if not device.startswith('cuda'):
+            move = lambda t: t.to(device)  # noqa: E731
+        else:
+            move = lambda t: t.pin_memory().to(device, non_blocking=True)  # noqa: E731
+        return self._replace(inputs=move(self.inputs), targets=move(self.targets), weights=move(self.weights))
+
+
+class Reader:
+    """Shared by all readers: which rows make up step i on this rank, and how they become tensors of one static shape.
+
+    A subclass says num_rows, row(r) -> (T + 1,) ids and (T,) weights, and count(r), what row r adds to the step's total weight.
+    """
+
+    def __init__(self, num_rows: int, shape: Shape, shuffle: bool = True):
+        shape = shape._replace(rows_per_step=shape.rows_per_step or num_rows)
+        self.num_rows, self.shape, self.shuffle = num_rows, shape, shuffle
+        self.orders = {}
+        share = -(-shape.rows_per_step // shape.world_size)  # rows of the fullest rank
+        self.micro_batches = -(-share // shape.batch_size)
+        self.micro_batch_rows = -(-share // self.micro_batches)  # evenly full, and the same on every rank
+
+    def __len__(self):
+        return -(-self.num_rows // self.shape.rows_per_step)
+
+    def order(self, epoch: int) -> np.ndarray:
+        if epoch not in self.orders:  # a step rarely spans more than two
+            while len(self.orders) > 1:
+                del self.orders[min(self.orders)]
+            rng = np.random.default_rng((self.shape.seed, epoch))
+            self.orders[epoch] = rng.permutation(self.num_rows) if self.shuffle else np.arange(self.num_rows)
+        return self.orders[epoch]
+
+    def rows(self, step: int) -> list[int]:
+        """The data rows of step i over all ranks, in order."""
+        epochs, places = np.divmod(np.arange(self.shape.rows_per_step) + step * self.shape.rows_per_step, self.num_rows)
+        return [int(r) for e in np.unique(epochs) for r in self.order(int(e))[places[epochs == e]]]
+
+    def __getitem__(self, step: int) -> Iterator[Batch]:
+        rows = self.rows(step)
+        total = max(1, sum(self.count(r) for r in rows))
+        mine = rows[self.shape.rank :: self.shape.world_size]
+        T, B = self.shape.block_size, self.micro_batch_rows
+        for b in range(self.micro_batches):
+            ids, weights = np.zeros((B, T + 1), np.int64), np.zeros((B, T))  # rows that a rank lacks stay at weight 0
+            for i, r in enumerate(mine[b * B : (b + 1) * B]):
+                ids[i], weights[i] = self.row(r)
+            ids, weights = torch.from_numpy(ids), torch.from_numpy(weights / total).to(self.shape.dtype)
+            yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights)
+
+
+class Stream(Reader):
+    """
+    Pretraining and midtraining: one long text cut into rows of which every token counts.
+
+    Row k starts at the first <|bos|> at or after k * T and before (k + 1) * T, so that most rows begin a document; where none is, or bos is
+    None, at k * T. limit: no more than so many rows. A validation reader has all its rows in one step, unshuffled, cut at k * T:
+    each target once.
+    """
+
+    def __init__(self, shards: Shards, shape: Shape, bos: int | None = None, shuffle: bool = True, limit: int | None = None):
+        self.shards, self.bos = shards, bos
+        num_rows = (len(shards) - 1) // shape.block_size
+        if num_rows < 1:
+            where, needed = shards.paths[0], shape.block_size + 1
+            raise SystemExit(f'{where} holds {len(shards)} tokens, less than one row: expected {needed}, or a smaller --block_size')
+        num_rows = min(num_rows, limit or num_rows)
+        super().__init__(num_rows, shape, shuffle)
+
+    def count(self, r: int) -> int:
+        return self.shape.block_size
+
+    def row(self, r: int):
+        T = self.shape.block_size
+        if self.bos is None:
+            return self.shards.read(r * T, T + 1), 1.0
+        ids = self.shards.read(r * T, 2 * T)
+        starts = np.flatnonzero(ids[:T] == self.bos)
+        start = int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0  # the data's last rows may be cut short
+        return ids[start : start + T + 1], 1.0
+
+
+class Ahead:
+    """The same steps on the device, the step after the one asked for prepared and copied by a thread meanwhile."""
+
+    def __init__(self, reader: Reader, device: str):
+        self.reader, self.device = reader, device
+        self.pool, self.step, self.ready = ThreadPoolExecutor(1), None, None
+
+    def __len__(self):
+        return len(self.reader)
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        batches = self.ready.result() if self.step == step else self.prepare(step)
+        self.step, self.ready = step + 1, self.pool.submit(self.prepare, step + 1)
+        return batches
+
+    def prepare(self, step):
+        return [batch.to(self.device) for batch in self.reader[step]]

@@ -1,0 +1,122 @@
+"""
+Checkpoints: one file, out_dir/ckpt.pt, that a crash at any moment leaves either old and whole or new and whole.
+
+A checkpoint is a dict of plain values and tensors:
+
+    model, model_config    weights (float32) and the fields of GPTConfig
+    tokenizer              what tokenizer.from_dict takes
+    optimizer              optim.Optimizer.state_dict()
+    stage, step, seconds   where the run stands: `step` steps are done
+    config                 all settings of the run
+    parent, kept           the checkpoint it started from; what the stage wants back on resume
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+import runtime
+
+KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}
+
+
+def save(path: str | Path, state: dict) -> None:
+    """Write to a temporary name, fsync, rename. Where the disk is full, the checkpoint that was there stays."""
+    path = Path(path)
+    try:
+        with runtime.replacing(path) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        raise SystemExit(f'{path} could not be saved ({error}); what was there before is untouched; free some space') from error
+
+
+def load(path: str | Path) -> dict:
+    """Read a checkpoint onto the CPU. Nothing in it is ever run as code."""
+    path = Path(path)
+    if not path.exists():
+        raise SystemExit(f'there is no checkpoint {path}; one is made by: python train.py --out_dir={path.parent}')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds here
+        reason = str(error).splitlines()[0][:120]
+        raise SystemExit(f'{path} is not a whole checkpoint ({reason}); delete it, or take another --out_dir') from error
+    missing = KEYS - set(state) if isinstance(state, dict) else KEYS
+    if missing:
+        raise SystemExit(f'{path} is no checkpoint of this project: it lacks {", ".join(sorted(missing))}')
+    return state
+
+
+def newest(root: str | Path = '.') -> Path | None:
+    """The ckpt.pt written last, in out/, out/*/ or out-*/ below root."""
+    paths = [p for pattern in ('out/ckpt.pt', 'out/*/ckpt.pt', 'out-*/ckpt.pt') for p in Path(root).glob(pattern)]
+    return max(paths, key=lambda p: p.stat().st_mtime, default=None)
+
+
+# What may differ when a run goes on: how long it is, how often it reports, what it runs on, and batch_size at equal rows per step
+FREE = {
+    'init_from', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit', 'lr_decay_iters',
+    'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'sample_interval', 'sample_prompts', 'always_save_checkpoint',
+    'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'max_skips',
+    'batch_size', 'gradient_accumulation_steps',
+}  # fmt: skip
+OWN = {'init_from', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
+
+
+def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool) -> dict[str, tuple]:
+    """{name: (value, source)} of the settings that a run takes from the checkpoint it starts from.
+
+    The architecture always; on resume everything that is not given explicitly. What is given and contradicts it is an error.
+    """
+    before = {name: value for name, value in state['config'].items() if name in settings and name not in OWN}
+    architecture = {name: value for name, value in state['model_config'].items() if name in settings}
+    architecture |= {name: before[name] for name in ('preset', 'depth') if name in before}
+    taken = before | architecture if resume else architecture
+    for name in taken:
+        free = name in FREE and name not in architecture
+        if name in explicit and not free and settings[name] not in (taken[name], before.get(name)):
+            mend = 'leave it out' if resume else 'leave it out, or start with --init_from=scratch'
+            raise SystemExit(f'{name} is {settings[name]!r} here and {taken[name]!r} in {path}; {mend}')
+    if resume:
+        now = {**before, **{name: settings[name] for name in explicit}}
+        here, there = (s['batch_size'] * s['gradient_accumulation_steps'] for s in (now, before))
+        if here != there:
+            raise SystemExit(f'a step has {here} rows here and {there} in {path}; keep batch_size * gradient_accumulation_steps')
+    return {name: (value, str(path)) for name, value in taken.items()}
+
+
+def identity(path: Path) -> dict:
+    """What a later run notes of the checkpoint it started from."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+    return {'path': str(path), 'sha256': digest.hexdigest()}
+
+
+# -----------------------------------------------------------------------------
+# log.jsonl: its first line the settings, then one object a line, each with its step
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log; a last line that a crash cut short is no line."""
+    rows = []
+    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def start_log(path: Path, config: dict, step: int | None) -> None:
+    """A new log, or on resume at `step` the old one without the lines from there on: they will come again."""
+    rows = [] if step is None else [row for row in read_log(path) if row.get('step', -1) < step]
+    with runtime.replacing(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows or [{'config': config}])
+
+
+def was_measured(path: Path, step: int) -> bool:
+    """Whether the log holds an evaluation of this step."""
+    return any(row.get('step') == step and 'val' in row for row in read_log(path))

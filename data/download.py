@@ -1,0 +1,182 @@
+"""
+What the prepare scripts share: getting a file from the network whole or not at all, and reading documents from files.
+
+    path = download('https://.../input.txt', folder / 'input.txt', sha256='86c4...')
+    for text in documents(folder / 'mine.jsonl'):
+        ...
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+
+from tokenizer import valid_text
+
+TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
+HOPELESS = (400, 401, 403, 404, 410)  # answers that asking again will not change
+SUFFIXES = ('.txt', '.jsonl', '.parquet')  # what documents() reads
+
+
+class Damaged(Exception):
+    """A file that is not what it should be; the text says what."""
+
+
+def download(
+    url: str,
+    path: str | Path,
+    size: int | None = None,
+    sha256: str | None = None,
+    tries: int = 5,
+    pause: float = 1.0,
+    mend: str = '',
+) -> Path:
+    """
+    Get url into path, unless it lies there already, and return path. size (bytes) and sha256 are checked where given.
+
+    Bytes go to path.part first, and a later call goes on where an interrupted one stopped. A failure is tried again
+    after pause, 2 * pause, 4 * pause ... seconds; the last one is a SystemExit with the mend, by default where to put
+    the file by hand.
+    """
+    path = Path(path)
+    if path.exists():
+        try:
+            check(path, size, sha256)
+        except Damaged as error:
+            raise SystemExit(f'{path}: {error}: delete it and run again (own texts: data/custom/prepare.py)') from None
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + '.part')
+    reason = ''
+    for attempt in range(tries):
+        if attempt:
+            print(f'{url}: {reason}, trying again')
+            time.sleep(pause * 2 ** (attempt - 1))
+        try:
+            fetch(url, part, path.name)
+            check(part, size, sha256)
+            os.replace(part, path)
+            return path
+        except Damaged as error:
+            part.unlink(missing_ok=True)  # what is wrong cannot be resumed
+            reason = str(error)
+        except requests.HTTPError as error:
+            reason = f'HTTP status {error.response.status_code}'
+            if error.response.status_code in HOPELESS:
+                break
+        except requests.RequestException as error:
+            reason = type(error).__name__
+    raise SystemExit(f'{url}: download failed ({reason}): {mend or f"get it by hand and put it at {path}"}')
+
+
+def check(path: Path, size: int | None, sha256: str | None) -> None:
+    """Raise Damaged unless the file has that size and hash, each where it is known."""
+    if size and path.stat().st_size != size:
+        raise Damaged(f'{path.stat().st_size} bytes, expected {size}')
+    if not sha256:
+        return
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise Damaged(f'sha256 is {digest.hexdigest()}, expected {sha256}')
+
+
+def fetch(url: str, part: Path, name: str) -> None:
+    """One try: append to part what is still missing of url. requests.RequestException when the connection fails."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {'Accept-Encoding': 'identity'}  # so that a byte sent is a byte of the file
+    if have:
+        headers['Range'] = f'bytes={have}-'
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416:  # nothing from here on: complete, or the file there is another one by now
+            if response.headers.get('Content-Range') == f'bytes */{have}':
+                return
+            raise Damaged('the file on the server has changed')
+        response.raise_for_status()
+        if response.status_code != 206:
+            have = 0  # a server that cannot resume sends everything
+        elif not response.headers.get('Content-Range', '').startswith(f'bytes {have}-'):
+            raise Damaged('the server resumed at another place')
+        length = response.headers.get('Content-Length')
+        total = have + int(length) if length else None
+        bar = tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=name)
+        with bar, open(part, 'ab' if have else 'wb') as file:
+            for block in response.iter_content(2**16):
+                file.write(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and part.stat().st_size < total:
+        raise requests.ConnectionError('the connection was cut')
+
+
+# -----------------------------------------------------------------------------
+# Documents
+
+
+def documents(path: str | Path) -> Iterator[str]:
+    """
+    The texts of a file, one after the other: a .txt is one document, a .jsonl has one object with "text" a line, a
+    .parquet a column "text". What cannot be read is a SystemExit naming the file, and the line.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise SystemExit(f'{path}: expected a file that ends in {", ".join(SUFFIXES)}')
+    if not path.is_file():
+        raise SystemExit(f'{path}: no such file')
+    if path.suffix == '.parquet':
+        texts = parquet_rows(path)
+    elif path.suffix == '.jsonl':
+        texts = json_lines(path)
+    else:
+        texts = [read_text(path)]
+    yield from map(valid_text, texts)
+
+
+def read_text(path: Path) -> str:
+    return decode(path.read_bytes(), path).replace('\r\n', '\n').replace('\r', '\n')
+
+
+def decode(text: bytes, where: str | Path) -> str:
+    """UTF-8 without the byte order mark that Windows puts first."""
+    try:
+        return text.decode('utf-8').removeprefix('\ufeff')
+    except UnicodeDecodeError as error:
+        raise SystemExit(f'{where}: no UTF-8 at byte {error.start}: save it as UTF-8') from None
+
+
+def json_lines(path: Path) -> Iterator[str]:
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, start=1):
+            where = f'{path}:{number}'
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(decode(line, where))
+            except ValueError as error:
+                raise SystemExit(f'{where}: not JSON ({error})') from None
+            if not isinstance(item, dict) or 'text' not in item:
+                raise SystemExit(f'{where}: missing "text"')
+            if not isinstance(item['text'], str):
+                raise SystemExit(f'{where}: "text" must be a string, got {item["text"]!r:.60}')
+            yield item['text']
+
+
+def parquet_rows(path: Path) -> Iterator[str]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise SystemExit(f"{path}: pyarrow is needed to read it: pip install '.[data]'") from None
+    try:
+        for rows in parquet.ParquetFile(path).iter_batches(batch_size=256, columns=['text']):
+            yield from rows.column('text').to_pylist()
+    except (pyarrow.ArrowException, KeyError) as error:
+        raise SystemExit(f'{path}: no parquet with a column "text" ({error}): delete it and run again') from None

@@ -1,0 +1,64 @@
+"""
+What a preset and a depth imply. `derive` fills in settings that nobody set; whatever is given explicitly wins.
+
+    python train.py --preset=llama     # a family of models: see PRESETS in model.py
+    python train.py --depth=20         # one dial for the size of everything: nanochat's d20
+
+The dial is nanochat's idea: depth is the only number one turns, and width, heads, learning rate, weight decay, batch and horizon follow.
+Where an exponent comes from stands beside it. Checked at no depth yet: see LOG.md.
+"""
+
+from model import PRESETS
+
+REFERENCE = dict(depth=12, n_embd=768, learning_rate=2e-3, weight_decay=0.1, rows_tokens=2**19)  # what the dial scales from
+
+
+def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
+    """{name: (value, source)} of what settings['preset'] and settings['depth'] imply."""
+    preset, depth = settings['preset'], settings['depth']
+    if preset not in PRESETS:
+        raise SystemExit(f"preset is '{preset}', expected one of {', '.join(PRESETS)}")
+    derived = {name: (value, f'preset {preset}') for name, value in PRESETS[preset].items()}
+    if depth < 0:
+        raise SystemExit(f'depth is {depth}, expected 1 or more (or 0: no dial)')
+    if depth:
+        derived.update({name: (value, f'depth {depth}') for name, value in dial(depth, settings, explicit).items()})
+    return derived
+
+
+def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
+    """{setting: value} for a model of `depth` layers."""
+    n_embd = 64 * depth
+    head_dim = 64 if n_embd < 512 else 128
+    n_head = -(-n_embd // head_dim)
+    n_embd = n_head * head_dim  # whole heads
+    implied = dict(n_layer=depth, n_head=n_head, n_embd=n_embd)
+    # Muon moves a matrix by a fixed share of its spectral norm, which for our update of fixed RMS means 1 / sqrt(width)
+    # (Yang, Simon and Bernstein, 2023, arXiv 2310.17813)
+    implied['learning_rate'] = REFERENCE['learning_rate'] * (REFERENCE['n_embd'] / n_embd) ** 0.5
+    # nanochat's decay: (12 / depth)^2, so that it matters as much over a longer horizon
+    implied['weight_decay'] = REFERENCE['weight_decay'] * (REFERENCE['depth'] / depth) ** 2
+    if not explicit & {'max_iters', 'epochs', 'target_param_data_ratio'}:
+        implied['target_param_data_ratio'] = 20.0  # tokens per parameter (Hoffmann et al., 2022, Chinchilla)
+    if 'gradient_accumulation_steps' not in explicit:
+        # the critical batch grows with the tokens of the run to about 0.4 (Bergsma et al., 2025, arXiv 2505.13738), tokens as depth^3
+        tokens = REFERENCE['rows_tokens'] * (depth / REFERENCE['depth']) ** 1.2
+        implied['gradient_accumulation_steps'] = max(1, round(tokens / (settings['batch_size'] * settings['block_size'])))
+    return implied
+
+
+def horizon(config: dict, explicit: frozenset, steps_per_epoch: int, num_params: int, tokens_per_step: int) -> tuple[int, str]:
+    """(steps of the run, why). At most one of max_iters, epochs and target_param_data_ratio may be explicit; that one wins."""
+    names = ('target_param_data_ratio', 'epochs', 'max_iters')
+    given = [name for name in names if name in explicit]
+    if len(given) > 1:
+        raise SystemExit(f'{" and ".join(given)} are both given, expected one of them: each says how long the run is')
+    name = given[0] if given else next(name for name in names if config[name] or name == 'max_iters')
+    if config[name] < 0:
+        raise SystemExit(f'{name} is {config[name]}, expected 0 or more')
+    if name == 'target_param_data_ratio':
+        tokens = config[name] * num_params
+        return round(tokens / tokens_per_step), f'{config[name]:g} tokens for each of {num_params:,} parameters'
+    if name == 'epochs':
+        return round(config[name] * steps_per_epoch), f'{config[name]:g} epochs of {steps_per_epoch:,} steps'
+    return config[name], 'max_iters'

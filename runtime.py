@@ -1,0 +1,219 @@
+"""
+What the machine is and how its processes agree: ranks, device, number type, threads, seeds, files that survive a crash.
+
+torchrun starts one process per GPU (or, on a CPU, as many as asked for) and tells each its place by environment variables; this is
+the only file that reads any. Words among processes (stop now, so many seconds, an error's text) go through gloo on the CPU;
+gradients go through `Ranks.group`: nccl on CUDA, gloo elsewhere.
+"""
+
+import datetime
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+# Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from the makers' data sheets. First match wins.
+PEAK_FLOPS = {
+    'B200': 2250e12, 'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'A100': 312e12, 'A10G': 70e12,
+    'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12, 'V100': 125e12, 'T4': 65e12,
+}  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# ranks
+
+
+class Ranks(NamedTuple):
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+
+def join() -> Ranks:
+    """Join the other processes, if torchrun started any. First thing a program does, so that one can speak for all."""
+    names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')
+    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in zip(names, Ranks())))
+    if ranks.world_size > 1:
+        dist.init_process_group('gloo', timeout=datetime.timedelta(hours=1))
+    return ranks
+
+
+def leave() -> None:
+    """End the process group. Without it a gloo process now and then aborts at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice(ranks: Ranks) -> Iterator[None]:
+    """Around checks that every rank makes: if one of them fails, one message is printed and all ranks leave with status 1."""
+    error = None
+    try:
+        yield
+    except SystemExit as stop:
+        if ranks.world_size == 1 or stop.code in (None, 0):
+            raise
+        error = str(stop.code)
+    if ranks.world_size == 1:
+        return
+    errors = [None] * ranks.world_size
+    dist.all_gather_object(errors, error)
+    if any(errors):
+        if ranks.rank == 0:
+            print(next(e for e in errors if e), file=sys.stderr, flush=True)
+        dist.barrier()  # a rank that left before would make torchrun end rank 0 before it has spoken
+        leave()
+        raise SystemExit(1)
+
+
+def add_up(numbers: list[float]) -> list[float]:
+    """The sums over all ranks, in float64, equal everywhere."""
+    if not dist.is_initialized():
+        return list(numbers)
+    t = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(t)
+    return t.tolist()
+
+
+def device_group(backend: str, device: str, ranks: Ranks) -> dist.ProcessGroup | None:
+    """The process group for tensors of the device; None is the default group, or no group where there is one process."""
+    backend = ('nccl' if device.startswith('cuda') else 'gloo') if backend == 'auto' else backend
+    if ranks.world_size == 1 or backend == 'gloo' or not device.startswith('cuda'):
+        return None
+    return dist.new_group(backend=backend)
+
+
+# -----------------------------------------------------------------------------
+# device, numbers, threads
+
+
+def choose_device(device: str, ranks: Ranks = Ranks()) -> str:
+    """'auto' -> cuda, mps or cpu, whatever there is; cuda becomes this process's own card."""
+    there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    if device == 'auto':
+        device = next(d for d, ok in there.items() if ok and (d != 'mps' or ranks.world_size == 1))
+    kind = device.split(':')[0]
+    if kind not in there:
+        raise SystemExit(f"device is '{device}', expected auto, {', '.join(there)}, or one card such as cuda:1")
+    if not there[kind]:
+        raise SystemExit(f"device is '{device}', which this machine does not offer; use --device=cpu")
+    if device == 'cuda' and ranks.world_size > 1:
+        device = f'cuda:{ranks.local_rank}'
+    if kind == 'cuda':
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> tuple[str, str]:
+    """(dtype, why). bf16 needs compute capability 8.0; torch.cuda.is_bf16_supported() says yes to cards that only emulate it."""
+    allowed = ('auto', 'float32', 'bfloat16', 'float16', 'float64')
+    if dtype not in allowed:
+        raise SystemExit(f"dtype is '{dtype}', expected one of {', '.join(allowed)}")
+    if dtype == 'float64' and device.startswith('mps'):
+        raise SystemExit("dtype is 'float64', which mps does not have; use --dtype=float32")
+    if dtype != 'auto':
+        return dtype, 'as asked'
+    if not device.startswith('cuda'):
+        return 'float32', f'the default on {device}'
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return 'bfloat16', f'compute capability {major}.{minor}'
+    return 'float16', f'compute capability {major}.{minor} has no bf16'
+
+
+def choose_compile(compile: bool | None, device: str) -> tuple[bool, str]:
+    """(whether to torch.compile, why)."""
+    if compile is False:
+        return False, 'as asked'
+    if compile is None and not device.startswith('cuda'):
+        return False, f'the default on {device}'
+    try:  # what a compiled CUDA kernel needs; a CPU's needs a C++ compiler, which torch looks for when it compiles
+        if device.startswith('cuda'):
+            import triton  # noqa: F401
+    except ImportError:
+        return False, 'Triton is not installed'
+    if device.startswith('cpu') and not cxx_compiler():
+        return False, 'no C++ compiler was found'
+    return True, 'as asked' if compile else f'the default on {device}'
+
+
+def cxx_compiler() -> str | None:
+    return next(filter(None, (shutil.which(c) for c in (os.environ.get('CXX', 'g++'), 'g++', 'clang++', 'cl'))), None)
+
+
+def autocast(dtype: str, device: str) -> AbstractContextManager:
+    """The whole of mixed precision: matrix products in the fast dtype, parameters and sums in float32."""
+    if dtype in ('float32', 'float64'):
+        return nullcontext()
+    return torch.autocast(device.split(':')[0], getattr(torch, dtype))
+
+
+def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
+    """Threads, TF32, determinism."""
+    if device == 'cpu':
+        if ranks.world_size > 1:  # torchrun gives each process one thread; alone, torch takes all cores or OMP_NUM_THREADS
+            torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
+        deterministic = True  # compiled code sums the embedding's gradient with atomics otherwise, at no visible gain
+    torch.set_float32_matmul_precision('high')
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout of a step is a function of (seed, step, rank): resuming needs no generator's state."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63)
+
+
+def peak_flops(device: str) -> float | None:
+    """FLOP/s of the card by its name, or None where the name is not known."""
+    if not device.startswith('cuda'):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for card, flops in PEAK_FLOPS.items() if card in name), None)
+
+
+def clock(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    return str(datetime.timedelta(seconds=round(max(0.0, seconds)))).removeprefix('0:')
+
+
+def start_wandb(project: str, name: str, config: dict):
+    """A run of Weights & Biases."""
+    try:
+        import wandb
+    except ImportError:
+        raise SystemExit('wandb_log is True and wandb is not installed; run: pip install wandb') from None
+    return wandb.init(project=project, name=name, config=config)
+
+
+# -----------------------------------------------------------------------------
+# files
+
+
+def sync(path: Path) -> None:
+    """Have the file's bytes on the disk before its new name is."""
+    with open(path, 'rb+') as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator:
+    """A binary file that takes the place of `path` when it is whole; until then, and if anything fails, `path` stays what it was."""
+    path = Path(path)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        with open(part, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""
+What the tests share: oracles that may be missing, and programs run as a user runs them.
+
+An oracle is an independent library that a test compares us with. One that is not installed is named at the end of the
+run; under CI=true it is a failure, so that a green run means that every comparison took place.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MISSING = pytest.StashKey[set]()  # the names of the oracles that could not be asked
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    """Two processes of two threads on two cores slow each other up to 22-fold; and one thread gives the same bits."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def oracle(request):
+    """oracle('transformers') returns the module. Missing: the test is skipped by name, under CI=true it fails."""
+
+    def ask(name):
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            package = name.partition('.')[0]
+            request.config.stash.setdefault(MISSING, set()).add(package)
+            message = f'oracle not run: {package} is missing (pip install ".[dev]"): {error}'
+            (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(message)
+
+    return ask
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for name in sorted(config.stash.get(MISSING, ())):
+        terminalreporter.write_line(f'oracle not run: {name} is missing (pip install ".[dev]")', yellow=True)
+
+
+def tail(text, lines=30):
+    return '\n'.join(text.splitlines()[-lines:])
+
+
+@pytest.fixture(scope='session')
+def run_program():
+    """
+    run_program('train.py', '--a=b', ranks=1, cwd=ROOT, check=True, env={}) -> CompletedProcess with text.
+
+    ranks > 1 goes through torchrun. cwd other than the root still runs the root's script. An exit status that is not 0
+    is an AssertionError with the ends of stdout and stderr; check=False hands it back instead.
+    """
+
+    def run(script, *args, ranks=1, cwd=ROOT, check=True, env=None, timeout=300):
+        launcher = [sys.executable]
+        if ranks > 1:
+            launcher += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
+        command = [*launcher, str(ROOT / script), *map(str, args)]
+        environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+        environment |= {'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
+        environment |= {name: str(value) for name, value in (env or {}).items()}
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True, encoding='utf-8'
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f'{" ".join(command)}: exit status {done.returncode}\n'
+                f'--- stdout ---\n{tail(done.stdout)}\n--- stderr ---\n{tail(done.stderr)}'
+            )
+        return done
+
+    return run

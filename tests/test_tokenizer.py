@@ -1,0 +1,411 @@
+"""The tokenizers against tiktoken, against naive versions of training and encoding, and against the laws of a code."""
+
+import json
+import random
+import socket
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pytest
+import regex
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+import tokenizer as tokenizers
+from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
+
+SPECIAL = ['<|bos|>', '<|user_start|>', '<|assistant_end|>']
+LINES = [
+    'First Citizen: Before we proceed any further, hear me speak.\n\n',
+    "I'll say it's 12345 o'clock, WE'RE late -- isn't it?  \r\n\tdef f(x):\n        return x**2\n",
+    '你好,世界🌍 naïve Straße Ελλάδα हिन्दी नमस्ते עברית 한국어 ١٢٣ ½\n',
+    '   leading and trailing   \n\n\n',
+]
+
+
+def random_text(rng, length):
+    """Words over few letters, so that pairs repeat, and any character that Unicode has assigned."""
+    text = ''
+    while len(text) < length:
+        kind = rng.random()
+        if kind < 0.5:
+            text += rng.choice(' \n') + ''.join(rng.choice('aaabbc') for _ in range(rng.randint(1, 9)))
+        elif kind < 0.7:
+            text += rng.choice(LINES)
+        elif kind < 0.8:
+            text += rng.choice(' \t\n\r\u00a0\u3000\u2028\x85\x1c') * rng.randint(1, 4)
+        else:
+            character = chr(rng.choice([rng.randrange(0x80), rng.randrange(0x2000), rng.randrange(0x30000)]))
+            text += character if unicodedata.category(character) not in ('Cn', 'Cs', 'Co') else ' '
+    return text
+
+
+def naive_merge(ids, pair, new_id):
+    for i in range(len(ids) - 1):
+        if tuple(ids[i : i + 2]) == pair:
+            return ids[:i] + [new_id] + naive_merge(ids[i + 2 :], pair, new_id)
+    return ids
+
+
+def naive_train(texts, num_merges, pattern):
+    """Counts every pair of every chunk anew for each merge."""
+    chunks = [list(chunk.encode()) for text in texts for chunk in regex.findall(pattern, text)]
+    merges = []
+    while len(merges) < num_merges:
+        counts = Counter(pair for chunk in chunks for pair in zip(chunk, chunk[1:]))
+        if not counts:
+            break
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        chunks = [naive_merge(chunk, merges[-1], 255 + len(merges)) for chunk in chunks]
+    return merges
+
+
+def naive_encode(tokenizer, text):
+    """One merge after the other, in the order they were learned, over every chunk."""
+    first = 256
+    ids = []
+    for chunk in regex.findall(tokenizer.pattern, text):
+        part = list(chunk.encode())
+        for i, pair in enumerate(tokenizer.merges):
+            part = naive_merge(part, pair, first + i)
+        ids += part
+    return ids
+
+
+@pytest.fixture(scope='module')
+def trained():
+    rng = random.Random(0)
+    return train_bpe([random_text(rng, 4000) for _ in range(5)], 700, SPECIAL)
+
+
+# -----------------------------------------------------------------------------
+# Training
+
+
+@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('pattern', [PATTERN, tokenizers.GPT2_PATTERN, r'(?s).+'])
+def test_training_equals_naive_training(seed, pattern):
+    rng = random.Random(seed)
+    texts = [random_text(rng, 150) for _ in range(3)]
+    trained = train_bpe(iter(texts), 256 + 60 + 1, ['<|bos|>'], pattern)
+    assert trained.merges == naive_train(texts, 60, pattern)
+    assert trained.special == {'<|bos|>': 256 + len(trained.merges)}
+
+
+@pytest.mark.parametrize('text', ['a' * 50, 'abababab', 'aaab aaab', 'aabaab ' * 4, 'zzzz zz zzz', 'ab'])
+def test_training_on_runs_and_ties_until_no_pair_is_left(text):
+    trained = train_bpe([text], 500, ['<|bos|>'])
+    assert trained.merges == naive_train([text], 500, PATTERN)
+    assert trained.vocab_size == 257 + len(trained.merges) < 500
+    assert trained.decode(trained.encode(text)) == text
+
+
+def test_ties_go_to_the_smallest_pair():
+    assert train_bpe(['ba dc'], 257).merges == [(ord(' '), ord('d'))]
+    assert train_bpe(['b\na'], 300).merges == []  # no two bytes of one chunk
+
+
+def test_training_without_text_gives_bytes():
+    trained = train_bpe([], 300, SPECIAL)
+    assert trained.vocab_size == 259 and trained.encode('hé') == list('hé'.encode())
+
+
+@pytest.mark.parametrize('vocab_size', [0, 256, 258, 65537, 200000])
+def test_a_vocabulary_of_no_possible_size_is_refused(vocab_size):
+    with pytest.raises(SystemExit, match=str(vocab_size)):
+        train_bpe(['text'], vocab_size, SPECIAL)
+
+
+def test_digits_stand_in_groups_of_two_at_most():
+    assert regex.findall(PATTERN, 'in 12345 days') == ['in', ' ', '12', '34', '5', ' days']
+    assert regex.findall(PATTERN, "it's\n\n  x = {}\n") == ['it', "'s", '\n\n', ' ', ' x', ' =', ' {}\n']
+
+
+# -----------------------------------------------------------------------------
+# Encoding and decoding
+
+
+def test_encoding_equals_naive_encoding(trained):
+    rng = random.Random(1)
+    for text in [*LINES, *(random_text(rng, 200) for _ in range(40))]:
+        assert trained.encode(text) == naive_encode(trained, text)
+
+
+def test_round_trip_and_bytes_per_id(trained):
+    rng = random.Random(2)
+    for text in ['', *LINES, *(random_text(rng, 300) for _ in range(40))]:
+        for tokenizer in (trained, CharTokenizer(text)):
+            ids = tokenizer.encode(text)
+            assert tokenizer.decode(ids) == text
+            assert tokenizer.decode_bytes(np.array(ids, dtype=np.uint16)) == text.encode()
+            assert tokenizer.bytes_per_id[np.array(ids, dtype=int)].sum() == len(text.encode())
+            assert all(type(i) is int for i in ids)
+
+
+def test_facts_of_a_bpe(trained):
+    assert trained.vocab_size == 700 == len(trained.bytes_per_id)
+    assert trained.special == {'<|bos|>': 697, '<|user_start|>': 698, '<|assistant_end|>': 699}
+    assert trained.bos == 697 and trained.kind == 'bpe'
+    assert trained.bytes_per_id.dtype == np.int64 and list(trained.bytes_per_id[697:]) == [0, 0, 0]
+    assert (trained.bytes_per_id[:697] > 0).all()
+
+
+def test_text_never_becomes_a_special_token(trained):
+    for name, special_id in trained.special.items():
+        for text in (name, f'{name}{name}', f'x{name} y', f'\n{name}'):
+            ids = trained.encode(text)
+            assert special_id not in ids and trained.decode(ids) == text
+        assert trained.decode_bytes([special_id]) == b''
+    gpt2_like = BPETokenizer(PATTERN, [], {'<|endoftext|>': 256})
+    assert gpt2_like.bos == 256 not in gpt2_like.encode('<|endoftext|>')
+
+
+def test_surrogates_do_not_break_it(trained):
+    assert trained.decode(trained.encode('a\ud83d\ude00b')) == 'a😀b'  # a pair, as JSON spells it
+    assert trained.decode(trained.encode('a\ud800b')) == 'a\ufffdb'
+    assert train_bpe(['a\udfffb' * 3], 300).decode([97]) == 'a'
+
+
+def test_half_a_character_decodes_to_a_replacement(trained):
+    assert BPETokenizer(PATTERN, [], {}).decode('é'.encode()[:1]) == '\ufffd'
+
+
+@pytest.mark.parametrize('wrong', [-1, 700])
+def test_an_id_beyond_the_vocabulary_is_named(trained, wrong):
+    with pytest.raises(ValueError, match=f'id {wrong} '):
+        trained.decode([1, wrong])
+
+
+@pytest.mark.parametrize('blank', [' ', '\n', 'a'])
+def test_two_million_of_one_character(blank, trained):
+    text = 'x' + blank * 2_000_000 + 'y'
+    assert trained.decode(trained.encode(text)) == text
+
+
+def test_segments_do_not_change_the_ids(trained):
+    rng = random.Random(3)
+    text = ''.join(random_text(rng, 300) for _ in range(20))
+    parts = list(tokenizers.segments(text, 100))
+    assert ''.join(parts) == text and len(parts) > 30 and max(map(len, parts)) <= 100
+    words = 'The words of 42 people,\nand so on: (this) and\tthat. ' * 50
+    assert sum((trained.encode(part) for part in tokenizers.segments(words, 70)), []) == trained.encode(words)
+
+
+def test_characters_are_nanogpts(tmp_path):
+    text = 'hello, wörld\n'
+    tokenizer = CharTokenizer(text)
+    assert tokenizer.encode('\n d') == [0, 1, sorted(set(text)).index('d')]
+    assert tokenizer.vocab_size == len(set(text)) and tokenizer.bos is None and tokenizer.special == {}
+    tokenizer.save(tmp_path / 'tok.json')
+    again = tokenizers.load(tmp_path / 'tok.json')
+    assert again.encode(text) == tokenizer.encode(text) and again.hash == tokenizer.hash and again.kind == 'char'
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(ValueError, match=r"'é' \(U\+00E9\) at position 3.*holds 3$"):
+        CharTokenizer('abc').encode('abcé')
+
+
+# -----------------------------------------------------------------------------
+# Files
+
+
+def test_save_and_load(trained, tmp_path):
+    path = tmp_path / 'ein Ordner' / 'tök.json'
+    path.parent.mkdir()
+    trained.save(path)
+    trained.save(path)  # over an old one
+    again = tokenizers.load(path)
+    assert [file.name for file in path.parent.iterdir()] == ['tök.json']
+    assert again.to_dict() == trained.to_dict() and again.hash == trained.hash
+    assert again.encode(LINES[2]) == trained.encode(LINES[2])
+
+
+def test_the_hash_is_of_the_content(trained):
+    table = {**trained.table()}
+    assert tokenizers.from_dict({**dict(reversed(table.items())), 'hash': trained.hash}).hash == trained.hash
+    assert train_bpe(['other text'], 300, SPECIAL).hash != trained.hash
+    assert CharTokenizer('ab').hash != CharTokenizer('abc').hash
+
+
+DAMAGE = {
+    'hash': ({'hash': '0' * 64}, 'hash 0000'),
+    'merges': ({'merges': [[97, 98]]}, 'damaged|hash'),
+    'a merge from the future': ({'merges': [[97, 300]], 'special': {}}, 'damaged.*300'),
+    'two equal merges': ({'merges': [[97, 98], [97, 98]], 'special': {}}, 'same bytes'),
+    'ids that clash': ({'merges': [], 'special': {'<|bos|>': 5}}, 'must differ'),
+    'pattern': ({'pattern': r'\w+|\W'}, 'hash'),
+    'version': ({'version': 99}, 'version 99'),
+    'kind': ({'kind': 'sentencepiece'}, 'sentencepiece'),
+    'no merges': ({'merges': None}, 'damaged'),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGE)
+def test_a_damaged_file_is_refused_by_name(name, trained, tmp_path):
+    change, message = DAMAGE[name]
+    path = tmp_path / 'tok.json'
+    path.write_text(json.dumps({**trained.to_dict(), **change}), encoding='utf-8')
+    with pytest.raises(SystemExit, match=f'tok.json: .*({message})') as error:
+        tokenizers.load(path)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('content', [b'', b'{"kind": ', b'[]', b'\xff\xfe', None])
+def test_what_is_no_tokenizer_is_refused_by_name(content, tmp_path):
+    path = tmp_path / 'tok.json'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit, match=r'tok\.json: '):
+        tokenizers.load(path)
+
+
+def test_special_tokens_first_and_bytes_in_any_order(trained, tmp_path):
+    """MiniMind's layout: three special tokens, then permuted bytes, then merges. Same text, same pieces, other ids."""
+    byte_ids = [3 + (byte * 7 + 5) % 256 for byte in range(256)]
+    new_ids = {**{byte: byte_ids[byte] for byte in range(256)}, **{256 + i: 259 + i for i in range(441)}}
+    merges = [(new_ids[left], new_ids[right]) for left, right in trained.merges]
+    other = BPETokenizer(PATTERN, merges, {'<|endoftext|>': 0, '<|im_start|>': 1, '<|im_end|>': 2}, byte_ids)
+    other.save(tmp_path / 'tok.json')
+    other = tokenizers.load(tmp_path / 'tok.json')
+    assert other.vocab_size == 700 and other.bos == 0 and list(other.bytes_per_id[:4]) == [0, 0, 0, 1]
+    for line in LINES:
+        assert other.encode(line) == [new_ids[i] for i in trained.encode(line)]
+        assert other.decode(other.encode(line)) == line
+
+
+# -----------------------------------------------------------------------------
+# GPT-2's table and tiktoken's
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, nothing that tiktoken keeps from earlier downloads, no files in data/gpt2."""
+
+    def refuse(*args, **kwargs):
+        raise OSError('the network is off')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    monkeypatch.setattr(socket, 'create_connection', refuse)
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path / 'nothing'))
+    monkeypatch.setattr(tokenizers, 'GPT2_FOLDER', tmp_path / 'data' / 'gpt2')
+    monkeypatch.setattr(tiktoken.registry, 'ENCODINGS', {})
+
+
+def write_gpt2_files(folder, num_merges=100):
+    """Small files in the format of GPT-2's two; returns the ranks that tiktoken's own reader finds in them."""
+    trained = train_bpe(LINES * 3, 256 + num_merges)
+    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    order += [byte for byte in range(256) if byte not in order]
+    letters = {byte: chr(byte if i < 188 else 256 + i - 188) for i, byte in enumerate(order)}
+
+    def spell(i):
+        return ''.join(letters[byte] for byte in trained.decode_bytes([i]))
+
+    lines = [f'{spell(left)} {spell(right)}' for left, right in trained.merges]
+    names = [letters[byte] for byte in order] + [line.replace(' ', '') for line in lines] + ['<|endoftext|>']
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'vocab.bpe').write_text('#version: 0.2\n' + '\n'.join(lines) + '\n', encoding='utf-8')
+    encoder = {name: i for i, name in enumerate(names)}
+    (folder / 'encoder.json').write_text(json.dumps(encoder), encoding='utf-8')
+    return data_gym_to_mergeable_bpe_ranks(str(folder / 'vocab.bpe'), str(folder / 'encoder.json'))
+
+
+@pytest.fixture
+def made_up(offline, monkeypatch, tmp_path):
+    """(folder, tiktoken's Encoding of the files in it)"""
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', '')  # or it would keep them by their path
+    ranks = write_gpt2_files(tmp_path / 'files')
+    pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+    special = {'<|endoftext|>': len(ranks)}
+    return tmp_path / 'files', tiktoken.Encoding('gpt2', pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+
+
+def test_gpt2_from_files_equals_tiktoken(made_up):
+    folder, oracle = made_up
+    table = tokenizers.gpt2(folder)
+    assert table.special == {'<|endoftext|>': 356} and table.bos == 356 and table.vocab_size == oracle.n_vocab == 357
+    rng = random.Random(4)
+    for text in [*LINES, '<|endoftext|>', *(random_text(rng, 200) for _ in range(40))]:
+        assert table.encode(text) == oracle.encode_ordinary(text)
+        assert table.decode(table.encode(text)) == text
+
+
+def test_gpt2_from_tiktoken_is_the_same_table(made_up, monkeypatch):
+    folder, oracle = made_up
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: oracle)
+    assert tokenizers.gpt2().to_dict() == tokenizers.gpt2(folder).to_dict()
+
+
+def test_gpt2_files_that_are_damaged_are_refused(made_up):
+    folder, _ = made_up
+    lines = (folder / 'vocab.bpe').read_text(encoding='utf-8').split('\n')
+    for broken in (lines[:50], lines[:50] + lines[51:], lines[:50] + ['nonsense'] + lines[50:]):
+        (folder / 'vocab.bpe').write_text('\n'.join(broken), encoding='utf-8')
+        with pytest.raises(SystemExit, match=r'files: vocab\.bpe (and|or) encoder\.json .*fetch both again'):
+            tokenizers.gpt2(folder)
+
+
+def test_gpt2_without_a_network_says_which_files_to_put_where(offline, tmp_path):
+    for folder, where in ((None, tmp_path / 'data' / 'gpt2'), (tmp_path, tmp_path)):
+        with pytest.raises(SystemExit) as error:
+            tokenizers.gpt2(folder)
+        message = str(error.value)
+        assert 'vocab.bpe and encoder.json' in message and message.endswith(f'into {where}') and '\n' not in message
+
+
+def test_the_facts_of_gpt2_need_no_table(offline, made_up, monkeypatch, tmp_path):
+    named = tokenizers.from_dict({'kind': 'gpt2'})
+    assert (named.vocab_size, named.bos, named.hash) == (50257, 50256, 'gpt2')
+    assert named.special == {'<|endoftext|>': 50256} and named.to_dict() == {'kind': 'gpt2'}
+    named.save(tmp_path / 'tok.json')
+    named = tokenizers.load(tmp_path / 'tok.json')
+    with pytest.raises(SystemExit, match=r'vocab\.bpe and encoder\.json'):
+        named.encode('text')
+    folder, oracle = made_up
+    monkeypatch.setattr(tokenizers, 'GPT2_FOLDER', folder)
+    with pytest.raises(SystemExit, match="not GPT-2's"):  # another table of the same format
+        named.encode('text')
+    digest = tokenizers.gpt2(folder).hash
+    monkeypatch.setattr(tokenizers, 'GPT2_DIGEST', digest)
+    assert named.encode(LINES[0]) == oracle.encode_ordinary(LINES[0])
+    assert named.decode(named.encode(LINES[2])) == LINES[2] and len(named.bytes_per_id) == 357
+    assert tokenizers.gpt2(folder).hash == 'gpt2'  # the table and the name are one tokenizer
+
+
+def test_gpt2s_real_table():
+    if not all((tokenizers.GPT2_FOLDER / name).exists() for name in tokenizers.GPT2_FILES):
+        pytest.skip(f'vocab.bpe and encoder.json are not in {tokenizers.GPT2_FOLDER}')
+    table = tokenizers.gpt2()
+    assert table.hash == 'gpt2' and table.vocab_size == 50257 and table.bos == 50256
+    assert table.encode('Hello, world!') == [15496, 11, 995, 0]
+
+
+def test_an_encoding_of_tiktoken_with_a_gap_for_its_special_token(offline, monkeypatch):
+    """p50k_base's layout: a special token between the merges."""
+    trained = train_bpe(LINES * 3, 256 + 80)
+    ranks = {trained.decode_bytes([i]): i + (i >= 300) for i in range(336)}
+    oracle = tiktoken.Encoding('x', pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={'<|endoftext|>': 300})
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: oracle)
+    table = tokenizers.from_tiktoken('p50k_base')
+    assert table.bos == 300 and table.vocab_size == 337
+    for line in LINES:
+        assert table.encode(line) == oracle.encode_ordinary(line)
+
+
+@pytest.mark.parametrize('name', ['cl100k_base', 'o200k_base', 'gpt5'])
+def test_encodings_that_do_not_fit_are_refused_by_name(name, offline):
+    with pytest.raises(SystemExit, match=name):
+        tokenizers.from_tiktoken(name)
+
+
+def test_the_program_trains_one(run_program, tmp_path):
+    text = tmp_path / 'ein Text ü.txt'
+    text.write_text(''.join(LINES) * 5, encoding='utf-8', newline='\n')
+    out = tmp_path / 'tok.json'
+    run_program('tokenizer.py', f'--input={text}', '--vocab_size=300', f'--out={out}', cwd=tmp_path)
+    expected = train_bpe([text.read_text(encoding='utf-8')], 300, ['<|bos|>'])
+    assert tokenizers.load(out).to_dict() == expected.to_dict()
+    done = run_program('tokenizer.py', '--input=nothing.txt', cwd=tmp_path, check=False)
+    assert done.returncode == 1 and done.stderr.strip().startswith('--input=nothing.txt: no such file')
