@@ -9,11 +9,12 @@ Token files and the ways of reading them. A reader is a sequence of training ste
     for batch in reader[0]:
         (batch.weights * model(batch.inputs, batch.targets)).sum().backward()
 
-Row g of a run is row order(epoch)[g mod n] of the data, epoch = g div n: steps span epochs, small data wraps, nothing is dropped.
-Weights divide by the whole step, over all its micro-batches and all ranks, so that losses, counts and gradients simply add up.
+Row g of a run is row order(epoch)[g mod n] of the data, epoch = g div n: steps span epochs, small data wraps, nothing
+is dropped. Weights divide by the whole step, over all its micro-batches and all ranks, so that losses, counts and
+gradients simply add up.
 
-On disk: raw little-endian uint16 ids, nothing else, in train.bin or train_00000.bin, train_00001.bin, …, the same for val;
-beside them meta.json (facts about the shards) and tok.json (the tokenizer). nanoGPT's .bin files work as they are.
+On disk: raw little-endian uint16 ids, nothing else, in train.bin or train_00000.bin, train_00001.bin, …, the same for
+val; beside them meta.json (facts about the shards) and tok.json (the tokenizer). nanoGPT's .bin files work as they are.
 """
 
 import hashlib
@@ -65,7 +66,8 @@ class Writer:
         while len(ids):
             shards = facts['shards']
             if not shards or shards[-1]['tokens'] == self.shard_tokens:
-                shards.append({'name': f'{split}_{len(shards):05d}.bin', 'tokens': 0, 'largest_id': 0, 'sha256': hashlib.sha256()})
+                name = f'{split}_{len(shards):05d}.bin'
+                shards.append({'name': name, 'tokens': 0, 'largest_id': 0, 'sha256': hashlib.sha256()})
             shard = shards[-1]
             part, ids = np.split(ids, [min(len(ids), self.shard_tokens - shard['tokens'])])
             with open(self.folder / (shard['name'] + '.part'), 'ab' if shard['tokens'] else 'wb') as file:
@@ -98,63 +100,72 @@ class Writer:
 
 
 def shard_files(folder: Path, split: str) -> list[Path]:
-    return sorted(p for p in folder.glob(f'{split}*.bin') if p.stem == split or p.stem.removeprefix(split + '_').isdigit())
+    """train.bin, or train_00000.bin and so on."""
+    numbered = [p for p in folder.glob(f'{split}_*.bin') if p.stem.removeprefix(f'{split}_').isdigit()]
+    return [p for p in [folder / f'{split}.bin'] if p.exists()] + sorted(numbered)
 
 
 class Data:
-    """A data folder, checked: meta (None for files of nanoGPT's), tokenizer, split(name). Whatever is wrong is named here."""
+    """A data folder, checked: meta (None for nanoGPT's files), tokenizer, split(name). What is wrong is named here."""
 
     def __init__(self, folder: str | Path):
         self.folder = folder = Path(folder)
         prepare = folder / 'prepare.py'
         self.mend = f'run: python {prepare}' if prepare.exists() else 'prepare it with data/custom/prepare.py'
         if not shard_files(folder, 'train'):
-            raise SystemExit(f'no data: {folder}/train.bin does not exist; {self.mend}')
+            raise self.refusal(f'no data: {folder}/train.bin does not exist')
         path = folder / 'meta.json'
         if not path.exists() and (folder / 'meta.pkl').exists():
-            raise SystemExit(f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here; {self.mend}")
+            raise self.refusal(f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here")
         if not path.exists() and (folder / 'tok.json').exists():
-            raise SystemExit(f'{path} is missing: the preparation of {folder} was cut short; {self.mend}')
+            raise self.refusal(f'{path} is missing: the preparation of {folder} was cut short')
         self.meta = None
         if not path.exists():
             self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
             return
         try:
             self.meta = json.loads(path.read_text(encoding='utf-8'))
-            name, expected = self.meta['tokenizer'], self.meta['tokenizer_hash']
-        except (ValueError, KeyError, TypeError) as error:
-            raise SystemExit(f'{path} cannot be read ({error!r}); {self.mend}') from None
-        self.tokenizer = tokenizers.load(folder / name)
+            tokenizer_path, expected = folder / self.meta['tokenizer'], str(self.meta['tokenizer_hash'])
+            self.facts = {
+                split: {shard['name']: (int(shard['tokens']), int(shard['largest_id'])) for shard in facts['shards']}
+                for split, facts in self.meta['splits'].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self.refusal(f'{path} cannot be read ({error!r})') from None
+        self.tokenizer = tokenizers.load(tokenizer_path)
         if self.tokenizer.hash != expected:
-            raise SystemExit(f'{folder / name} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}; {self.mend}')
+            raise self.refusal(f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}')
+
+    def refusal(self, what: str) -> SystemExit:
+        return SystemExit(f'{what}; {self.mend}')
 
     def split(self, name: str) -> 'Shards':
         paths = shard_files(self.folder, name)
         lengths = [p.stat().st_size for p in paths]
         for path, length in zip(paths, lengths):
             if length % 2:
-                raise SystemExit(f'{path} has {length} bytes, expected an even number (uint16 ids); {self.mend}')
+                raise self.refusal(f'{path} has {length} bytes, expected an even number (uint16 ids)')
         if not sum(lengths):
-            raise SystemExit(f"{self.folder} has no tokens in its split '{name}'; {self.mend}")
+            raise self.refusal(f"{self.folder} has no tokens in its split '{name}'")
         if self.meta:
             self.check(name, paths, lengths)
         return Shards(paths, [n // 2 for n in lengths], self.tokenizer.vocab_size, checked=self.meta is not None)
 
     def check(self, name, paths, lengths):
-        known = {shard['name']: shard for shard in self.meta['splits'].get(name, {}).get('shards', [])}
+        known = self.facts.get(name, {})
         if sorted(known) != [p.name for p in paths]:
-            raise SystemExit(f'{self.folder} holds {[p.name for p in paths]}, meta.json lists {sorted(known)}; {self.mend}')
+            raise self.refusal(f'{self.folder} holds {[p.name for p in paths]}, meta.json lists {sorted(known)}')
         for path, length in zip(paths, lengths):
-            shard = known[path.name]
-            if length != 2 * shard['tokens']:
-                raise SystemExit(f'{path} has {length // 2} tokens, meta.json says {shard["tokens"]}; {self.mend}')
-            if shard['largest_id'] >= self.tokenizer.vocab_size:
-                largest, vocab_size = shard['largest_id'], self.tokenizer.vocab_size
-                raise SystemExit(f'{path} holds the id {largest}, expected less than vocab_size = {vocab_size}; {self.mend}')
+            tokens, largest = known[path.name]
+            if length != 2 * tokens:
+                raise self.refusal(f'{path} has {length // 2} tokens, meta.json says {tokens}')
+            if largest >= self.tokenizer.vocab_size:
+                vocab_size = self.tokenizer.vocab_size
+                raise self.refusal(f'{path} holds the id {largest}, expected less than vocab_size = {vocab_size}')
 
 
 class Shards:
-    """The shards of one split as one long sequence of ids. Read, not mapped: mapped pages would count as this process's memory."""
+    """The shards of one split as one long sequence of ids. Read, not mapped: mapped pages count as this process's."""
 
     def __init__(self, paths: list[Path], lengths: list[int], vocab_size: int, checked: bool):
         self.paths, self.vocab_size, self.checked = paths, vocab_size, checked
@@ -165,16 +176,17 @@ class Shards:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """(count,) int64 ids, or fewer at the end of the data."""
-        out, shard = [], int(np.searchsorted(self.ends, start, side='right'))
+        out, shard = [np.zeros(0, '<u2')], int(np.searchsorted(self.ends, start, side='right'))
         while count > 0 and shard < len(self.paths):
             first = int(self.ends[shard - 1]) if shard else 0
             part = np.fromfile(self.paths[shard], '<u2', count, offset=2 * (start - first))
+            if not self.checked and part.max(initial=0) >= self.vocab_size:
+                raise SystemExit(
+                    f'{self.paths[shard]} holds the id {part.max()}, expected less than vocab_size = {self.vocab_size}'
+                )
             out.append(part)
             start, count, shard = start + len(part), count - len(part), shard + 1
-        ids = np.concatenate(out).astype(np.int64)
-        if not self.checked and ids.max() >= self.vocab_size:
-            raise SystemExit(f'{self.paths[shard - 1]} holds the id {ids.max()}, expected less than vocab_size = {self.vocab_size}')
-        return ids
+        return np.concatenate(out).astype(np.int64)
 
 
 # -----------------------------------------------------------------------------
@@ -209,7 +221,7 @@ class Batch(NamedTuple):
 class Reader:
     """Shared by all readers: which rows make up step i on this rank, and how they become tensors of one static shape.
 
-    A subclass says num_rows, row(r) -> (T + 1,) ids and (T,) weights, and count(r), what row r adds to the step's total weight.
+    A subclass says num_rows, row(r) -> (T + 1,) ids and (T,) weights, and count(r), the sum of these weights.
     """
 
     def __init__(self, num_rows: int, shape: Shape, shuffle: bool = True):
@@ -253,17 +265,21 @@ class Stream(Reader):
     """
     Pretraining and midtraining: one long text cut into rows of which every token counts.
 
-    Row k starts at the first <|bos|> at or after k * T and before (k + 1) * T, so that most rows begin a document; where none is, or bos is
-    None, at k * T. limit: no more than so many rows. A validation reader has all its rows in one step, unshuffled, cut at k * T:
-    each target once.
+    Row k starts at the first <|bos|> at or after k * T and before (k + 1) * T, so that most rows begin a document;
+    where none is, or bos is None, at k * T. limit: no more than so many rows. A validation reader has all its rows in
+    one step, unshuffled, cut at k * T: each target once.
     """
 
-    def __init__(self, shards: Shards, shape: Shape, bos: int | None = None, shuffle: bool = True, limit: int | None = None):
+    def __init__(
+        self, shards: Shards, shape: Shape, bos: int | None = None, shuffle: bool = True, limit: int | None = None
+    ):
         self.shards, self.bos = shards, bos
         num_rows = (len(shards) - 1) // shape.block_size
         if num_rows < 1:
             where, needed = shards.paths[0], shape.block_size + 1
-            raise SystemExit(f'{where} holds {len(shards)} tokens, less than one row: expected {needed}, or a smaller --block_size')
+            raise SystemExit(
+                f'{where} holds {len(shards)} tokens, less than one row: expected {needed}, or a smaller --block_size'
+            )
         num_rows = min(num_rows, limit or num_rows)
         super().__init__(num_rows, shape, shuffle)
 
@@ -276,7 +292,9 @@ class Stream(Reader):
             return self.shards.read(r * T, T + 1), 1.0
         ids = self.shards.read(r * T, 2 * T)
         starts = np.flatnonzero(ids[:T] == self.bos)
-        start = int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0  # the data's last rows may be cut short
+        start = (
+            int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0
+        )  # the data's last rows may be cut short
         return ids[start : start + T + 1], 1.0
 
 
@@ -291,7 +309,10 @@ class Ahead:
         return len(self.reader)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        batches = self.ready.result() if self.step == step else self.prepare(step)
+        wanted = (
+            self.ready if self.step == step else self.pool.submit(self.prepare, step)
+        )  # readers are not for two threads
+        batches = wanted.result()
         self.step, self.ready = step + 1, self.pool.submit(self.prepare, step + 1)
         return batches
 

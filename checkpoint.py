@@ -29,7 +29,9 @@ def save(path: str | Path, state: dict) -> None:
         with runtime.replacing(path) as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        raise SystemExit(f'{path} could not be saved ({error}); what was there before is untouched; free some space') from error
+        raise SystemExit(
+            f'{path} could not be saved ({error}); what was there before is untouched; free some space'
+        ) from error
 
 
 def load(path: str | Path) -> dict:
@@ -40,12 +42,22 @@ def load(path: str | Path) -> dict:
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds here
-        reason = str(error).splitlines()[0][:120]
-        raise SystemExit(f'{path} is not a whole checkpoint ({reason}); delete it, or take another --out_dir') from error
+        reason = (str(error) or repr(error)).strip().splitlines()[0][:120]  # an empty file's EOFError says nothing
+        raise SystemExit(
+            f'{path} is not a whole checkpoint ({reason}); delete it, or take another --out_dir'
+        ) from error
     missing = KEYS - set(state) if isinstance(state, dict) else KEYS
     if missing:
         raise SystemExit(f'{path} is no checkpoint of this project: it lacks {", ".join(sorted(missing))}')
     return state
+
+
+def make_folder(path: str | Path) -> None:
+    """out_dir, before anything else is done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f'out_dir {path} cannot be made ({error.strerror}); take another --out_dir') from None
 
 
 def newest(root: str | Path = '.') -> Path | None:
@@ -54,12 +66,12 @@ def newest(root: str | Path = '.') -> Path | None:
     return max(paths, key=lambda p: p.stat().st_mtime, default=None)
 
 
-# What may differ when a run goes on: how long it is, how often it reports, what it runs on, and batch_size at equal rows per step
+# What may differ when a run goes on: how long it is, how often it reports, what it runs on, how a step is split
 FREE = {
-    'init_from', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit', 'lr_decay_iters',
-    'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'sample_interval', 'sample_prompts', 'always_save_checkpoint',
-    'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'max_skips',
-    'batch_size', 'gradient_accumulation_steps',
+    'init_from', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit',
+    'lr_decay_iters', 'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'sample_interval',
+    'sample_prompts', 'always_save_checkpoint', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype',
+    'compile', 'backend', 'deterministic', 'max_skips', 'batch_size', 'gradient_accumulation_steps',
 }  # fmt: skip
 OWN = {'init_from', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
 
@@ -67,7 +79,7 @@ OWN = {'init_from', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
 def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool) -> dict[str, tuple]:
     """{name: (value, source)} of the settings that a run takes from the checkpoint it starts from.
 
-    The architecture always; on resume everything that is not given explicitly. What is given and contradicts it is an error.
+    The architecture always; on resume everything that is not given explicitly. What is given and differs is an error.
     """
     before = {name: value for name, value in state['config'].items() if name in settings and name not in OWN}
     architecture = {name: value for name, value in state['model_config'].items() if name in settings}
@@ -82,7 +94,9 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
         now = {**before, **{name: settings[name] for name in explicit}}
         here, there = (s['batch_size'] * s['gradient_accumulation_steps'] for s in (now, before))
         if here != there:
-            raise SystemExit(f'a step has {here} rows here and {there} in {path}; keep batch_size * gradient_accumulation_steps')
+            raise SystemExit(
+                f'a step has {here} rows here and {there} in {path}; keep batch_size * gradient_accumulation_steps'
+            )
     return {name: (value, str(path)) for name, value in taken.items()}
 
 
@@ -102,10 +116,10 @@ def identity(path: Path) -> dict:
 def read_log(path: Path) -> list[dict]:
     """The lines of a log; a last line that a crash cut short is no line."""
     rows = []
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b'\n') if path.exists() else []:  # str.splitlines would cut at U+2028 too
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except ValueError:  # no JSON, or half a character
             break
     return rows
 

@@ -2,9 +2,9 @@
 The whole model: a decoder-only Transformer that covers GPT-2, NanoChat, Llama and Qwen3 by its settings.
 
     model = GPT(GPTConfig(vocab_size=65, **PRESETS['nano']))
-    nll = model(inputs, targets)            # (B, T) nats, one number per target: what to do with them is the caller's business
-    logits = model(inputs)                  # (B, T, vocab_size)
-    logits = model(inputs, cache=cache)     # the same for a continuation: keys and values of what came before are in the cache
+    nll = model(inputs, targets)           # (B, T) nats, one per target: what to do with them is the caller's business
+    logits = model(inputs)                 # (B, T, vocab_size)
+    logits = model(inputs, cache=cache)    # the same for a continuation: the cache has the keys and values of what was
 
 Letters in shapes: B rows, T tokens of a row, C = n_embd, H heads, D = head_dim, S slots of the cache.
 
@@ -84,7 +84,9 @@ class GPTConfig:
             if getattr(self, name) < minimum:
                 raise SystemExit(f'{name} is {getattr(self, name)}, expected at least {minimum}')
         if not self.head_dim and self.n_embd % self.n_head:
-            raise SystemExit(f'n_embd is {self.n_embd}, expected a multiple of n_head = {self.n_head} (or set head_dim)')
+            raise SystemExit(
+                f'n_embd is {self.n_embd}, expected a multiple of n_head = {self.n_head} (or set head_dim)'
+            )
         self.head_dim = self.head_dim or self.n_embd // self.n_head
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_head % self.n_kv_head:
@@ -92,7 +94,12 @@ class GPTConfig:
         if self.positions == 'rope' and self.head_dim % 2:
             raise SystemExit(f'head_dim is {self.head_dim}, expected an even number: RoPE turns pairs')
         if not self.n_hidden:
-            self.n_hidden = -(-8 * self.n_embd // 3 // 64) * 64 if self.mlp == 'swiglu' else 4 * self.n_embd
+            self.n_hidden = ceil_to(8 * self.n_embd // 3, 64) if self.mlp == 'swiglu' else 4 * self.n_embd
+
+
+def ceil_to(n: int, step: int) -> int:
+    """The smallest multiple of step that is no less than n."""
+    return -(-n // step) * step
 
 
 class Norm(nn.Module):
@@ -113,53 +120,54 @@ class Norm(nn.Module):
 def rotate(x, cos, sin):
     """RoPE (Su et al., 2021): dimension i and i + D/2 are a point that turns by an angle proportional to its position.
 
-    x (B, H, T, D), cos and sin (B or 1, 1, T, D/2). The sense and the pairing are Llama's.
+    x (B, H, T, D), cos and sin (B or 1, 1, T, D/2) -> at least float32. The sense and the pairing are Llama's.
     """
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
+    """Queries, keys and values come from one matrix; n_head / n_kv_head queries share a key and a value (GQA)."""
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.layer, self.dropout, self.head_dim = layer, config.dropout, config.head_dim
-        self.heads = (config.n_head, config.n_kv_head, config.n_kv_head)  # of q, k, v
-        self.blocks = tuple(n * config.head_dim for n in self.heads)  # rows of c_attn that are q, k, v
-        self.c_attn = nn.Linear(config.n_embd, sum(self.blocks), bias=config.bias)
-        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias)
+        self.layer, self.dropout = layer, config.dropout
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.sizes = [n * self.head_dim for n in (self.n_head, self.n_kv_head, self.n_kv_head)]  # of q, k, v
+        self.blocks = {'c_attn': self.sizes, 'c_proj': [config.n_embd]}
+        self.c_attn = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
+        self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.q_norm = self.k_norm = nn.Identity()
         if config.qk_norm != 'none':
-            self.q_norm = Norm(config.head_dim, config.qk_norm, config.norm_eps)
-            self.k_norm = Norm(config.head_dim, config.qk_norm, config.norm_eps)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
+            self.q_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
+            self.k_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
 
-    def forward(self, x, rotation, cache=None, positions=None, mask=None):
+    def forward(self, x, rotation, cache, places, mask):
+        """x (B, T, C); rotation is what rotate() takes, or None; cache, places and mask see GPT.hidden."""
         B, T, _ = x.shape
-        q, k, v = self.c_attn(x).split(self.blocks, dim=-1)
-        q, k, v = (y.view(B, T, h, self.head_dim).transpose(1, 2) for y, h in zip((q, k, v), self.heads))  # (B, H, T, D)
+        q, k, v = self.c_attn(x).split(self.sizes, dim=-1)
+        q = q.view(B, T, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
+        v = v.view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        if q.dtype != v.dtype:  # under autocast a norm answers in float32
-            q, k = q.to(v.dtype), k.to(v.dtype)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # in mixed precision the rotation, and on CUDA the norm, gave float32
         if cache is not None:
-            k, v = self.remember(cache, positions, k, v, mask.shape[-1])
-        y = F.scaled_dot_product_attention(
-            q, k, v,
-            attn_mask=mask, is_causal=cache is None, dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.heads[0] != self.heads[1],
-        )  # (B, H, T, D), Flash Attention on CUDA  # fmt: skip
+            k, v = self.remember(k, v, cache, places)
+        dropout = self.dropout if self.training else 0.0
+        grouped = self.n_kv_head < self.n_head
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
         return F.dropout(y, self.dropout, self.training)
 
-    def remember(self, cache, positions, k, v, width):
-        """Write k, v (B, Hkv, T, D) at each row's positions (B, T); return all keys and values so far (B, Hkv, width, D)."""
-        slots = positions[:, None, :, None].expand_as(k)
+    def remember(self, k, v, cache, places):
+        """Write k and v (B, Hkv, T, D) into the slots `places` (B, T); return all there are, (B, Hkv, width, D)."""
+        slots = places[:, None, :, None].expand_as(k)
         out = []
         for kept, new in ((cache.keys[self.layer], k), (cache.values[self.layer], v)):
             kept.scatter_(2, slots, new.to(kept.dtype))
-            out.append(kept[:, :, :width].to(new.dtype))
+            out.append(kept[:, :, : cache.width].to(new.dtype))
         return out
 
 
@@ -167,14 +175,16 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind, self.dropout = config.mlp, config.dropout
-        # rows of c_fc: for swiglu (Shazeer, 2020) the gate, then what passes through it
-        self.blocks = (config.n_hidden,) * (2 if config.mlp == 'swiglu' else 1)
-        self.c_fc = nn.Linear(config.n_embd, sum(self.blocks), bias=config.bias)
+        sizes = [config.n_hidden] * (
+            2 if config.mlp == 'swiglu' else 1
+        )  # swiglu: the gate, then what passes through it
+        self.blocks = {'c_fc': sizes, 'c_proj': [config.n_embd]}
+        self.c_fc = nn.Linear(config.n_embd, sum(sizes), bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
         x = self.c_fc(x)
-        if self.kind == 'swiglu':
+        if self.kind == 'swiglu':  # Shazeer, 2020
             gate, up = x.chunk(2, dim=-1)
             x = F.silu(gate) * up
         elif self.kind == 'relu2':  # So et al., 2021
@@ -192,8 +202,8 @@ class Block(nn.Module):
         self.ln_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, *where):
-        x = x + self.attn(self.ln_1(x), *where)
+    def forward(self, x, rotation, cache, places, mask):
+        x = x + self.attn(self.ln_1(x), rotation, cache, places, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -201,21 +211,21 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        rows = -(-config.vocab_size // 64) * 64  # tensor cores like tables of a multiple of 64 rows
-        self.transformer = nn.ModuleDict(
-            dict(
-                wte=nn.Embedding(rows, config.n_embd),
-                h=nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-                ln_f=Norm(config.n_embd, config.norm, config.norm_eps, config.bias),
-            )
+        rows = ceil_to(config.vocab_size, 64)  # tensor cores like tables whose rows are a multiple of 64
+        parts = dict(
+            wte=nn.Embedding(rows, config.n_embd),
+            h=nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+            ln_f=Norm(config.n_embd, config.norm, config.norm_eps, config.bias),
         )
         if config.positions == 'learned':
-            self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
+            parts['wpe'] = nn.Embedding(config.block_size, config.n_embd)
         else:
-            frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-            angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), frequencies)  # (T, D/2)
+            turns = config.rope_theta ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)  # radians per token
+            angles = torch.outer(torch.arange(config.block_size), turns)  # (T, D/2)
             self.register_buffer('cos', angles.cos(), persistent=False)
             self.register_buffer('sin', angles.sin(), persistent=False)
+        self.transformer = nn.ModuleDict(parts)
+        # without gain, whatever `norm` says: a gain there could be folded into the table
         self.embed_norm = Norm(config.n_embd, 'rms', config.norm_eps) if config.embed_norm else nn.Identity()
         self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         if config.tied_head:
@@ -228,13 +238,12 @@ class GPT(nn.Module):
         config = self.config
         for name, p in self.named_parameters():
             layer, kind = f'.{name}'.split('.')[-2:]  # a parameter of the model itself has no layer
-            lookup = layer in ('wte', 'wpe') and not config.tied_head  # a tied table multiplies as well
-            fan_in = 1 if lookup else p.shape[-1]
-            std = config.init_std or fan_in**-0.5
-            if kind == 'bias':
+            lookup = layer in ('wte', 'wpe') and not config.tied_head  # one row is read, nothing is summed
+            std = config.init_std or (1.0 if lookup else p.shape[-1] ** -0.5)
+            if layer in ('ln_1', 'ln_2', 'ln_f', 'q_norm', 'k_norm'):  # those that have a gain
+                p.fill_(0.0 if kind == 'bias' else 1.0)
+            elif layer in ('c_attn', 'c_fc', 'c_proj') and kind == 'bias':
                 p.zero_()
-            elif layer in ('ln_1', 'ln_2', 'ln_f', 'q_norm', 'k_norm'):
-                p.fill_(1.0)
             elif layer in ('c_proj', 'lm_head') and config.zero_init:
                 p.zero_()
             elif layer == 'c_proj':  # 2 * n_layer of them add up in the residual stream (GPT-2)
@@ -245,43 +254,47 @@ class GPT(nn.Module):
                 raise ValueError(f'init_weights does not know {name}')
 
     def forward(self, inputs, targets=None, cache=None):
-        """inputs and targets (B, T) ids.
+        """inputs and targets (B, T) ids -> each target's negative log-likelihood in nats, (B, T), at least float32.
 
-        Returns the negative log-likelihood of each target in nats, (B, T) float32; without targets the logits (B, T, vocab_size).
-        cache holds keys and values (n_layer, B, n_kv_head, S, head_dim), lengths (B,), how many of them are valid, and width,
-        how many slots to look at. The new tokens' keys and values are written behind them; lengths is the owner's to advance.
+        Without targets the logits, (B, T, vocab_size). With a cache the rows go on from what it holds, see hidden().
         """
         x = self.hidden(inputs, cache)
         if targets is None:
             return self.logits(x)
         x, targets = x.flatten(0, 1), targets.flatten()
-        pieces = -(-4 * len(targets) * self.config.vocab_size // LOGITS_BYTES)
+        pieces = ceil_to(4 * len(targets) * self.config.vocab_size, LOGITS_BYTES) // LOGITS_BYTES
         if pieces == 1:
-            nll = self.nll(x, targets)
-        else:  # one piece's logits at a time, made again in backward: a d20 step takes more time for it and 1 / pieces of the memory
-            parts = zip(x.chunk(pieces), targets.chunk(pieces))
-            nll = torch.cat([checkpoint(self.nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
-        return nll.view(inputs.shape)
+            return self.nll(x, targets).view(inputs.shape)
+        # One piece's logits at a time, made again in backward: a little more time, much less memory
+        again = dict(use_reentrant=False, preserve_rng_state=False)
+        parts = zip(x.chunk(pieces), targets.chunk(pieces))
+        return torch.cat([checkpoint(self.nll, *part, **again) for part in parts]).view(inputs.shape)
 
     def hidden(self, inputs, cache=None):
-        """(B, T) ids -> (B, T, C), what the head reads."""
+        """(B, T) ids -> (B, T, C), what the head reads.
+
+        cache.keys and cache.values (n_layer, B, n_kv_head, S, D) have S slots for each row, of which the first
+        cache.lengths[b] are in use; the new tokens go into the next T. cache.width is how many slots to look at: at
+        least max(lengths) + T, at most S. Whoever owns the cache sees to that, and adds to lengths afterwards.
+        """
         config, T = self.config, inputs.shape[1]
-        positions, mask = torch.arange(T, device=inputs.device)[None], None
+        if T > config.block_size:
+            raise ValueError(f'rows have {T} tokens, expected at most block_size = {config.block_size}')
+        places, mask = torch.arange(T, device=inputs.device)[None], None  # (1, T)
         if cache is not None:
-            positions = positions + cache.lengths[:, None]  # (B, T)
-            mask = (torch.arange(cache.width, device=inputs.device) <= positions[:, :, None])[:, None]  # (B, 1, T, width)
-        x = self.transformer.wte(inputs)
-        rotation = None
+            places = places + cache.lengths[:, None]  # (B, T)
+            mask = torch.arange(cache.width, device=inputs.device) <= places[:, None, :, None]  # (B, 1, T, width)
+        x, rotation = self.transformer.wte(inputs), None
         if config.positions == 'learned':
-            x = x + self.transformer.wpe(positions)
+            x = x + self.transformer.wpe(places)
         else:
-            rotation = self.cos[positions][:, None], self.sin[positions][:, None]  # (B or 1, 1, T, D/2)
+            rotation = self.cos[places][:, None], self.sin[places][:, None]  # (B or 1, 1, T, D/2)
         x = self.embed_norm(x)
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # the meta device has no autocast
             x = x.to(torch.get_autocast_dtype(x.device.type))  # from here on the residual stream has the fast dtype
         x = F.dropout(x, config.dropout, self.training)
         for block in self.transformer.h:
-            x = block(x, rotation, cache, positions, mask)
+            x = block(x, rotation, cache, places, mask)
         return self.transformer.ln_f(x)
 
     def logits(self, x):
@@ -294,27 +307,30 @@ class GPT(nn.Module):
         """(N, C), (N,) -> (N,) nats."""
         return F.cross_entropy(self.logits(x), targets, reduction='none')
 
-    def matrix_blocks(self) -> dict[str, tuple[int, ...]]:
-        """{name: rows} of the weight matrices inside the layers; rows are those of the maps stacked in one (c_attn: q, k, v)."""
-        found = {}
-        for i, block in enumerate(self.transformer.h):
-            for path, linear, rows in (
-                ('attn.c_attn', block.attn.c_attn, block.attn.blocks),
-                ('attn.c_proj', block.attn.c_proj, None),
-                ('mlp.c_fc', block.mlp.c_fc, block.mlp.blocks),
-                ('mlp.c_proj', block.mlp.c_proj, None),
-            ):
-                found[f'transformer.h.{i}.{path}.weight'] = rows or (linear.out_features,)
-        return found
+    def matrix_blocks(self) -> dict[str, list[int]]:
+        """{name: rows} of the weight matrices inside the layers. rows are those of the maps stacked in one matrix (q, k
+        and v in c_attn, gate and up in swiglu's c_fc), each of which Muon takes for itself.
+        """
+        return {
+            f'transformer.h.{layer}.{part}.{name}.weight': rows
+            for layer, block in enumerate(self.transformer.h)
+            for part in ('attn', 'mlp')
+            for name, rows in block.get_submodule(part).blocks.items()
+        }
 
     def num_params(self, embeddings: bool = True) -> int:
         """Parameters, a tied table counted once; without embeddings the head still counts, tied or not."""
-        tables = [self.transformer.wte] + ([self.transformer.wpe] if self.config.positions == 'learned' else [])
-        spared = 0 if embeddings else sum(t.weight.numel() for t in tables) - self.config.tied_head * tables[0].weight.numel()
-        return sum(p.numel() for p in self.parameters()) - spared
+        total = sum(p.numel() for p in self.parameters())
+        if not embeddings and self.config.positions == 'learned':
+            total -= self.transformer.wpe.weight.numel()
+        if not embeddings and not self.config.tied_head:
+            total -= self.transformer.wte.weight.numel()
+        return total
 
     def flops_per_token(self) -> int:
-        """Forward and backward, in full rows: 6 per parameter that multiplies, 12 per pair of attention (PaLM, appendix B)."""
+        """Forward and backward in full rows (PaLM, 2022, appendix B): 2 + 4 per parameter, and as much for each number
+        in the two products of attention. Gains and biases are counted as if they were matrices; they hardly weigh.
+        """
         config = self.config
-        attention = 12 * config.n_layer * config.n_head * config.head_dim * config.block_size
-        return 6 * self.num_params(embeddings=False) + attention
+        attention = 2 * config.n_layer * config.n_head * config.head_dim * config.block_size
+        return 6 * (self.num_params(embeddings=False) + attention)

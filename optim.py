@@ -3,12 +3,13 @@ Muon for the matrices inside the layers, AdamW for everything else, on one rank 
 
     optimizer = Optimizer(model)
     (loss * optimizer.loss_scale).backward()       # as often as there are micro-batches
-    optimizer.reduce()                             # SUM over ranks: the readers' weights already divide by the whole step
-    norm = optimizer.norm()                        # of the whole gradient, one number on the device, equal on all ranks
+    optimizer.reduce()                             # SUM over ranks: the readers' weights divide by the whole step
+    norm = optimizer.norm()                        # of the whole gradient, on the device, equal on all ranks
     optimizer.step(lr, norm, grad_clip)            # where norm is not finite nothing moves
 
-Parameters of one kind are laid end to end in a bucket, the bucket is cut into as many equal shares as there are ranks, and each rank
-keeps the moments of its own share and moves only that (ZeRO, Rajbhandari et al., 2020). Nothing here waits for the device.
+Parameters of one kind are laid end to end in a bucket, the bucket is cut into as many equal shares as there are
+ranks, and each rank keeps the moments of its own share and moves only that (ZeRO, Rajbhandari et al., 2020). Nothing
+here waits for the device.
 """
 
 from typing import NamedTuple
@@ -17,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Newton-Schulz in five steps x -> a x + b x^3 + c x^5 on the singular values, each with the coefficients that do most for what the step before
-# has left: Polar Express (Amsel et al., 2025, arXiv 2505.16932), for values in [0.001, 1] and a safety margin of 1.02 on the norm.
+# Newton-Schulz: five times x -> a x + b x^3 + c x^5 on the singular values, each time with the coefficients that do
+# most for what the one before has left. Polar Express (Amsel et al., 2025, arXiv 2505.16932), for values in [0.001, 1]; the
+# margin keeps rounding from lifting the largest above 1.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -32,7 +34,7 @@ GOOD_STEPS = 2000  # so many in a row double fp16's loss scale
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """(N, rows, columns) -> the same singular vectors with all singular values near 1, U p(S) V^T. bf16 on CUDA, else as it comes."""
+    """(N, rows, columns) -> U p(S) V^T: the same singular vectors, singular values near 1. In bf16 on CUDA."""
     X = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X  # the smaller product
@@ -44,14 +46,17 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def muon(p, g, ok, count, lr, multiple, weight_decay, state):
-    """Jordan et al., 2024. p, g (N, rows, columns) -> the new p. The update has AdamW's RMS, about 0.2 (Liu et al., 2025, Moonlight).
+    """Jordan et al., 2024. p, g (N, rows, columns) -> the new p.
 
-    Decay acts only where it pulls the way the update goes (cautious: Chen et al., 2025).
+    The update has AdamW's RMS, about 0.2 (Moonlight: Liu et al., 2025). Decay acts only where it pulls the way the
+    update goes (cautious: Chen et al., 2025).
     """
     low, high, steps = MOMENTUM
     momentum = low + (high - low) * (count / steps).clamp(max=1.0)
     state['m'].lerp_(g, (1 - momentum) * ok)
-    update = orthogonalize(torch.lerp(g, state['m'], momentum)) * (0.2 * max(p.shape[-2:]) ** 0.5)  # Nesterov's look ahead
+    update = orthogonalize(torch.lerp(g, state['m'], momentum)) * (
+        0.2 * max(p.shape[-2:]) ** 0.5
+    )  # Nesterov's look ahead
     decay = weight_decay * p * (update * p > 0)
     return torch.where(ok, p - lr * (multiple * update + decay), p)
 
@@ -75,7 +80,7 @@ class Rule(NamedTuple):
 
 
 class Bucket:
-    """Pieces of parameters end to end, (n, *unit) padded with zeros to a multiple of world_size; rank r owns the r-th share."""
+    """Pieces of parameters end to end, (n, *unit), zeros up to a multiple of world_size; rank r owns the r-th share."""
 
     def __init__(self, rule: Rule, rank: int, world_size: int, group):
         self.rule, self.rank, self.world_size, self.group = rule, rank, world_size, group
@@ -141,12 +146,13 @@ class Bucket:
 
 class Optimizer:
     """
-    model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate and head_rate are multiples of the learning rate.
-    rank, world_size and group say who shares the work; with fp16 the loss is scaled; with compile the updates are fused (CUDA).
+    model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate and head_rate are in learning rates.
+    rank, world_size and group say who shares the work; fp16: the loss is scaled; compile: the updates are fused (CUDA).
     """
 
     def __init__(
-        self, model, kind: str = 'muon', betas=(0.9, 0.95), weight_decay: float = 0.1, embedding_rate: float = 1.0, head_rate: float = 1.0,
+        self, model, kind: str = 'muon', betas=(0.9, 0.95), weight_decay: float = 0.1,
+        embedding_rate: float = 1.0, head_rate: float = 1.0,
         rank: int = 0, world_size: int = 1, group=None, fp16: bool = False, compile: bool = False,
     ):  # fmt: skip
         if kind not in ('muon', 'adamw'):
@@ -155,7 +161,13 @@ class Optimizer:
         self.buckets: dict[Rule, Bucket] = {}
         blocks = model.matrix_blocks()
         for name, p in model.named_parameters():
-            rate = head_rate if p is model.lm_head.weight else embedding_rate if name.endswith(('wte.weight', 'wpe.weight')) else 1.0
+            rate = (
+                head_rate
+                if p is model.lm_head.weight
+                else embedding_rate
+                if name.endswith(('wte.weight', 'wpe.weight'))
+                else 1.0
+            )
             if kind == 'muon' and name in blocks:
                 ends = torch.tensor(blocks[name]).cumsum(0).tolist()
                 for a, b in zip([0, *ends], ends):
@@ -197,7 +209,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr: float, norm: Tensor, grad_clip: float = 0.0) -> None:
-        """Clip to grad_clip (0 is off) and move. Where norm is not finite no parameter, moment or count changes, on any rank."""
+        """Clip to grad_clip (0 is off) and move. Where norm is not finite no parameter, moment or count changes."""
         ok = norm.isfinite()
         scale = (torch.clamp(grad_clip / norm, max=1.0) if grad_clip else 1.0) / self.loss_scale
         self.counters['count'] += ok
@@ -205,13 +217,21 @@ class Optimizer:
         for rule, bucket in self.buckets.items():
             g = torch.where(ok, bucket.grad * scale, 0.0)
             more = (self.betas,) if rule.kind == 'adamw' else ()
-            args = (ok, self.counters['count'].to(g.dtype), rate, rule.multiple, rule.decay * self.weight_decay, bucket.state, *more)
+            args = (
+                ok,
+                self.counters['count'].to(g.dtype),
+                rate,
+                rule.multiple,
+                rule.decay * self.weight_decay,
+                bucket.state,
+                *more,
+            )
             bucket.put_back(bucket.collect(self.updates[rule.kind](bucket.parameters(), g, *args)))
             bucket.grad = None
         self.keep_count(ok)
 
     def keep_count(self, ok):
-        """Skips, and fp16's loss scale: halved when the gradient overflowed, doubled after many steps in which it did not."""
+        """Skips, and fp16's loss scale: halved when the gradient overflowed, doubled after many steps without."""
         c = self.counters
         c['skipped'] += ~ok
         c['skipped_in_a_row'].copy_(torch.where(ok, 0.0, c['skipped_in_a_row'] + 1))
@@ -223,7 +243,10 @@ class Optimizer:
 
     def state_dict(self) -> dict:
         """Everything, whole, whatever the number of ranks; all ranks must call it together."""
-        moments = [{name: bucket.collect(t)[: bucket.size].cpu() for name, t in bucket.state.items()} for bucket in self.buckets.values()]
+        moments = [
+            {name: bucket.collect(t)[: bucket.size].cpu() for name, t in bucket.state.items()}
+            for bucket in self.buckets.values()
+        ]
         layout = [[list(b.rule.unit), [[name, a, e] for name, _, a, e in b.pieces]] for b in self.buckets.values()]
         return {'counters': self.counters, 'loss_scale': self.loss_scale, 'layout': layout, 'moments': moments}
 
@@ -231,7 +254,9 @@ class Optimizer:
         """From a run with any number of ranks."""
         layout = [[list(b.rule.unit), [[name, a, e] for name, _, a, e in b.pieces]] for b in self.buckets.values()]
         if state['layout'] != layout:
-            raise SystemExit("the checkpoint's optimizer state is of another optimizer or architecture; start with --init_from=scratch")
+            raise SystemExit(
+                "the checkpoint's optimizer state is of another optimizer or architecture; use --init_from=scratch"
+            )
         for name, t in self.counters.items():
             t.copy_(state['counters'][name])
         self.loss_scale.copy_(state['loss_scale'])

@@ -4,13 +4,15 @@ What a preset and a depth imply. `derive` fills in settings that nobody set; wha
     python train.py --preset=llama     # a family of models: see PRESETS in model.py
     python train.py --depth=20         # one dial for the size of everything: nanochat's d20
 
-The dial is nanochat's idea: depth is the only number one turns, and width, heads, learning rate, weight decay, batch and horizon follow.
-Where an exponent comes from stands beside it. Checked at no depth yet: see LOG.md.
+The dial is nanochat's idea: depth is the only number one turns; width, heads, rates, batch and horizon follow. Where an
+exponent comes from stands beside it. None has been measured at any depth here yet.
 """
 
 from model import PRESETS
 
-REFERENCE = dict(depth=12, n_embd=768, learning_rate=2e-3, weight_decay=0.1, rows_tokens=2**19)  # what the dial scales from
+REFERENCE = dict(
+    depth=12, n_embd=768, learning_rate=2e-3, weight_decay=0.1, rows_tokens=2**19
+)  # what the dial scales from
 
 
 def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
@@ -41,14 +43,18 @@ def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
     if not explicit & {'max_iters', 'epochs', 'target_param_data_ratio'}:
         implied['target_param_data_ratio'] = 20.0  # tokens per parameter (Hoffmann et al., 2022, Chinchilla)
     if 'gradient_accumulation_steps' not in explicit:
-        # the critical batch grows with the tokens of the run to about 0.4 (Bergsma et al., 2025, arXiv 2505.13738), tokens as depth^3
+        # the best batch grows as tokens^0.4 (Bergsma et al., 2025, arXiv 2505.13738), and tokens as depth^3
         tokens = REFERENCE['rows_tokens'] * (depth / REFERENCE['depth']) ** 1.2
-        implied['gradient_accumulation_steps'] = max(1, round(tokens / (settings['batch_size'] * settings['block_size'])))
+        implied['gradient_accumulation_steps'] = max(
+            1, round(tokens / (settings['batch_size'] * settings['block_size']))
+        )
     return implied
 
 
-def horizon(config: dict, explicit: frozenset, steps_per_epoch: int, num_params: int, tokens_per_step: int) -> tuple[int, str]:
-    """(steps of the run, why). At most one of max_iters, epochs and target_param_data_ratio may be explicit; that one wins."""
+def horizon(
+    config: dict, explicit: frozenset, steps_per_epoch: int, num_params: int, tokens_per_step: int
+) -> tuple[int, str]:
+    """(steps of the run, why). At most one of max_iters, epochs, target_param_data_ratio may be explicit; it wins."""
     names = ('target_param_data_ratio', 'epochs', 'max_iters')
     given = [name for name in names if name in explicit]
     if len(given) > 1:

@@ -1,14 +1,16 @@
 """
 What the machine is and how its processes agree: ranks, device, number type, threads, seeds, files that survive a crash.
 
-torchrun starts one process per GPU (or, on a CPU, as many as asked for) and tells each its place by environment variables; this is
-the only file that reads any. Words among processes (stop now, so many seconds, an error's text) go through gloo on the CPU;
-gradients go through `Ranks.group`: nccl on CUDA, gloo elsewhere.
+torchrun starts one process per GPU (or, on a CPU, as many as asked for) and tells each its place by environment
+variables; this is the only file that reads any. Words among processes (stop now, so many seconds, an error's text)
+go through gloo on the CPU, gradients through device_group(): nccl on CUDA, gloo elsewhere.
 """
 
 import datetime
 import os
+import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,8 +22,9 @@ import torch.distributed as dist
 
 # Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from the makers' data sheets. First match wins.
 PEAK_FLOPS = {
-    'B200': 2250e12, 'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'A100': 312e12, 'A10G': 70e12,
-    'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12, 'V100': 125e12, 'T4': 65e12,
+    'B200': 2250e12, 'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'A100': 312e12,
+    'A10G': 70e12, 'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12,
+    'V100': 125e12, 'T4': 65e12,
 }  # fmt: skip
 
 
@@ -53,7 +56,7 @@ def leave() -> None:
 
 @contextmanager
 def one_voice(ranks: Ranks) -> Iterator[None]:
-    """Around checks that every rank makes: if one of them fails, one message is printed and all ranks leave with status 1."""
+    """Around checks that every rank makes: if one fails, one message is printed and all ranks leave with status 1."""
     error = None
     try:
         yield
@@ -83,7 +86,7 @@ def add_up(numbers: list[float]) -> list[float]:
 
 
 def device_group(backend: str, device: str, ranks: Ranks) -> dist.ProcessGroup | None:
-    """The process group for tensors of the device; None is the default group, or no group where there is one process."""
+    """The process group for tensors of the device; None is the default group, or none where there is one process."""
     backend = ('nccl' if device.startswith('cuda') else 'gloo') if backend == 'auto' else backend
     if ranks.world_size == 1 or backend == 'gloo' or not device.startswith('cuda'):
         return None
@@ -94,7 +97,7 @@ def device_group(backend: str, device: str, ranks: Ranks) -> dist.ProcessGroup |
 # device, numbers, threads
 
 
-def choose_device(device: str, ranks: Ranks = Ranks()) -> str:
+def choose_device(device: str, ranks: Ranks = Ranks()) -> str:  # noqa: B008
     """'auto' -> cuda, mps or cpu, whatever there is; cuda becomes this process's own card."""
     there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if device == 'auto':
@@ -107,12 +110,15 @@ def choose_device(device: str, ranks: Ranks = Ranks()) -> str:
     if device == 'cuda' and ranks.world_size > 1:
         device = f'cuda:{ranks.local_rank}'
     if kind == 'cuda':
+        cards, card = torch.cuda.device_count(), device.partition(':')[2] or '0'
+        if not card.isdecimal() or int(card) >= cards:
+            raise SystemExit(f"device is '{device}', expected cuda:0 to cuda:{cards - 1}: one process for each card")
         torch.cuda.set_device(device)
     return device
 
 
 def choose_dtype(dtype: str, device: str) -> tuple[str, str]:
-    """(dtype, why). bf16 needs compute capability 8.0; torch.cuda.is_bf16_supported() says yes to cards that only emulate it."""
+    """(dtype, why). bf16 needs compute capability 8.0; torch.cuda.is_bf16_supported() says yes to emulation too."""
     allowed = ('auto', 'float32', 'bfloat16', 'float16', 'float64')
     if dtype not in allowed:
         raise SystemExit(f"dtype is '{dtype}', expected one of {', '.join(allowed)}")
@@ -130,6 +136,8 @@ def choose_dtype(dtype: str, device: str) -> tuple[str, str]:
 
 def choose_compile(compile: bool | None, device: str) -> tuple[bool, str]:
     """(whether to torch.compile, why)."""
+    if type(compile) not in (bool, type(None)):
+        raise SystemExit(f'compile is {compile!r}, expected True, False or None')
     if compile is False:
         return False, 'as asked'
     if compile is None and not device.startswith('cuda'):
@@ -158,7 +166,9 @@ def autocast(dtype: str, device: str) -> AbstractContextManager:
 def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
     """Threads, TF32, determinism."""
     if device == 'cpu':
-        if ranks.world_size > 1:  # torchrun gives each process one thread; alone, torch takes all cores or OMP_NUM_THREADS
+        if (
+            ranks.world_size > 1
+        ):  # torchrun gives each process one thread; alone, torch takes all cores or OMP_NUM_THREADS
             torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
         deterministic = True  # compiled code sums the embedding's gradient with atomics otherwise, at no visible gain
     torch.set_float32_matmul_precision('high')
@@ -177,7 +187,23 @@ def peak_flops(device: str) -> float | None:
     if not device.startswith('cuda'):
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for card, flops in PEAK_FLOPS.items() if card in name), None)
+    return next(
+        (flops for card, flops in PEAK_FLOPS.items() if re.search(rf'\b{card}\b', name)), None
+    )  # an L40 is no L4
+
+
+def catch_signals() -> list[int]:
+    """The list that Ctrl-C and SIGTERM are noted in, so that a step can be finished. A second Ctrl-C ends at once."""
+    asked = []
+
+    def note(number, frame):
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return asked
 
 
 def clock(seconds: float) -> str:
@@ -206,7 +232,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator:
-    """A binary file that takes the place of `path` when it is whole; until then, and if anything fails, `path` stays what it was."""
+    """A binary file that takes the place of `path` when it is whole. If anything fails, `path` stays what it was."""
     path = Path(path)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:

@@ -1,20 +1,21 @@
 """
 Train a language model, any stage of its life, with one loop.
 
-$ python train.py                                                              # the embedded data, on what this machine has
-$ python train.py config/shakespeare_char_cpu.py --seed=1                      # a config file, and one setting more
-$ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py       # eight GPUs, the same result
-$ torchrun --nnodes=2 --node_rank=0 --master_addr=10.0.0.1 --nproc_per_node=8 train.py config/train_gpt2.py   # on two nodes
-$ python train.py --init_from=resume --out_dir=out/pretrain                    # go on where it stopped
+$ python train.py                                                           # embedded data, on what this machine has
+$ python train.py config/shakespeare_char_cpu.py --seed=1                   # a config file, and one setting more
+$ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # eight GPUs, the same result
+$ python train.py --init_from=resume --out_dir=out/pretrain                 # go on where it stopped
 
-Reading order: the settings, the losses, the stages, and the five lines of "one step" near the end. The rest is bookkeeping.
+On two nodes, with N = 0 on the first, whose address is A, and N = 1 on the second:
+$ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py config/train_gpt2.py
+
+Read the settings, the losses, the stages, and the few lines of "one step" near the end. The rest is bookkeeping.
 """
 
 import dataclasses
 import functools
 import json
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -113,12 +114,12 @@ wandb_run_name = ''  # its name there; '' is out_dir
 
 
 def weighted_nll(model, batch):
-    """All stages that learn from tokens: the batch says how much each counts, and the weights of a step's targets are their shares of it."""
+    """For all stages that learn from tokens. The weights of a step's targets are their shares of the step."""
     return (batch.weights * model(batch.inputs, batch.targets)).sum(), batch.metrics
 
 
 # -----------------------------------------------------------------------------
-# stages. Each takes what the run has built and returns (steps, loss, measure); the loop below never asks which one it is running:
+# stages. Each takes what the run has built and returns (steps, loss, measure); the loop never asks which one it runs
 #   steps    a sequence: steps[i] yields the micro-batches of step i
 #   loss     one of the losses above
 #   measure  () -> {name: number}, the evaluation; 'val' is the number to keep small
@@ -128,13 +129,7 @@ def pretrain(run):
     """Text, every token of it."""
     steps = batches.Stream(run.data.split('train'), run.shape, bos=run.data.tokenizer.bos)
     val = batches.Stream(run.data.split('val'), run.shape._replace(rows_per_step=0), shuffle=False, limit=run.val_rows)
-    bytes_per_token = evaluate.bytes_per_target(val, run.data.tokenizer.bytes_per_id) if run.data.meta else None
-
-    def measure():
-        nats = evaluate.total(run.model, weighted_nll, val, run.device)['loss']
-        return {'val': nats} | ({'bits_per_byte': evaluate.bits_per_byte(nats, bytes_per_token)} if bytes_per_token else {})
-
-    return steps, weighted_nll, measure
+    return steps, weighted_nll, evaluate.Text(run.model, weighted_nll, val, run.data, run.device)
 
 
 STAGES = {f.__name__: f for f in (pretrain,)}  # a new stage is one more function, and its name here
@@ -150,7 +145,7 @@ def origin(settings):
     found = settings['auto_resume'] and here.exists() and read_checkpoint(here)['stage'] == settings['stage']
     if found or settings['init_from'] == 'resume':
         return here, True
-    return (None if settings['init_from'] == 'scratch' else Path(settings['init_from'], 'ckpt.pt')), False
+    return None if settings['init_from'] == 'scratch' else Path(settings['init_from'], 'ckpt.pt'), False
 
 
 def derive(settings, explicit):
@@ -161,21 +156,24 @@ def derive(settings, explicit):
 
 
 def check(config):
-    """Everything that can be known to be wrong from the settings alone, said at once."""
-    one_of = {'stage': tuple(STAGES), 'schedule': ('warmdown', 'cosine'), 'optimizer': ('muon', 'adamw'), 'backend': ('auto', 'gloo', 'nccl')}
-    least = dict(batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, max_skips=1, warmdown=0, warmup_iters=0)
-    wrong = [f"{n} is '{config[n]}', expected one of {', '.join(ok)}" for n, ok in one_of.items() if config[n] not in ok]
-    wrong += [f'{n} is {config[n]}, expected at least {low}' for n, low in least.items() if config[n] < low]
-    if config['eval_iters'] == 0 or config['eval_iters'] < -1:
-        wrong += [f'eval_iters is {config["eval_iters"]}, expected 1 or more, or -1 for all validation rows']
+    """Whatever can be known to be wrong from the settings alone, said at once."""
+    choices = dict(stage=tuple(STAGES), schedule=('warmdown', 'cosine'), backend=('auto', 'gloo', 'nccl'))
+    least = dict(
+        batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, max_skips=1, eval_iters=-1
+    )
+    wrong = [
+        f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
+    ]
+    wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
     if wrong:
         raise SystemExit('; '.join(wrong))
 
 
 # -----------------------------------------------------------------------------
-# the machine and the data; what can go wrong goes wrong here, before the model is built
-EMBEDDED = ('source',)  # data made from what the repository holds: prepared without asking
+# the machine and the data: what can go wrong goes wrong here, before the model is built
+EMBEDDED = ('source',)  # data sets made from what the repository holds: prepared without asking
 ranks = runtime.join()
+master = ranks.rank == 0  # prints, and writes files
 with runtime.one_voice(ranks):
     config = configure(globals(), derive=derive)
     check(config)
@@ -185,7 +183,7 @@ with runtime.one_voice(ranks):
     runtime.set_up(device, ranks, deterministic)
     folder = Path(__file__).parent / 'data' / dataset
     if dataset in EMBEDDED and ranks.local_rank == 0 and not (folder / 'meta.json').exists():
-        print(f'preparing the embedded data with {folder / "prepare.py"}', flush=True)
+        print(f'preparing the embedded data: python {folder / "prepare.py"}', flush=True)
         if subprocess.run([sys.executable, folder / 'prepare.py']).returncode:
             raise SystemExit(f'{folder / "prepare.py"} failed')
 with runtime.one_voice(ranks):
@@ -193,63 +191,62 @@ with runtime.one_voice(ranks):
     start = read_checkpoint(path) if path else {}
     data = batches.Data(folder)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        raise SystemExit(f'{folder} was made with another tokenizer than {path}: use the data it was trained on')
+        raise SystemExit(f'{folder} was made with another tokenizer than {path}; take the data it was trained on')
     fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
     model_config = GPTConfig(vocab_size=data.tokenizer.vocab_size, **fields)
-    number = torch.float64 if dtype == 'float64' else torch.float32
-    rows_per_step = gradient_accumulation_steps * batch_size
-    run = SimpleNamespace(
-        data=data, device=device, kept=start['kept'] if resume else {}, val_rows=max(0, eval_iters * batch_size),
-        shape=batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.world_size, seed, number),
-    )  # fmt: skip
-    try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f'out_dir {out_dir} cannot be made ({error.strerror}); take another --out_dir') from None
-master = ranks.rank == 0  # prints, and writes files
+    checkpoint.make_folder(out_dir)
 
 # -----------------------------------------------------------------------------
-# model, optimizer, stage
+# model, stage, optimizer
+number = torch.float64 if dtype == 'float64' else torch.float32
 torch.manual_seed(seed)
-raw_model = GPT(model_config)  # made on the CPU, so that every device and rank starts from the same weights
+raw_model = GPT(model_config)  # made on the CPU, so that every device and every rank starts from the same weights
 if start:
     raw_model.load_state_dict(start['model'])
 raw_model.to(device, number)
 compiled_model = torch.compile(raw_model, dynamic=False) if compile else raw_model
 
 
-def run_model(inputs, targets):
+def model(inputs, targets):
     with runtime.autocast(dtype, device):
         return compiled_model(inputs, targets)
 
 
-run.model = run_model
+rows_per_step = gradient_accumulation_steps * batch_size
+tokens_per_step = rows_per_step * block_size
+shape = batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.world_size, seed, number)
+run = SimpleNamespace(model=model, data=data, device=device, shape=shape, val_rows=max(0, eval_iters * batch_size))
+run.kept, run.best, seconds_before, first_step = {}, math.inf, 0.0, 0
+if resume:
+    run.kept, run.best, seconds_before, first_step = (start[name] for name in ('kept', 'best', 'seconds', 'step'))
+parent = start['parent'] if resume else checkpoint.identity(path) if path else None
 with runtime.one_voice(ranks):
     steps, loss_fn, measure = STAGES[stage](run)
-    tokens_per_step = rows_per_step * block_size
-    num_params = raw_model.num_params()
-    horizon, why_horizon = plan.horizon(config, config.explicit, len(steps), num_params, tokens_per_step)
+    max_iters, why_max_iters = plan.horizon(
+        config, config.explicit, len(steps), raw_model.num_params(), tokens_per_step
+    )
+    group = runtime.device_group(backend, device, ranks)
     optimizer = Optimizer(
-        raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate, ranks.rank, ranks.world_size,
-        group=runtime.device_group(backend, device, ranks), fp16=dtype == 'float16', compile=compile and device.startswith('cuda'),
+        raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
+        ranks.rank, ranks.world_size, group, fp16=dtype == 'float16', compile=compile and device != 'cpu',
     )  # fmt: skip
     if resume:
         optimizer.load_state_dict(start['optimizer'])
-first_step, seconds_before, run.best = (start['step'], start['seconds'], start['best']) if resume else (0, 0.0, math.inf)
-parent = start.get('parent') if resume else checkpoint.identity(path) if path else None
 del start
-read_checkpoint.cache_clear()  # its tensors are copied
+read_checkpoint.cache_clear()  # what was in it has been copied
+steps = batches.Ahead(steps, device)
+decay_iters = lr_decay_iters or max_iters
 
 
 def rate(step, progress):
-    """Learning rate: linear warm-up, then a cosine, or constant and linear in the last `warmdown` of the run, down to min_lr."""
+    """Learning rate: linear warm-up, then a cosine, or constant and linear in the last `warmdown` of the run."""
     if step < warmup_iters:
         return learning_rate * (step + 1) / (warmup_iters + 1)
     if not decay_lr:
         return learning_rate
     left = max(0.0, 1.0 - progress)
     if schedule == 'cosine':
-        height = 0.5 - 0.5 * math.cos(math.pi * left / max(1.0 - warmup_iters / decay_steps, 1e-9))
+        height = 0.5 - 0.5 * math.cos(math.pi * min(1.0, left / max(1e-9, 1.0 - warmup_iters / decay_iters)))
     else:
         height = min(1.0, left / warmdown) if warmdown else 1.0
     return min_lr + height * (learning_rate - min_lr)
@@ -258,8 +255,7 @@ def rate(step, progress):
 # -----------------------------------------------------------------------------
 # log, checkpoints, evaluation, samples
 log_path, checkpoint_path = Path(out_dir, 'log.jsonl'), Path(out_dir, 'ckpt.pt')
-prompts = {text: data.tokenizer.encode(text) for text in sample_prompts.split('|')} if sample_interval and master else {}
-wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config)) if wandb_log and master else None
+prompts = [text for text in sample_prompts.split('|') if sample_interval and master]
 
 
 def log(line, /, **row):
@@ -271,102 +267,102 @@ def log(line, /, **row):
         wandb_run.log(row, step=row['step'])
 
 
-def save(path, step, seconds, optimizer_state):
-    """The state after `step` steps."""
-    state = dict(
-        model=raw_model.state_dict(), model_config=dataclasses.asdict(model_config), tokenizer=data.tokenizer.to_dict(),
-        optimizer=optimizer_state, stage=stage, step=step, seconds=seconds, best=run.best, config=dict(config), parent=parent, kept=run.kept,
-    )  # fmt: skip
+def save(path, step, seconds, optimizer_state=None):
+    """Whatever it takes to go on from after `step` steps."""
     with runtime.one_voice(ranks):
         if master:
-            checkpoint.save(path, state)
+            checkpoint.save(path, dict(
+                model=raw_model.state_dict(), model_config=dataclasses.asdict(model_config), optimizer=optimizer_state,
+                tokenizer=data.tokenizer.to_dict(), stage=stage, step=step, seconds=seconds, config=dict(config),
+                best=run.best, kept=run.kept, parent=parent,
+            ))  # fmt: skip
 
 
 def evaluate_model(step, seconds):
-    """Measure and log; keep the weights as best.pt if that is asked for and they are the best so far."""
+    """Measure and log; where best.pt is asked for and this is the best so far, keep it."""
     raw_model.eval()
     numbers = measure()
     raw_model.train()
     if master:
-        log(f'step {step:,} | ' + ' | '.join(f'{k} {x:.4f}' for k, x in numbers.items()), step=step, seconds=seconds, **numbers)
+        shown = ' | '.join(f'{name} {x:.4f}' for name, x in numbers.items())
+        log(f'step {step:,}/{max_iters:,} | {shown}', step=step, seconds=seconds, **numbers)
     if not (always_save_checkpoint or eval_only) and step and numbers['val'] < run.best:
         run.best = numbers['val']
-        save(Path(out_dir, 'best.pt'), step, seconds, None)
+        save(Path(out_dir, 'best.pt'), step, seconds)
 
 
 def sample(step, seconds):
     """What the model makes of a few fixed prompts."""
-    engine = Engine(raw_model, data.tokenizer)
-    for text, ids in prompts.items():
-        ids = [data.tokenizer.bos] * (data.tokenizer.bos is not None) + ids
-        answer = engine.generate([ids], min(100, block_size - len(ids)), Sampling(temperature=0.8, seed=seed))[0]
-        answer = data.tokenizer.decode(answer.ids)
-        log(f'sample | {text}{answer}', step=step, seconds=seconds, prompt=text, text=answer)
+    tokenizer = data.tokenizer
+    first = [] if tokenizer.bos is None else [tokenizer.bos]
+    ids = [first + tokenizer.encode(text) for text in prompts]
+    answers = Engine(raw_model, tokenizer).generate(ids, max_tokens=100, sampling=Sampling(temperature=0.8, seed=seed))
+    for prompt, answer in zip(prompts, answers):
+        text = tokenizer.decode(answer.ids)
+        log(f'sample | {prompt}{text}', step=step, seconds=seconds, prompt=prompt, text=text)
 
 
 def report(step, seconds, sums, norm, lr, tokens_per_second):
-    """One line about a step: its loss over all ranks, and how long the rest will take."""
+    """One line about a step: its loss over all ranks, how fast it went, and how long the rest will take."""
     totals = dict(zip(sums, runtime.add_up(list(sums.values()))))
-    numbers = dict(**totals, lr=lr, norm=norm, skipped=int(optimizer.counters['skipped']), tokens_per_second=round(tokens_per_second))
-    left = (horizon - step - 1) * tokens_per_step / tokens_per_second
+    skipped = int(optimizer.counters['skipped'])
+    left = (max_iters - step - 1) * tokens_per_step / tokens_per_second
     left = min(left, time_limit - seconds) if time_limit else left
     peak = runtime.peak_flops(device)
     mfu = f'{raw_model.flops_per_token() * tokens_per_second / peak / ranks.world_size:.1%}' if peak else 'n/a'
+    shown = ' | '.join([f'{name} {x:.4f}' for name, x in totals.items()] + [f'{skipped} skipped'] * (skipped > 0))
+    shown += (
+        f' | norm {norm:.3f} | lr {lr:.2e} | {tokens_per_second:,.0f} tokens/s | MFU {mfu} | {runtime.clock(left)} left'
+    )
+    numbers = dict(lr=lr, norm=norm, skipped=skipped, tokens_per_second=round(tokens_per_second))
     if master:
-        shown = ' | '.join(f'{name} {x:.4f}' for name, x in totals.items())
-        skipped = f' | {numbers["skipped"]} skipped' if numbers['skipped'] else ''
-        log(f'step {step:,}/{horizon:,} | {shown} | norm {norm:.3f} | lr {lr:.2e} | {tokens_per_second:,.0f} tokens/s '
-            f'| MFU {mfu} | {runtime.clock(left)} left{skipped}', step=step, seconds=seconds, **numbers)  # fmt: skip
+        log(f'step {step:,}/{max_iters:,} | {shown}', step=step, seconds=seconds, **totals, **numbers)
 
 
 def give_up_if_stuck(step):
-    """Where the last max_skips gradients were not finite, what is on the disk is better than what is in memory."""
+    """Where max_skips gradients in a row were not finite, what is on the disk is better than what is in memory."""
     if optimizer.counters['skipped_in_a_row'] >= max_skips:
-        raise SystemExit(f'step {step}: the gradient was not finite {max_skips} times in a row; {checkpoint_path} is from before; '
-                         'lower --learning_rate, or look at the data')  # fmt: skip
+        what = f'step {step}: the gradient was not finite {max_skips} times in a row, {checkpoint_path} is from before'
+        with runtime.one_voice(ranks):
+            raise SystemExit(f'{what}; lower --learning_rate, or look at the data')
 
 
-asked_to_stop = []
-
-
-def ask_to_stop(number, frame):
-    """Ctrl-C or SIGTERM: the step is finished and the state saved. A second Ctrl-C ends at once."""
-    if number == signal.SIGINT and number in asked_to_stop:
-        raise KeyboardInterrupt
-    asked_to_stop.append(number)
-
-
-signal.signal(signal.SIGINT, ask_to_stop)
-signal.signal(signal.SIGTERM, ask_to_stop)
-
-# -----------------------------------------------------------------------------
-# training loop
-if resume and not eval_only and first_step >= horizon and checkpoint.was_measured(log_path, first_step):
-    if master:
-        print(f'{checkpoint_path} is at step {first_step:,} of {horizon:,}: nothing is left to do')
-    runtime.leave()
-    raise SystemExit(0)
-if master:
-    checkpoint.start_log(log_path, dict(config), first_step if resume else None)
-    attention = 'Flash Attention' if device.startswith('cuda') and dtype in ('bfloat16', 'float16') else "torch's attention"
+def introduce():
+    """What will run, on what, and why."""
+    attention = (
+        'Flash Attention' if device.startswith('cuda') and dtype in ('bfloat16', 'float16') else 'exact attention'
+    )
+    how = f'{"compiled" if compile else "eager"} ({why_compile}), {attention}, {torch.get_num_threads()} threads'
     print(config.describe())
-    print(f'{device} with {torch.get_num_threads()} threads, {dtype} ({why_dtype}), {"compiled" if compile else "eager"} ({why_compile}), '
-          f'{attention}')  # fmt: skip
-    print(f'{num_params:,} parameters, {horizon:,} steps ({why_horizon}) of {tokens_per_step:,} tokens, {ranks.world_size} rank(s)', flush=True)
+    print(f'{device} x {ranks.world_size}, {dtype} ({why_dtype}), {how}')
+    print(f'{raw_model.num_params():,} parameters, {max_iters:,} steps ({why_max_iters}) of {tokens_per_step:,} tokens')
     if data.meta is None:
         print(f"{folder} has no meta.json: GPT-2's encoding is assumed, and bits per byte are not known")
     if time_limit:
-        print('time_limit: the schedule follows the clock, so this run cannot be repeated to the bit')
+        print('time_limit is set: the schedule follows the clock, so this run cannot be repeated to the bit')
 
-steps = batches.Ahead(steps, device)
-decay_steps = lr_decay_iters or horizon
+
+# -----------------------------------------------------------------------------
+# training loop
+if resume and not eval_only and first_step >= max_iters and checkpoint.was_measured(log_path, first_step):
+    if master:
+        print(f'{checkpoint_path} is at step {first_step:,} of {max_iters:,}: nothing is left to do')
+    runtime.leave()
+    raise SystemExit(0)
+if master:
+    introduce()
+    checkpoint.start_log(log_path, dict(config), first_step if resume else None)
+wandb_run = (
+    runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config)) if wandb_log and master else None
+)
+asked_to_stop = runtime.catch_signals()
 step, started, clock, logged = first_step, time.time() - seconds_before, time.time(), first_step
 while True:
     # what the ranks must agree on: whether somebody asked to stop, and rank 0's clock
     asked, seconds = runtime.add_up([len(asked_to_stop), (time.time() - started) * master])
-    over = eval_only or step >= horizon or (time_limit and seconds >= time_limit)
+    over = eval_only or step >= max_iters or (time_limit and seconds >= time_limit)
     pause = time.time()
-    if not eval_only and step > first_step and (over or asked or step % (save_interval or eval_interval) == 0):
+    if step > first_step and (over or asked or step % (save_interval or eval_interval) == 0):
         give_up_if_stuck(step)
         save(checkpoint_path, step, seconds, optimizer.state_dict())  # first of all: evaluation may fail
     if not asked and (over or step % eval_interval == 0):
@@ -379,10 +375,10 @@ while True:
 
     # ---- one step: all the learning happens in these lines ----------------------
     runtime.seed_step(seed, step, ranks.rank)
-    lr = rate(step, max(step / decay_steps, seconds / time_limit if time_limit else 0.0))
+    lr = rate(step, max(step / decay_iters, seconds / time_limit if time_limit else 0.0))
     sums = {}
     for batch in steps[step]:
-        loss, metrics = loss_fn(run.model, batch)
+        loss, metrics = loss_fn(model, batch)
         (loss * optimizer.loss_scale).backward()
         for name, x in {'loss': loss.detach(), **metrics}.items():
             sums[name] = sums.get(name, 0) + x
@@ -399,5 +395,5 @@ while True:
     step += 1
 
 if master and asked:
-    print(f'stopped at step {step:,} as asked; go on with: python train.py --init_from=resume --out_dir={out_dir}')
+    print(f'stopped after {step:,} steps as asked; go on with: python train.py --init_from=resume --out_dir={out_dir}')
 runtime.leave()

@@ -1,4 +1,5 @@
-# GPT-2 (124M) on OpenWebText, nanoGPT's reproduction: val loss about 2.85 on 8 A100s in 4 days by its README; not measured here.
+# GPT-2 (124M) on OpenWebText, nanoGPT's reproduction: by its README val loss 2.85 after 4 days on 8 A100s.
+# Not measured here.
 #
 # $ python data/openwebtext/prepare.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py

@@ -71,6 +71,8 @@ def download(
                 break
         except requests.RequestException as error:
             reason = type(error).__name__
+        except OSError as error:  # requests' errors are OSErrors too, hence the order
+            raise SystemExit(f'{part}: cannot write ({error.strerror}): make room and run again') from None
     raise SystemExit(f'{url}: download failed ({reason}): {mend or f"get it by hand and put it at {path}"}')
 
 

@@ -26,7 +26,7 @@ def randomise(model):
     for name, p in model.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode('utf-8')))
         values = torch.randn(p.shape, generator=generator)
-        p.copy_(1 + 0.3 * values if p.dim() == 1 and name.endswith('weight') else 0.3 * values)
+        p.copy_(1 + 0.2 * values if p.dim() == 1 and name.endswith('weight') else 0.2 * values)
     return model
 
 
@@ -45,10 +45,9 @@ def swap_halves(weight, head_dim):
 
 
 def weights_of_gpt2(theirs):
-    weights = {
-        name: p.T if p.dim() == 2 and name.split('.')[-2] in ('c_attn', 'c_proj', 'c_fc') else p
-        for name, p in theirs.named_parameters()
-    }
+    """Our state_dict from a GPT2LMHeadModel: the names are the same, the projections transposed."""
+    transposed = ('c_attn.weight', 'c_proj.weight', 'c_fc.weight')
+    weights = {name: p.T if name.endswith(transposed) else p for name, p in theirs.named_parameters()}
     weights['transformer.wte.weight'] = weights['lm_head.weight'] = padded(theirs.transformer.wte.weight)
     return weights
 
@@ -90,10 +89,8 @@ def assert_same_logits(theirs, ours, weights):
 @pytest.mark.parametrize('attention', ['eager', 'sdpa'])
 def test_gpt2_is_transformers_gpt2(oracle, attention):
     hf = oracle('transformers')
-    config = hf.GPT2Config(
-        vocab_size=100, n_positions=16, n_embd=32, n_layer=2, n_head=4, attn_implementation=attention
-    )
-    theirs = randomise(hf.GPT2LMHeadModel(config).eval())
+    sizes = dict(vocab_size=100, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    theirs = randomise(hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, attn_implementation=attention)).eval())
     assert_same_logits(theirs, build('gpt2', bias=True), weights_of_gpt2(theirs))
 
 
@@ -178,6 +175,7 @@ def test_losses_are_cross_entropy_chunked_or_not(monkeypatch, preset, dtype, tol
         torch.testing.assert_close(chunked[name], value, atol=tolerance, rtol=tolerance, msg=name)
 
 
+@pytest.mark.filterwarnings('ignore:Mismatch dtype')  # float32 gains on a bf16 stream: torch says it is slower
 @pytest.mark.parametrize('preset', PRESETS)
 def test_autocast_keeps_the_stream_fast_and_the_answer_float32(monkeypatch, preset):
     model = randomise(build(preset))
@@ -312,7 +310,7 @@ def test_dropout_acts_in_training_alone_and_where_gpt2_has_it(monkeypatch):
     dropout, attention, seen = F.dropout, F.scaled_dot_product_attention, []
     monkeypatch.setattr(F, 'dropout', lambda x, *how: seen.append(how) or dropout(x, *how))
     monkeypatch.setattr(
-        F, 'scaled_dot_product_attention', lambda *qkv, **how: seen.append(how['dropout_p']) or attention(*qkv, **how)
+        F, 'scaled_dot_product_attention', lambda *args, **how: seen.append(args[4]) or attention(*args, **how)
     )
     model(ids())  # on the embedding; then per layer on the attention's weights and on what either half adds
     assert seen == [(0.3, True)] + 2 * [0.3, (0.3, True), (0.3, True)]
@@ -342,15 +340,11 @@ def test_a_setting_that_cannot_be_is_one_line(said):
 
 
 def test_settings_that_are_left_out_follow_from_the_others():
+    assert GPTConfig(positions='learned', head_dim=7).head_dim == 7  # odd heads are fine without rotation
     config = GPTConfig(n_embd=768, n_head=6)
     assert (config.head_dim, config.n_kv_head, config.n_hidden) == (128, 6, 4 * 768)
     widths = {n_embd: GPTConfig(n_embd=n_embd, n_head=1, mlp='swiglu').n_hidden for n_embd in (24, 32, 768, 4096)}
     assert widths == {24: 64, 32: 128, 768: 2048, 4096: 10944}  # 8/3, up to the next multiple of 64
-
-
-def test_an_odd_head_is_fine_without_rotation():
-    model = randomise(build(positions='learned', head_dim=7))
-    assert model(ids()).isfinite().all()
 
 
 @pytest.mark.parametrize('tied', [False, True])
@@ -381,9 +375,9 @@ def test_matrix_blocks_are_the_matrices_of_the_layers(settings):
     matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2 and '.h.' in name}
     assert blocks.keys() == matrices.keys()
     assert all(sum(rows) == len(matrices[name]) for name, rows in blocks.items())
-    heads = (4 * 12, 2 * 12, 2 * 12) if settings else (32, 32, 32)
+    heads = [4 * 12, 2 * 12, 2 * 12] if settings else [32, 32, 32]
     assert blocks['transformer.h.1.attn.c_attn.weight'] == heads
-    assert blocks['transformer.h.0.mlp.c_fc.weight'] == ((128, 128) if settings else (128,))
+    assert blocks['transformer.h.0.mlp.c_fc.weight'] == ([128, 128] if settings else [128])
 
 
 def test_a_step_of_a_d20_runs_without_memory():

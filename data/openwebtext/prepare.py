@@ -76,11 +76,12 @@ def encoded(texts: Iterator[str], table: dict, workers: int) -> Iterator[list[tu
 
 
 def main() -> None:
+    if val_every < 2:
+        raise SystemExit(f'--val_every={val_every}: at least 2, the documents between two that are kept for validation')
     tokenizer, files = gpt2(FOLDER), raw_files()
-    bar = tqdm(unit=' documents', unit_scale=True)
-    texts = (text for path in files for text in documents(path) if text)
+    texts = (text for path in tqdm(files, desc='encoding', unit=' files') for text in documents(path) if text)
     seen, totals = 0, {'train': 0, 'val': 0}
-    with bar, Writer(FOLDER, tokenizer) as out:
+    with Writer(FOLDER, tokenizer) as out:
         for batch in encoded(texts, tokenizer.to_dict(), num_workers or os.cpu_count()):
             parts = {'train': [], 'val': []}
             for item in batch:
@@ -91,7 +92,6 @@ def main() -> None:
                     ids = np.concatenate([ids for ids, _ in items])
                     out.write(split, ids, sum(num_bytes for _, num_bytes in items))
                     totals[split] += len(ids)
-            bar.update(len(batch))
         if not all(totals.values()):
             raise SystemExit(f'{RAW}: {seen} documents leave a split empty: --val_every=N with 1 < N <= {seen}')
     counts = ', '.join(f'{split} {total:,} ids' for split, total in totals.items())

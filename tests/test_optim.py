@@ -1,0 +1,629 @@
+"""optim.py against torch.optim.AdamW, torch.linalg.svd, and a naive optimizer: whole batches, one matrix at a time, one rank."""
+
+import copy
+import datetime
+import functools
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+import optim
+import runtime
+from batches import Data, Shape, Stream, Writer
+from model import GPT, PRESETS, GPTConfig
+from optim import Optimizer
+from tokenizer import CharTokenizer
+
+TINY = dict(vocab_size=26, block_size=16, n_layer=2, n_head=4, n_embd=32)
+ROWS, STEPS, SEED = 50, 10, 7  # rows of the data, of which a step takes 8: 10 steps go through them 1.6 times
+CASES = {  # preset, kind of optimizer, settings
+    'muon': ('nano', 'muon', dict(n_kv_head=2)),
+    'adamw': ('gpt2', 'adamw', {}),
+    # In exact arithmetic the bias of k has no gradient; in float32 AdamW makes a step of its rounding error, so this is float64's alone
+    'adamw-bias': ('gpt2', 'adamw', dict(bias=True)),
+}
+# How far ten steps may lead from the naive ones. float32: the sums' order is another, and AdamW divides by root-mean-squares
+# that may be as small as the rounding error. Measured: TODO
+BOUND = {'muon': 2e-5, 'adamw': 2e-4, 'adamw-bias': 2e-4}
+LR, CLIP = 1e-3, 0.25
+DTYPES = {'float64': torch.float64, 'float32': torch.float32}
+
+
+class Place(NamedTuple):
+    """Where a process stands among those that share the work."""
+
+    rank: int = 0
+    world_size: int = 1
+    group: dist.ProcessGroup | None = None
+
+
+@torch.no_grad()
+def build(preset='nano', dtype=torch.float64, seed=0, **settings):
+    """A tiny model without a zero or a plain 1 in it."""
+    model = GPT(GPTConfig(**{**PRESETS[preset], **TINY, **settings}))
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.copy_((p.dim() == 1) + 0.1 * torch.randn(p.shape, generator=generator))
+    return model.to(dtype)
+
+
+def draw_gradients(model, step, place=Place(), scale=1.0):
+    """Gaussian gradients, a function of the step; every rank gets the same part of them."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    for p in model.parameters():
+        values = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        p.grad = values * scale / place.world_size
+
+
+def move(optimizer, lr=LR, grad_clip=0.0):
+    """One step with the gradients that are there; returns their norm."""
+    optimizer.reduce()
+    norm = optimizer.norm()
+    optimizer.step(lr, norm, grad_clip)
+    return norm
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def snapshot(model, optimizer):
+    """Everything that a step may change, copied."""
+    return {'weights': weights(model), 'optimizer': copy.deepcopy(optimizer.state_dict())}
+
+
+def assert_close(got, expected, tolerance):
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
+
+
+def assert_same_state(got, expected, tolerance):
+    """Two of Optimizer.state_dict()."""
+    assert got.keys() == expected.keys() and got['layout'] == expected['layout']
+    for name in ('counters', 'loss_scale', 'moments'):
+        assert_close(got[name], expected[name], tolerance)
+
+
+# -----------------------------------------------------------------------------
+# the naive optimizer
+
+
+def polynomial(s):
+    for a, b, c in optim.POLAR_EXPRESS:
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
+def naive_orthogonalize(G):
+    """One matrix, whatever its shape, by the sum of powers that the coefficients stand for."""
+    X = G / (G.norm() * optim.MARGIN + 1e-7)
+    for a, b, c in optim.POLAR_EXPRESS:
+        X = a * X + b * X @ X.T @ X + c * X @ X.T @ X @ X.T @ X
+    return X
+
+
+def matrices_of(model):
+    """{name: rows of each map stacked in it}, from the settings."""
+    config, found = model.config, {}
+    heads = (config.n_head, config.n_kv_head, config.n_kv_head)
+    for i in range(config.n_layer):
+        found[f'transformer.h.{i}.attn.c_attn.weight'] = [h * config.head_dim for h in heads]
+        found[f'transformer.h.{i}.attn.c_proj.weight'] = [config.n_embd]
+        found[f'transformer.h.{i}.mlp.c_fc.weight'] = [config.n_hidden] * (2 if config.mlp == 'swiglu' else 1)
+        found[f'transformer.h.{i}.mlp.c_proj.weight'] = [config.n_embd]
+    return found
+
+
+class Naive:
+    """What Optimizer does, on one rank: a loop over Muon's matrices, torch's AdamW for the rest."""
+
+    def __init__(self, model, kind, weight_decay=0.1, embedding_rate=1.0, head_rate=1.0):
+        self.model, self.weight_decay, self.count = model, weight_decay, 0
+        self.matrices = matrices_of(model) if kind == 'muon' else {}
+        self.moments = {name: torch.zeros_like(model.get_parameter(name)) for name in self.matrices}
+        groups = []
+        for name, p in model.named_parameters():
+            if name not in self.matrices:
+                tied = model.config.tied_head and name == 'transformer.wte.weight'
+                head, table = (
+                    name == 'lm_head.weight' or tied,
+                    name in ('transformer.wte.weight', 'transformer.wpe.weight'),
+                )
+                rate = head_rate if head else embedding_rate if table else 1.0
+                decay = (
+                    weight_decay / rate if p.dim() == 2 else 0.0
+                )  # torch's shrinks by lr * decay, ours by the base rate's
+                groups.append(dict(params=[p], rate=rate, weight_decay=decay))
+        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+
+    @torch.no_grad()
+    def step(self, lr, grad_clip=0.0):
+        """Returns the norm of the whole gradient."""
+        norm = torch.cat([p.grad.flatten() for p in self.model.parameters()]).norm()
+        if grad_clip and norm > grad_clip:
+            for p in self.model.parameters():
+                p.grad *= grad_clip / norm
+        for group in self.adamw.param_groups:
+            group['lr'] = lr * group['rate']
+        self.adamw.step()
+        self.count += 1
+        for name, rows in self.matrices.items():
+            p, m = self.model.get_parameter(name), self.moments[name]
+            for part in zip(*(t.split(rows) for t in (p, p.grad, m))):
+                self.move_matrix(*part, lr)
+        self.model.zero_grad()
+        return norm
+
+    def move_matrix(self, p, g, m, lr):
+        momentum = 0.85 + 0.1 * min(self.count / 300, 1)
+        m.copy_(momentum * m + (1 - momentum) * g)
+        update = naive_orthogonalize(momentum * m + (1 - momentum) * g) * 0.2 * max(p.shape) ** 0.5
+        agree = torch.sign(update) * torch.sign(p) == 1
+        p -= lr * torch.where(agree, update + self.weight_decay * p, update)
+
+
+# -----------------------------------------------------------------------------
+# AdamW
+
+RATES = [(1.0, 1.0), (0.3, 2.5)]
+
+
+@pytest.mark.parametrize('rates', RATES, ids=str)
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_adamw_is_torchs(kind, tied, rates):
+    ours, theirs = (build('gpt2', bias=True, tied_head=tied) for _ in range(2))
+    more = dict(weight_decay=0.1, embedding_rate=rates[0], head_rate=rates[1])
+    optimizer, naive = Optimizer(ours, kind, **more), Naive(theirs, 'adamw', **more)
+    for step in range(20):
+        lr = 3e-3 * (1 - step / 40)
+        for model in (ours, theirs):
+            draw_gradients(model, step)
+        assert_close(move(optimizer, lr), naive.step(lr), 1e-10)
+    ours, theirs, matrices = weights(ours), weights(theirs), matrices_of(theirs) if kind == 'muon' else {}
+    assert_close(
+        {n: w for n, w in ours.items() if n not in matrices},
+        {n: w for n, w in theirs.items() if n not in matrices},
+        1e-12,
+    )
+    assert all((ours[name] - theirs[name]).abs().max() > 1e-3 for name in matrices)
+
+
+# -----------------------------------------------------------------------------
+# Muon
+
+
+@pytest.mark.parametrize('shape', [(3, 8, 8), (2, 16, 4), (2, 4, 16), (1, 48, 40), (1, 1, 8), (1, 192, 64)], ids=str)
+def test_orthogonalize_is_the_polynomial_of_the_singular_values(shape):
+    G = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    U, S, Vh = torch.linalg.svd(G, full_matrices=False)
+    expected = U @ torch.diag_embed(polynomial(S / (S.norm(dim=-1, keepdim=True) * 1.02 + 1e-7))) @ Vh
+    got = optim.orthogonalize(G)
+    assert got.dtype == torch.float64
+    assert_close(got, expected, 1e-6)
+
+
+@pytest.mark.parametrize('shape', [(256, 64), (64, 256), (32, 8)], ids=str)
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_singular_values_of_an_update_are_near_1(shape, dtype):
+    G = torch.randn(4, *shape, dtype=DTYPES[dtype], generator=torch.Generator().manual_seed(1))
+    S = torch.linalg.svdvals(optim.orthogonalize(G))
+    assert 0.6 < S.min() and S.max() < 1.3
+
+
+def test_the_polynomial_lifts_what_it_is_said_to_lift():
+    s = torch.logspace(-3, 0, 1000, dtype=torch.float64)
+    lifted = polynomial(s / optim.MARGIN)
+    print(lifted.min(), lifted.max(), lifted[s > 0.01].min())
+    assert lifted.max() < 1.3 and 0.6 < lifted[s > 0.01].min()
+
+
+def test_matrices_of_zeros_which_fill_up_a_share_stay_zero():
+    stacked = torch.randn(3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    stacked[1] = 0
+    update = optim.orthogonalize(stacked)
+    assert not update[1].any()
+    assert_close(update[::2], optim.orthogonalize(stacked[::2]), 1e-14)
+
+
+def test_an_update_has_adamws_rms():
+    model = build('llama', n_embd=64, n_kv_head=2, dtype=torch.float32)
+    before, optimizer, lr = weights(model), Optimizer(model, weight_decay=0.0), 1e-2
+    draw_gradients(model, 0)
+    move(optimizer, lr)
+    after = weights(model)
+    for name, rows in matrices_of(model).items():
+        for block in ((after[name] - before[name]) / lr).split(rows):
+            assert block.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.15), (name, block.shape)
+
+
+@pytest.mark.parametrize('preset', ['nano', 'llama'])
+def test_muon_is_the_naive_one_matrix_by_matrix(preset):
+    ours, theirs = (build(preset, n_kv_head=2) for _ in range(2))
+    optimizer, naive = Optimizer(ours), Naive(theirs, 'muon')
+    for step in range(STEPS):
+        for model in (ours, theirs):
+            draw_gradients(model, step)
+        lr = LR * (step + 1)
+        assert_close(move(optimizer, lr, grad_clip=1.0), naive.step(lr, grad_clip=1.0), 1e-10)
+    assert_close(weights(ours), weights(theirs), 1e-10)
+
+
+def test_momentum_warms_up_and_stays(monkeypatch):
+    monkeypatch.setattr('optim.MOMENTUM', (0.85, 0.95, 4))
+    model = build()
+    optimizer = Optimizer(model)
+    name, m = 'transformer.h.0.mlp.c_fc.weight', 0.0
+    for step, momentum in enumerate([0.875, 0.9, 0.925, 0.95, 0.95, 0.95]):
+        draw_gradients(model, step)
+        m = momentum * m + (1 - momentum) * model.get_parameter(name).grad
+        move(optimizer)
+    (got,) = (b.state['m'][0] for r, b in optimizer.buckets.items() if r.unit == m.shape)
+    assert_close(got, m, 1e-12)
+
+
+def test_decay_acts_where_it_pulls_the_way_the_update_goes():
+    plain, decayed = build(), build()
+    before = weights(plain)
+    for model, weight_decay in ((plain, 0.0), (decayed, 0.5)):
+        draw_gradients(model, 0)
+        move(Optimizer(model, weight_decay=weight_decay))
+    plain, decayed = weights(plain), weights(decayed)
+    for name in matrices_of(model):
+        towards_zero = (plain[name] - before[name]).sign() == -before[name].sign()
+        assert 0.3 < towards_zero.double().mean() < 0.7
+        assert_close((plain[name] - decayed[name])[towards_zero], LR * 0.5 * before[name][towards_zero], 1e-15)
+        assert torch.equal(plain[name][~towards_zero], decayed[name][~towards_zero])
+
+
+@pytest.mark.parametrize('unused', ['zero', 'none'])
+def test_without_a_gradient_muon_rests_and_adamw_only_decays(unused):
+    """A gradient of zeros and none at all (a parameter that the loss does not use) are the same."""
+    model = build('gpt2', tied_head=False, bias=True)
+    before, optimizer = weights(model), Optimizer(model, weight_decay=0.5)
+    if unused == 'zero':
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+    assert move(optimizer, grad_clip=1.0) == 0
+    for name, p in weights(model).items():
+        table = name in ('transformer.wte.weight', 'transformer.wpe.weight', 'lm_head.weight')
+        assert_close(p, before[name] * (1 - LR * 0.5) if table else before[name], 0 if not table else 1e-16)
+    assert optimizer.counters['count'] == 1 and optimizer.counters['skipped'] == 0
+
+
+def test_a_parameter_that_one_step_does_not_use_goes_on_with_its_momentum():
+    ours, theirs = build(), build()
+    optimizer, naive = Optimizer(ours), Naive(theirs, 'muon')
+    for step in range(4):
+        for model in (ours, theirs):
+            draw_gradients(model, step)
+            if step in (0, 2):
+                for name in ('transformer.h.1.attn.c_attn.weight', 'lm_head.weight'):
+                    p = model.get_parameter(name)
+                    p.grad = None if model is ours else torch.zeros_like(p)
+        move(optimizer)
+        naive.step(LR)
+    assert_close(weights(ours), weights(theirs), 1e-12)
+
+
+# -----------------------------------------------------------------------------
+# which parameter goes where
+
+
+@pytest.mark.parametrize('kind', ['muon', 'adamw'])
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize('preset', PRESETS)
+def test_every_parameter_is_in_exactly_one_bucket(preset, tied, kind):
+    model = build(preset, tied_head=tied, bias=True, n_kv_head=2)
+    optimizer = Optimizer(model, kind, embedding_rate=0.5, head_rate=2.0)
+    seen = {name: torch.zeros(len(p)) for name, p in model.named_parameters()}
+    matrices, pieces = matrices_of(model) if kind == 'muon' else {}, []
+    for rule, bucket in optimizer.buckets.items():
+        for name, p, a, b in bucket.pieces:
+            seen[name][a:b] += 1
+            pieces.append((name, b - a))
+            assert p is model.get_parameter(name)
+            assert (rule.kind == 'muon') == (name in matrices)
+            assert rule.unit == ((b - a, p.shape[1]) if name in matrices else ())
+            assert rule.decay == (p.dim() == 2)
+            if p is model.lm_head.weight:
+                assert rule.multiple == 2.0  # a tied table as well
+            else:
+                assert rule.multiple == (0.5 if 'wte' in name or 'wpe' in name else 1.0)
+    assert all((times == 1).all() for times in seen.values())
+    assert [piece for piece in pieces if piece[0] in matrices].__len__() == sum(map(len, matrices.values()))
+    assert {piece for piece in pieces if piece[0] in matrices} == {(n, r) for n, rows in matrices.items() for r in rows}
+
+
+def test_rows_that_no_bucket_has_are_refused(monkeypatch):
+    model = build()
+    blocks = model.matrix_blocks()
+    name = 'transformer.h.0.attn.c_attn.weight'
+    monkeypatch.setattr(model, 'matrix_blocks', lambda: {**blocks, name: blocks[name][:2]}, raising=False)
+    with pytest.raises(AssertionError, match='exactly one bucket'):
+        Optimizer(model)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(SystemExit, match="optimizer is 'sgd', expected muon or adamw"):
+        Optimizer(build(), 'sgd')
+
+
+# -----------------------------------------------------------------------------
+# saving
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('kind', ['muon', 'adamw'])
+def test_saved_and_loaded_it_goes_on_to_the_bit(tmp_path, kind, dtype):
+    model = build('llama', DTYPES[dtype], n_kv_head=2)
+    optimizer = Optimizer(model, kind, fp16=True)
+    for step in range(10):
+        if step == 5:
+            torch.save(snapshot(model, optimizer), tmp_path / 'state.pt')
+        draw_gradients(model, step, scale=float('inf') if step == 3 else float(optimizer.loss_scale))
+        move(optimizer, grad_clip=1.0)
+    other = build('llama', DTYPES[dtype], n_kv_head=2, seed=1)
+    resumed = Optimizer(other, kind, fp16=True)
+    saved = torch.load(tmp_path / 'state.pt', weights_only=True)
+    other.load_state_dict(saved['weights'], strict=False)  # lm_head and wte may be one
+    resumed.load_state_dict(saved['optimizer'])
+    assert resumed.counters['count'] == 4 and resumed.counters['skipped'] == 1 and resumed.loss_scale == 2.0**15
+    for step in range(5, 10):
+        draw_gradients(other, step, scale=float(resumed.loss_scale))
+        move(resumed, grad_clip=1.0)
+    assert_close(weights(other), weights(model), 0)
+    assert_same_state(resumed.state_dict(), optimizer.state_dict(), 0)
+
+
+def test_the_state_of_another_optimizer_or_architecture_is_refused():
+    state = Optimizer(build('llama')).state_dict()
+    others = [Optimizer(build('llama'), 'adamw'), Optimizer(build('nano')), Optimizer(build('llama', tied_head=True))]
+    others += [
+        Optimizer(build('llama', **s))
+        for s in (dict(n_layer=3), dict(n_kv_head=2), dict(n_embd=64), dict(vocab_size=65))
+    ]
+    for other in others:
+        with pytest.raises(SystemExit, match='another optimizer or architecture'):
+            other.load_state_dict(state)
+    Optimizer(build('llama', seed=1)).load_state_dict(state)
+
+
+# -----------------------------------------------------------------------------
+# steps of a real model over real data, however they are split
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+    """A data folder of ROWS rows and one token, all 26 letters in it."""
+    folder = tmp_path_factory.mktemp('corpus')
+    ids = (
+        np.random.default_rng(0).integers(0, 26, ROWS * TINY['block_size'] + 1) ** 2 // 26
+    )  # some are rarer than others
+    with Writer(folder, CharTokenizer('abcdefghijklmnopqrstuvwxyz')) as out:
+        out.write('train', ids, len(ids))
+        out.write('val', ids, len(ids))
+    return folder
+
+
+def whole_gradient(optimizer):
+    """{name: what reduce() left of it on all ranks together}."""
+    found = {}
+    for bucket in optimizer.buckets.values():
+        full = bucket.collect(bucket.grad)
+        for name, p, a, b in bucket.pieces:
+            rows, full = full[: p[a:b].numel() // full[0].numel()], full[p[a:b].numel() // full[0].numel() :]
+            found.setdefault(name, torch.zeros_like(p))[a:b] = rows.view_as(p[a:b])
+    return found
+
+
+class Run:
+    """Steps of a case on one rank of several, as train.py takes them; what is logged is kept."""
+
+    def __init__(self, case, dtype, corpus, batch_size, place=Place()):
+        preset, kind, settings = CASES[case]
+        self.model, self.place, self.log, self.gradients = build(preset, DTYPES[dtype], **settings), place, [], []
+        self.optimizer = Optimizer(self.model, kind, **place._asdict())
+        shape = Shape(8, batch_size, TINY['block_size'], place.rank, place.world_size, SEED, DTYPES[dtype])
+        self.steps = Stream(Data(corpus).split('train'), shape)
+
+    def go(self, first=0, last=STEPS):
+        for step in range(first, last):
+            loss = torch.zeros((), dtype=torch.float64)
+            for batch in self.steps[step]:
+                part = (batch.weights * self.model(batch.inputs, batch.targets)).sum()
+                part.backward()
+                loss += part.detach()
+            if self.place.world_size > 1:
+                dist.all_reduce(loss, group=self.place.group)
+            self.optimizer.reduce()
+            self.gradients.append(whole_gradient(self.optimizer))
+            norm = self.optimizer.norm()
+            self.optimizer.step(LR, norm, CLIP)
+            self.log.append((float(loss), float(norm)))
+        return self
+
+    def result(self):
+        ends = [self.gradients[0], self.gradients[-1]]
+        return dict(log=self.log, gradients=ends, **snapshot(self.model, self.optimizer))
+
+
+@functools.cache
+def naive_run(case, dtype, corpus):
+    """Full batches, straight from the file: row g of the run is row order(epoch)[g mod ROWS]."""
+    preset, kind, settings = CASES[case]
+    model = build(preset, DTYPES[dtype], **settings)
+    naive, log, gradients, T = Naive(model, kind), [], [], TINY['block_size']
+    ids = np.fromfile(corpus / 'train.bin', '<u2').astype(np.int64)
+    orders = np.concatenate([np.random.default_rng((SEED, epoch)).permutation(ROWS) for epoch in range(2)])
+    for step in range(STEPS):
+        rows = np.stack([ids[r * T : r * T + T + 1] for r in orders[step * 8 : step * 8 + 8]])
+        rows = torch.from_numpy(rows)
+        loss = model(rows[:, :-1], rows[:, 1:]).mean()
+        loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        log.append((float(loss), float(naive.step(LR, CLIP))))
+    return dict(log=log, gradients=[gradients[0], gradients[-1]], weights=weights(model))
+
+
+def assert_same_run(got, expected, case, dtype):
+    """Loss and norm of every step, the gradient of the first and last, the weights after all."""
+    tolerance = 1e-10 if dtype == 'float64' else BOUND[case]
+    losses, norms = zip(*expected['log'])
+    assert all(norm > 1.5 * CLIP for norm in norms)  # clipping bites in every step
+    assert losses[-1] < losses[0] - 0.01
+    print(
+        'WW',
+        case,
+        dtype,
+        max((got['weights'][n] - w).abs().max().item() for n, w in expected['weights'].items()),
+        norms[::3],
+        losses[::3],
+        max((got['gradients'][1][n] - w).abs().max().item() for n, w in expected['gradients'][1].items()),
+    )
+    for name in ('log', 'gradients', 'weights'):
+        assert_close(got[name], expected[name], tolerance)
+
+
+RUNS = [('muon', 'float64'), ('muon', 'float32'), ('adamw', 'float64'), ('adamw', 'float32'), ('adamw-bias', 'float64')]
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 8])
+@pytest.mark.parametrize('case, dtype', RUNS)
+def test_micro_batches_make_the_naive_step(corpus, case, dtype, batch_size):
+    run = Run(case, dtype, corpus, batch_size)
+    assert run.steps.micro_batches == 8 // batch_size
+    assert_same_run(run.go().result(), naive_run(case, dtype, corpus), case, dtype)
+
+
+# -----------------------------------------------------------------------------
+# gradients that are not finite, and the loss scale: the same story on any number of ranks
+
+
+def story(place, gradients, fp16=False, dtype=torch.float64):
+    """
+    One step for each of gradients, a number or a text that the last rank puts into its own: 'nan' in the first element
+    of the first parameter, 'inf' in the last of the last. Returns what there was after each step.
+    """
+    model = build(dtype=dtype)
+    optimizer, told = Optimizer(model, fp16=fp16, **place._asdict()), []
+    for step in gradients:
+        draw_gradients(model, 0 if isinstance(step, str) else step, place, optimizer.loss_scale)
+        first, *_, last = model.parameters()
+        if step == 'nan' and place.rank == place.world_size - 1:
+            first.grad.view(-1)[0] = torch.nan
+        if step == 'inf' and place.rank == place.world_size - 1:
+            last.grad.view(-1)[-1] = torch.inf
+        norm = move(optimizer, grad_clip=1.0)
+        told.append(dict(norm=norm, **snapshot(model, optimizer)))
+    return told
+
+
+SKIPS, GOOD = ['nan', 1, 'inf', 'nan', 2, 3], [1, 2, 3]
+SCALES = [1, 'inf', 2, 3, 4, 5, 'nan', 6]
+
+
+def scaled_story(place, dtype=torch.float64):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('optim.GOOD_STEPS', 3)
+        return story(place, SCALES, fp16=True, dtype=dtype)
+
+
+def check_skips(told, good):
+    """told is of SKIPS, good of GOOD on as many ranks."""
+    counts = [{name: int(t) for name, t in after['optimizer']['counters'].items()} for after in told]
+    assert [c['count'] for c in counts] == [0, 1, 1, 1, 2, 3]
+    assert [c['skipped'] for c in counts] == [1, 1, 2, 3, 3, 3]
+    assert [c['skipped_in_a_row'] for c in counts] == [1, 0, 1, 2, 0, 0]
+    assert [bool(after['norm'].isfinite()) for after in told] == [False, True, False, False, True, True]
+    assert_close(told[0]['weights'], weights(build()), 0)
+    for i, undisturbed in ((1, good[0]), (2, good[0]), (3, good[0]), (4, good[1]), (5, good[2])):
+        assert_close(told[i]['weights'], undisturbed['weights'], 0)
+        assert_close(told[i]['optimizer']['moments'], undisturbed['optimizer']['moments'], 0)
+
+
+def check_scales(told, dtype=torch.float64):
+    """told is of SCALES. A power of two changes no bit: without a scale the same steps give the same weights."""
+    scales = [float(after['optimizer']['loss_scale']) for after in told]
+    assert scales == [2.0**n for n in (16, 15, 15, 15, 16, 16, 15, 15)]
+    plain = story(Place(), [step for step in SCALES if not isinstance(step, str)], dtype=dtype)
+    good = [after for step, after in zip(SCALES, told) if not isinstance(step, str)]
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    for ours, theirs in zip(good, plain):
+        assert_close(ours['norm'], theirs['norm'], tolerance * float(theirs['norm']))
+        assert_close(ours['weights'], theirs['weights'], tolerance)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    check_skips(story(Place(), SKIPS), story(Place(), GOOD))
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_the_loss_scale_falls_and_rises_and_leaves_no_trace(dtype):
+    check_scales(scaled_story(Place(), DTYPES[dtype]), DTYPES[dtype])
+
+
+# -----------------------------------------------------------------------------
+# the same on 2 and 3 ranks, all from one start of three processes
+
+
+def all_of_it(place, corpus):
+    """What one rank of 2 or 3 sees."""
+    results = {}
+    for case, dtype in RUNS:
+        for batch_size in (1, 2, 8):
+            run = Run(case, dtype, corpus, batch_size, place).go()
+            results[case, dtype, batch_size] = run.result()
+            results['shares', case] = [sum(t.numel() for t in b.state.values()) for b in run.optimizer.buckets.values()]
+    results['skips'], results['good'], results['scales'] = story(place, SKIPS), story(place, GOOD), scaled_story(place)
+    return results
+
+
+def worker(rank, folder, corpus):
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / 'store'), 3)
+    timeout = datetime.timedelta(seconds=120)
+    dist.init_process_group('gloo', store=store, rank=rank, world_size=3, timeout=timeout)
+    two, three = Place(rank, 2, dist.new_group([0, 1])), Place(rank, 3)
+    results = {}
+    if rank < 2:
+        t = time.time()
+        results[2] = all_of_it(two, corpus)
+        print('T2', time.time() - t)
+        for case in ('muon', 'adamw-bias'):
+            half = Run(case, 'float64', corpus, 4, two).go(0, 5)
+            state = snapshot(half.model, half.optimizer)
+            if rank == 0:
+                torch.save(state, folder / f'{case}.pt')
+    dist.barrier()
+    t = time.time()
+    results[3] = all_of_it(three, corpus)
+    print('T3', time.time() - t)
+    for case in ('muon', 'adamw-bias'):
+        results[3]['resumed', case] = resumed(case, folder, corpus, three)
+    torch.save(results, folder / f'{rank}.pt')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def resumed(case, folder, corpus, place):
+    """The second half of the run that two ranks began."""
+    run, state = Run(case, 'float64', corpus, 2, place), torch.load(folder / f'{case}.pt', weights_only=True)
+    run.model.load_state_dict(state['weights'], strict=False)  # a tied head has one name here, two there
+    run.optimizer.load_state_dict(state['optimizer'])
+    return run.go(5).result()
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory, corpus):
+    """(folder, what each of three processes saw: {world size: results})."""
+    folder = tmp_path_factory.mktemp('ranks')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('OMP_NUM_THREADS', '1')
+        processes = torch.multiprocessing.spawn(worker, (folder, corpus), nprocs=3, join=False)
+        processes.join()
+    return folder, [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(3)]
