@@ -309,10 +309,9 @@ class Ahead:
         return len(self.reader)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        wanted = (
-            self.ready if self.step == step else self.pool.submit(self.prepare, step)
-        )  # readers are not for two threads
-        batches = wanted.result()
+        if self.step != step:  # through the thread too: a reader is not for two threads at once
+            self.ready = self.pool.submit(self.prepare, step)
+        batches = self.ready.result()
         self.step, self.ready = step + 1, self.pool.submit(self.prepare, step + 1)
         return batches
 

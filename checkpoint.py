@@ -60,6 +60,16 @@ def make_folder(path: str | Path) -> None:
         raise SystemExit(f'out_dir {path} cannot be made ({error.strerror}); take another --out_dir') from None
 
 
+def set_aside(folder: str | Path) -> None:
+    """Before a new run takes an out_dir that holds a checkpoint: that run's files get the ending .old."""
+    folder = Path(folder)
+    if (folder / 'ckpt.pt').exists():
+        print(f'{folder} holds an earlier run, which is kept as ckpt.pt.old, best.pt.old and log.jsonl.old')
+        for path in (folder / name for name in ('best.pt', 'log.jsonl', 'ckpt.pt')):
+            if path.exists():
+                path.replace(path.with_name(path.name + '.old'))
+
+
 def newest(root: str | Path = '.') -> Path | None:
     """The ckpt.pt written last, in out/, out/*/ or out-*/ below root."""
     paths = [p for pattern in ('out/ckpt.pt', 'out/*/ckpt.pt', 'out-*/ckpt.pt') for p in Path(root).glob(pattern)]

@@ -114,7 +114,8 @@ class Norm(nn.Module):
     def forward(self, x):
         if self.kind == 'layer':
             return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
-        return F.rms_norm(x, (self.size,), self.weight, self.eps)
+        gain = None if self.weight is None else self.weight.to(x.dtype)  # one dtype, or torch takes a slow path
+        return F.rms_norm(x, (self.size,), gain, self.eps)
 
 
 def rotate(x, cos, sin):

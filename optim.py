@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 # Newton-Schulz: five times x -> a x + b x^3 + c x^5 on the singular values, each time with the coefficients that do
-# most for what the one before has left. Polar Express (Amsel et al., 2025, arXiv 2505.16932), for values in [0.001, 1]; the
-# margin keeps rounding from lifting the largest above 1.
+# most for what the one before has left. Polar Express (Amsel et al., 2025, arXiv 2505.16932), for values in [0.001, 1];
+# the margin keeps rounding from lifting the largest above 1.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -63,9 +63,9 @@ def muon(p, g, ok, count, lr, multiple, weight_decay, state):
 
 def adamw(p, g, ok, count, lr, multiple, weight_decay, state, betas, eps=1e-8):
     """Loshchilov and Hutter, 2019. p, g (n,) -> the new p."""
-    beta1, beta2 = betas
-    state['m'].lerp_(g, (1 - beta1) * ok)
-    state['v'].lerp_(g * g, (1 - beta2) * ok)
+    (beta1, beta2), moved = betas, ok.to(g.dtype)  # a number times a bool would be float32 whatever g is
+    state['m'].lerp_(g, (1 - beta1) * moved)
+    state['v'].lerp_(g * g, (1 - beta2) * moved)
     m, v = state['m'] / (1 - beta1**count), state['v'] / (1 - beta2**count)
     return torch.where(ok, p - lr * (multiple * m / (v.sqrt() + eps) + weight_decay * p), p)
 

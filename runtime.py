@@ -187,9 +187,8 @@ def peak_flops(device: str) -> float | None:
     if not device.startswith('cuda'):
         return None
     name = torch.cuda.get_device_name(device)
-    return next(
-        (flops for card, flops in PEAK_FLOPS.items() if re.search(rf'\b{card}\b', name)), None
-    )  # an L40 is no L4
+    found = [flops for card, flops in PEAK_FLOPS.items() if re.search(rf'\b{card}\b', name)]  # an L40 is no L4
+    return found[0] if found else None
 
 
 def catch_signals() -> list[int]:

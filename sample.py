@@ -25,7 +25,7 @@ from tokenizer import Tokenizer, from_dict
 
 # What to complete, and with which model
 init_from = 'resume'  # resume: a checkpoint of this project's; the only choice so far
-out_dir = ''  # the folder that holds ckpt.pt; '' is the newest under out/ and out-*/
+out_dir = ''  # the folder of ckpt.pt, or of best.pt where there is one; '' is the newest under out/ and out-*/
 start = '\n'  # the prompt, plain text whatever it spells; FILE:prompt.txt reads it from a file
 num_samples = 3  # continuations, each from a random stream of its own
 max_new_tokens = 500  # tokens of each, if the model does not end its text before; may exceed the model's context
@@ -50,6 +50,8 @@ def load_engine(device: str, dtype: str) -> Engine:
     path = Path(out_dir) / 'ckpt.pt' if out_dir else checkpoint.newest()
     if path is None:
         raise SystemExit('there is no checkpoint under out/ or out-*/; one is made by: python train.py')
+    best = path.with_name('best.pt')
+    path = best if best.exists() else path
     state = checkpoint.load(path)
     print(f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}', file=sys.stderr)
     model = GPT(GPTConfig(**state['model_config']))

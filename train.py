@@ -261,6 +261,8 @@ prompts = [text for text in sample_prompts.split('|') if sample_interval and mas
 def log(line, /, **row):
     """One line for the reader, one for log.jsonl, one point for wandb."""
     print(line, flush=True)
+    if eval_only:  # leaves no trace
+        return
     with open(log_path, 'a', encoding='utf-8') as file:
         file.write(json.dumps(row, ensure_ascii=False) + '\n')
     if wandb_run:
@@ -351,7 +353,10 @@ if resume and not eval_only and first_step >= max_iters and checkpoint.was_measu
     raise SystemExit(0)
 if master:
     introduce()
-    checkpoint.start_log(log_path, dict(config), first_step if resume else None)
+    if not resume and not eval_only:
+        checkpoint.set_aside(out_dir)
+    if not eval_only:
+        checkpoint.start_log(log_path, dict(config), first_step if resume else None)
 wandb_run = (
     runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config)) if wandb_log and master else None
 )

@@ -1,10 +1,8 @@
-"""optim.py against torch.optim.AdamW, torch.linalg.svd, and a naive optimizer: whole batches, one matrix at a time, one rank."""
+"""optim.py against torch.optim.AdamW, torch.linalg.svd, and a naive optimizer: whole batches, one matrix at a time."""
 
 import copy
 import datetime
 import functools
-import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +22,14 @@ ROWS, STEPS, SEED = 50, 10, 7  # rows of the data, of which a step takes 8: 10 s
 CASES = {  # preset, kind of optimizer, settings
     'muon': ('nano', 'muon', dict(n_kv_head=2)),
     'adamw': ('gpt2', 'adamw', {}),
-    # In exact arithmetic the bias of k has no gradient; in float32 AdamW makes a step of its rounding error, so this is float64's alone
+    # The bias of k has no gradient but rounding errors, of which AdamW makes whole steps in float32: float64 only
     'adamw-bias': ('gpt2', 'adamw', dict(bias=True)),
 }
-# How far ten steps may lead from the naive ones. float32: the sums' order is another, and AdamW divides by root-mean-squares
-# that may be as small as the rounding error. Measured: TODO
-BOUND = {'muon': 2e-5, 'adamw': 2e-4, 'adamw-bias': 2e-4}
 LR, CLIP = 1e-3, 0.25
+# How far from the naive weights ten steps may lead in float32, where another order of a sum is another sum (float64: 1e-10).
+# Measured 3e-6 and 2e-6. But a sign that turns switches Muon's decay of an element, LR * 0.1 * |p| < 5e-5; and AdamW
+# divides by roots of moments that may be as small as the rounding error, where the worst is LR * 10.
+BOUND = {'muon': 1e-4, 'adamw': 2e-4}
 DTYPES = {'float64': torch.float64, 'float32': torch.float32}
 
 
@@ -40,6 +39,9 @@ class Place(NamedTuple):
     rank: int = 0
     world_size: int = 1
     group: dist.ProcessGroup | None = None
+
+
+ALONE = Place()
 
 
 @torch.no_grad()
@@ -52,7 +54,7 @@ def build(preset='nano', dtype=torch.float64, seed=0, **settings):
     return model.to(dtype)
 
 
-def draw_gradients(model, step, place=Place(), scale=1.0):
+def draw_gradients(model, step, place=ALONE, scale=1.0):
     """Gaussian gradients, a function of the step; every rank gets the same part of them."""
     generator = torch.Generator().manual_seed(1000 + step)
     for p in model.parameters():
@@ -218,8 +220,7 @@ def test_singular_values_of_an_update_are_near_1(shape, dtype):
 def test_the_polynomial_lifts_what_it_is_said_to_lift():
     s = torch.logspace(-3, 0, 1000, dtype=torch.float64)
     lifted = polynomial(s / optim.MARGIN)
-    print(lifted.min(), lifted.max(), lifted[s > 0.01].min())
-    assert lifted.max() < 1.3 and 0.6 < lifted[s > 0.01].min()
+    assert 0.8 < lifted.min() and lifted.max() < 1.2  # 0.847 and 1.141
 
 
 def test_matrices_of_zeros_which_fill_up_a_share_stay_zero():
@@ -335,8 +336,8 @@ def test_every_parameter_is_in_exactly_one_bucket(preset, tied, kind):
             else:
                 assert rule.multiple == (0.5 if 'wte' in name or 'wpe' in name else 1.0)
     assert all((times == 1).all() for times in seen.values())
-    assert [piece for piece in pieces if piece[0] in matrices].__len__() == sum(map(len, matrices.values()))
-    assert {piece for piece in pieces if piece[0] in matrices} == {(n, r) for n, rows in matrices.items() for r in rows}
+    stacked = [piece for piece in pieces if piece[0] in matrices]
+    assert sorted(stacked) == sorted((n, r) for n, rows in matrices.items() for r in rows)
 
 
 def test_rows_that_no_bucket_has_are_refused(monkeypatch):
@@ -424,7 +425,7 @@ def whole_gradient(optimizer):
 class Run:
     """Steps of a case on one rank of several, as train.py takes them; what is logged is kept."""
 
-    def __init__(self, case, dtype, corpus, batch_size, place=Place()):
+    def __init__(self, case, dtype, corpus, batch_size, place=ALONE):
         preset, kind, settings = CASES[case]
         self.model, self.place, self.log, self.gradients = build(preset, DTYPES[dtype], **settings), place, [], []
         self.optimizer = Optimizer(self.model, kind, **place._asdict())
@@ -444,7 +445,7 @@ class Run:
             self.gradients.append(whole_gradient(self.optimizer))
             norm = self.optimizer.norm()
             self.optimizer.step(LR, norm, CLIP)
-            self.log.append((float(loss), float(norm)))
+            self.log.append((loss.item(), norm.item()))
         return self
 
     def result(self):
@@ -466,27 +467,19 @@ def naive_run(case, dtype, corpus):
         loss = model(rows[:, :-1], rows[:, 1:]).mean()
         loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
-        log.append((float(loss), float(naive.step(LR, CLIP))))
+        log.append((loss.item(), naive.step(LR, CLIP).item()))
     return dict(log=log, gradients=[gradients[0], gradients[-1]], weights=weights(model))
 
 
 def assert_same_run(got, expected, case, dtype):
     """Loss and norm of every step, the gradient of the first and last, the weights after all."""
-    tolerance = 1e-10 if dtype == 'float64' else BOUND[case]
     losses, norms = zip(*expected['log'])
     assert all(norm > 1.5 * CLIP for norm in norms)  # clipping bites in every step
     assert losses[-1] < losses[0] - 0.01
-    print(
-        'WW',
-        case,
-        dtype,
-        max((got['weights'][n] - w).abs().max().item() for n, w in expected['weights'].items()),
-        norms[::3],
-        losses[::3],
-        max((got['gradients'][1][n] - w).abs().max().item() for n, w in expected['gradients'][1].items()),
-    )
-    for name in ('log', 'gradients', 'weights'):
-        assert_close(got[name], expected[name], tolerance)
+    tolerance = 1e-10 if dtype == 'float64' else 1e-5
+    assert_close(got['log'], expected['log'], tolerance)
+    assert_close(got['gradients'], expected['gradients'], tolerance)
+    assert_close(got['weights'], expected['weights'], tolerance if dtype == 'float64' else BOUND[case])
 
 
 RUNS = [('muon', 'float64'), ('muon', 'float32'), ('adamw', 'float64'), ('adamw', 'float32'), ('adamw-bias', 'float64')]
@@ -550,7 +543,7 @@ def check_scales(told, dtype=torch.float64):
     """told is of SCALES. A power of two changes no bit: without a scale the same steps give the same weights."""
     scales = [float(after['optimizer']['loss_scale']) for after in told]
     assert scales == [2.0**n for n in (16, 15, 15, 15, 16, 16, 15, 15)]
-    plain = story(Place(), [step for step in SCALES if not isinstance(step, str)], dtype=dtype)
+    plain = story(ALONE, [step for step in SCALES if not isinstance(step, str)], dtype=dtype)
     good = [after for step, after in zip(SCALES, told) if not isinstance(step, str)]
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     for ours, theirs in zip(good, plain):
@@ -559,12 +552,12 @@ def check_scales(told, dtype=torch.float64):
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
-    check_skips(story(Place(), SKIPS), story(Place(), GOOD))
+    check_skips(story(ALONE, SKIPS), story(ALONE, GOOD))
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_the_loss_scale_falls_and_rises_and_leaves_no_trace(dtype):
-    check_scales(scaled_story(Place(), DTYPES[dtype]), DTYPES[dtype])
+    check_scales(scaled_story(ALONE, DTYPES[dtype]), DTYPES[dtype])
 
 
 # -----------------------------------------------------------------------------
@@ -591,18 +584,14 @@ def worker(rank, folder, corpus):
     two, three = Place(rank, 2, dist.new_group([0, 1])), Place(rank, 3)
     results = {}
     if rank < 2:
-        t = time.time()
         results[2] = all_of_it(two, corpus)
-        print('T2', time.time() - t)
         for case in ('muon', 'adamw-bias'):
             half = Run(case, 'float64', corpus, 4, two).go(0, 5)
             state = snapshot(half.model, half.optimizer)
             if rank == 0:
                 torch.save(state, folder / f'{case}.pt')
     dist.barrier()
-    t = time.time()
     results[3] = all_of_it(three, corpus)
-    print('T3', time.time() - t)
     for case in ('muon', 'adamw-bias'):
         results[3]['resumed', case] = resumed(case, folder, corpus, three)
     torch.save(results, folder / f'{rank}.pt')
@@ -625,5 +614,83 @@ def ranks(tmp_path_factory, corpus):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('OMP_NUM_THREADS', '1')
         processes = torch.multiprocessing.spawn(worker, (folder, corpus), nprocs=3, join=False)
-        processes.join()
+        while not processes.join():  # raises what a rank raised
+            pass
     return folder, [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(3)]
+
+
+WORLDS = pytest.mark.parametrize('world_size', [2, 3])
+
+
+def each(ranks, world_size):
+    """The results of each rank of so many."""
+    return [results[world_size] for results in ranks[1][:world_size]]
+
+
+@WORLDS
+@pytest.mark.parametrize('batch_size', [1, 2, 8])
+@pytest.mark.parametrize('case, dtype', RUNS)
+def test_ranks_make_the_naive_step(ranks, corpus, case, dtype, batch_size, world_size):
+    """8 rows on 3 ranks: 3, 3 and 2."""
+    runs = [results[case, dtype, batch_size] for results in each(ranks, world_size)]
+    assert_same_run(runs[0], naive_run(case, dtype, corpus), case, dtype)
+    for other in runs[1:]:
+        for name in ('log', 'gradients', 'weights'):
+            assert_close(other[name], runs[0][name], 0)
+        assert_same_state(other['optimizer'], runs[0]['optimizer'], 0)
+
+
+@WORLDS
+@pytest.mark.parametrize('case', CASES)
+def test_a_rank_keeps_its_share_of_the_moments(ranks, corpus, case, world_size):
+    whole = Run(case, 'float32', corpus, 8).optimizer.buckets.values()
+    units = [(bucket.size, sum(t[0].numel() for t in bucket.state.values())) for bucket in whole]
+    expected = [-(-count // world_size) * size for count, size in units]
+    assert [results['shares', case] for results in each(ranks, world_size)] == [expected] * world_size
+    assert sum(expected) < 1.1 / world_size * sum(count * size for count, size in units)
+
+
+@WORLDS
+@pytest.mark.parametrize('case', ['muon', 'adamw-bias'])
+def test_the_state_is_that_of_one_rank(ranks, corpus, case, world_size):
+    alone = Run(case, 'float64', corpus, 8).go().optimizer.state_dict()
+    assert_same_state(each(ranks, world_size)[0][case, 'float64', 2]['optimizer'], alone, 1e-10)
+
+
+@pytest.mark.parametrize('case', ['muon', 'adamw-bias'])
+def test_what_two_ranks_began_one_and_three_finish(ranks, corpus, case):
+    one, three = resumed(case, ranks[0], corpus, ALONE), each(ranks, 3)
+    undisturbed = Run(case, 'float64', corpus, 8).go().result()
+    for result in (one, *(results['resumed', case] for results in three)):
+        assert_close(result['log'], undisturbed['log'][5:], 1e-10)
+        assert_close(result['weights'], undisturbed['weights'], 1e-10)
+        assert_same_state(result['optimizer'], undisturbed['optimizer'], 1e-10)
+
+
+@WORLDS
+def test_a_gradient_that_is_not_finite_on_one_rank_moves_none(ranks, world_size):
+    for results in each(ranks, world_size):
+        check_skips(results['skips'], results['good'])
+        for got, expected in zip(results['good'], story(ALONE, GOOD)):
+            assert_close(got['weights'], expected['weights'], 1e-10)
+
+
+@WORLDS
+def test_an_overflow_on_one_rank_lowers_the_loss_scale_of_all(ranks, world_size):
+    for results in each(ranks, world_size):
+        check_scales(results['scales'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['muon', 'adamw'])
+def test_compiled_updates_are_the_eager_ones(kind):
+    if not runtime.cxx_compiler():
+        pytest.skip('no C++ compiler was found')
+    eager, compiled = (build('llama', n_kv_head=2) for _ in range(2))
+    optimizers = Optimizer(eager, kind, fp16=True), Optimizer(compiled, kind, fp16=True, compile=True)
+    for step in range(6):
+        for model, optimizer in zip((eager, compiled), optimizers):
+            draw_gradients(model, step, scale=float('nan') if step == 2 else float(optimizer.loss_scale))
+            move(optimizer, LR * (step + 1), grad_clip=1.0)
+    assert_close(weights(compiled), weights(eager), 1e-10)
+    assert_same_state(optimizers[1].state_dict(), optimizers[0].state_dict(), 1e-10)
