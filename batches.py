@@ -310,7 +310,7 @@ class Ahead:
 
     def __getitem__(self, step: int) -> list[Batch]:
         if self.step != step:  # through the thread too: a reader is not for two threads at once
-            self.ready = self.pool.submit(self.prepare, step)
+            self.step, self.ready = step, self.pool.submit(self.prepare, step)
         batches = self.ready.result()
         self.step, self.ready = step + 1, self.pool.submit(self.prepare, step + 1)
         return batches

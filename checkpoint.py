@@ -84,6 +84,7 @@ FREE = {
     'compile', 'backend', 'deterministic', 'max_skips', 'batch_size', 'gradient_accumulation_steps',
 }  # fmt: skip
 OWN = {'init_from', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
+HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}  # one of them says how long: a new one replaces the old
 
 
 def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool) -> dict[str, tuple]:
@@ -92,6 +93,8 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
     The architecture always; on resume everything that is not given explicitly. What is given and differs is an error.
     """
     before = {name: value for name, value in state['config'].items() if name in settings and name not in OWN}
+    if explicit & HORIZON:
+        before = {name: value for name, value in before.items() if name not in HORIZON}
     architecture = {name: value for name, value in state['model_config'].items() if name in settings}
     architecture |= {name: before[name] for name in ('preset', 'depth') if name in before}
     taken = before | architecture if resume else architecture

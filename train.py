@@ -14,12 +14,13 @@ Read the settings, the losses, the stages, and the few lines of "one step" near 
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 
 import torch
@@ -157,14 +158,21 @@ def derive(settings, explicit):
 
 def check(config):
     """Whatever can be known to be wrong from the settings alone, said at once."""
-    choices = dict(stage=tuple(STAGES), schedule=('warmdown', 'cosine'), backend=('auto', 'gloo', 'nccl'))
+    choices = dict(
+        stage=tuple(STAGES), optimizer=('muon', 'adamw'), schedule=('warmdown', 'cosine'),
+        backend=('auto', 'gloo', 'nccl'),
+    )  # fmt: skip
     least = dict(
-        batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, max_skips=1, eval_iters=-1
-    )
+        batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, max_skips=1, eval_iters=-1,
+        seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
+        time_limit=0, save_interval=0, sample_interval=0,
+    )  # fmt: skip
     wrong = [
         f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
     ]
     wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
+    if config['wandb_log'] and not importlib.util.find_spec('wandb'):
+        wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
     if wrong:
         raise SystemExit('; '.join(wrong))
 
@@ -174,6 +182,7 @@ def check(config):
 EMBEDDED = ('source',)  # data sets made from what the repository holds: prepared without asking
 ranks = runtime.join()
 master = ranks.rank == 0  # prints, and writes files
+sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
 with runtime.one_voice(ranks):
     config = configure(globals(), derive=derive)
     check(config)
@@ -254,8 +263,22 @@ def rate(step, progress):
 
 # -----------------------------------------------------------------------------
 # log, checkpoints, evaluation, samples
+def usable_prompts():
+    """{prompt: ids} of sample_prompts. One that cannot be continued is named now, not in the middle of the run."""
+    first, usable = [] if data.tokenizer.bos is None else [data.tokenizer.bos], {}
+    for text in sample_prompts.split('|'):
+        try:
+            ids = first + data.tokenizer.encode(text)
+            if not 0 < len(ids) <= block_size:
+                raise ValueError(f'it has {len(ids)} tokens, expected 1 to block_size = {block_size}')
+            usable[text] = ids
+        except ValueError as error:
+            print(f'sample_prompts: {text!r} is left out: {error}')
+    return usable
+
+
 log_path, checkpoint_path = Path(out_dir, 'log.jsonl'), Path(out_dir, 'ckpt.pt')
-prompts = [text for text in sample_prompts.split('|') if sample_interval and master]
+prompts = usable_prompts() if sample_interval and master else {}
 
 
 def log(line, /, **row):
@@ -295,12 +318,10 @@ def evaluate_model(step, seconds):
 
 def sample(step, seconds):
     """What the model makes of a few fixed prompts."""
-    tokenizer = data.tokenizer
-    first = [] if tokenizer.bos is None else [tokenizer.bos]
-    ids = [first + tokenizer.encode(text) for text in prompts]
-    answers = Engine(raw_model, tokenizer).generate(ids, max_tokens=100, sampling=Sampling(temperature=0.8, seed=seed))
+    sampling = Sampling(temperature=0.8, seed=seed)
+    answers = Engine(raw_model, data.tokenizer).generate(list(prompts.values()), max_tokens=100, sampling=sampling)
     for prompt, answer in zip(prompts, answers):
-        text = tokenizer.decode(answer.ids)
+        text = data.tokenizer.decode(answer.ids)
         log(f'sample | {prompt}{text}', step=step, seconds=seconds, prompt=prompt, text=text)
 
 
@@ -346,7 +367,8 @@ def introduce():
 
 # -----------------------------------------------------------------------------
 # training loop
-if resume and not eval_only and first_step >= max_iters and checkpoint.was_measured(log_path, first_step):
+finished = first_step >= max_iters or (time_limit and seconds_before >= time_limit)
+if resume and not eval_only and finished and checkpoint.was_measured(log_path, first_step):
     if master:
         print(f'{checkpoint_path} is at step {first_step:,} of {max_iters:,}: nothing is left to do')
     runtime.leave()
@@ -361,20 +383,21 @@ wandb_run = (
     runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config)) if wandb_log and master else None
 )
 asked_to_stop = runtime.catch_signals()
-step, started, clock, logged = first_step, time.time() - seconds_before, time.time(), first_step
+step, started, clock, logged = first_step, perf_counter() - seconds_before, perf_counter(), first_step
 while True:
     # what the ranks must agree on: whether somebody asked to stop, and rank 0's clock
-    asked, seconds = runtime.add_up([len(asked_to_stop), (time.time() - started) * master])
+    asked, seconds = runtime.add_up([len(asked_to_stop), (perf_counter() - started) * master])
     over = eval_only or step >= max_iters or (time_limit and seconds >= time_limit)
-    pause = time.time()
-    if step > first_step and (over or asked or step % (save_interval or eval_interval) == 0):
+    pause = perf_counter()
+    due = step > first_step and step % (save_interval or eval_interval) == 0
+    if not eval_only and (over or asked or due):
         give_up_if_stuck(step)
         save(checkpoint_path, step, seconds, optimizer.state_dict())  # first of all: evaluation may fail
     if not asked and (over or step % eval_interval == 0):
         evaluate_model(step, seconds)
     if not asked and prompts and (over or step % sample_interval == 0):
         sample(step, seconds)
-    clock += time.time() - pause
+    clock += perf_counter() - pause
     if over or asked:
         break
 
@@ -395,8 +418,8 @@ while True:
     if step % log_interval == 0:
         give_up_if_stuck(step)
         sums = {name: float(x) for name, x in sums.items()}  # here the host waits for the device
-        report(step, seconds, sums, float(norm), lr, tokens_per_step * (step + 1 - logged) / (time.time() - clock))
-        clock, logged = time.time(), step + 1
+        report(step, seconds, sums, float(norm), lr, tokens_per_step * (step + 1 - logged) / (perf_counter() - clock))
+        clock, logged = perf_counter(), step + 1
     step += 1
 
 if master and asked:

@@ -539,6 +539,9 @@ def test_an_error_in_the_thread_is_raised_where_its_step_is_asked_for():
     with pytest.raises(SystemExit, match='the data are broken'):
         ahead[3]
     assert list(ahead[4]) == []
+    with pytest.raises(SystemExit, match='the data are broken'):
+        ahead[3]  # a jump
+    assert list(ahead[5]) == []
 
 
 # ---- trap 25: memory

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
 
 import optim
 import runtime
@@ -26,9 +27,9 @@ CASES = {  # preset, kind of optimizer, settings
     'adamw-bias': ('gpt2', 'adamw', dict(bias=True)),
 }
 LR, CLIP = 1e-3, 0.25
-# How far from the naive weights ten steps may lead in float32, where another order of a sum is another sum (float64: 1e-10).
-# Measured 3e-6 and 2e-6. But a sign that turns switches Muon's decay of an element, LR * 0.1 * |p| < 5e-5; and AdamW
-# divides by roots of moments that may be as small as the rounding error, where the worst is LR * 10.
+# How far from the naive weights ten steps may lead in float32, where another order of a sum is another sum (in float64:
+# 1e-10). Measured 3e-6 and 2e-6. But a sign that turns switches Muon's decay of an element, LR * 0.1 * |p| < 5e-5, and
+# AdamW divides by roots of moments that may be as small as the rounding error.
 BOUND = {'muon': 1e-4, 'adamw': 2e-4}
 DTYPES = {'float64': torch.float64, 'float32': torch.float32}
 
@@ -223,6 +224,15 @@ def test_the_polynomial_lifts_what_it_is_said_to_lift():
     assert 0.8 < lifted.min() and lifted.max() < 1.2  # 0.847 and 1.141
 
 
+def test_a_tall_matrix_costs_no_more_than_a_wide_one():
+    flops = []
+    for shape in ((2, 64, 8), (2, 8, 64)):
+        with FlopCounterMode(display=False) as counter:
+            optim.orthogonalize(torch.ones(shape))
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] == 2 * 5 * 2 * (2 * 8 * 8 * 64 + 8 * 8 * 8)  # 2 matrices, 5 steps, 3 products each
+
+
 def test_matrices_of_zeros_which_fill_up_a_share_stay_zero():
     stacked = torch.randn(3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     stacked[1] = 0
@@ -245,12 +255,14 @@ def test_an_update_has_adamws_rms():
 @pytest.mark.parametrize('preset', ['nano', 'llama'])
 def test_muon_is_the_naive_one_matrix_by_matrix(preset):
     ours, theirs = (build(preset, n_kv_head=2) for _ in range(2))
-    optimizer, naive = Optimizer(ours), Naive(theirs, 'muon')
+    optimizer, naive, norms = Optimizer(ours), Naive(theirs, 'muon'), []
     for step in range(STEPS):
         for model in (ours, theirs):
-            draw_gradients(model, step)
+            draw_gradients(model, step, scale=0.01 * (step + 1))
         lr = LR * (step + 1)
-        assert_close(move(optimizer, lr, grad_clip=1.0), naive.step(lr, grad_clip=1.0), 1e-10)
+        norms.append(naive.step(lr, grad_clip=10.0))
+        assert_close(move(optimizer, lr, grad_clip=10.0), norms[-1], 1e-10)
+    assert norms[0] < norms[3] < 10 < norms[-1]  # clipped in the later steps only
     assert_close(weights(ours), weights(theirs), 1e-10)
 
 
@@ -517,7 +529,7 @@ def story(place, gradients, fp16=False, dtype=torch.float64):
 
 
 SKIPS, GOOD = ['nan', 1, 'inf', 'nan', 2, 3], [1, 2, 3]
-SCALES = [1, 'inf', 2, 3, 4, 5, 'nan', 6]
+SCALES = [1, 'inf', 2, 3, 4, 5, 6, 7, 'nan', 8]
 
 
 def scaled_story(place, dtype=torch.float64):
@@ -542,7 +554,7 @@ def check_skips(told, good):
 def check_scales(told, dtype=torch.float64):
     """told is of SCALES. A power of two changes no bit: without a scale the same steps give the same weights."""
     scales = [float(after['optimizer']['loss_scale']) for after in told]
-    assert scales == [2.0**n for n in (16, 15, 15, 15, 16, 16, 15, 15)]
+    assert scales == [2.0**n for n in (16, 15, 15, 15, 16, 16, 16, 17, 16, 16)]
     plain = story(ALONE, [step for step in SCALES if not isinstance(step, str)], dtype=dtype)
     good = [after for step, after in zip(SCALES, told) if not isinstance(step, str)]
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
@@ -647,7 +659,6 @@ def test_a_rank_keeps_its_share_of_the_moments(ranks, corpus, case, world_size):
     units = [(bucket.size, sum(t[0].numel() for t in bucket.state.values())) for bucket in whole]
     expected = [-(-count // world_size) * size for count, size in units]
     assert [results['shares', case] for results in each(ranks, world_size)] == [expected] * world_size
-    assert sum(expected) < 1.1 / world_size * sum(count * size for count, size in units)
 
 
 @WORLDS

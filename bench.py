@@ -1,0 +1,343 @@
+"""
+How fast this machine does what the project asks of it, each thing beside a limit of the same machine.
+
+    $ python bench.py                                    # everything, at the size of a bare `python train.py`
+    $ python bench.py --what=loader --batch_size=64      # one thing alone
+    $ python bench.py --what=train --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --vocab_size=65 --batch_size=64
+    $ python bench.py --depth=12 --block_size=1024 --vocab_size=50304 --batch_size=32      # on a GPU
+
+train: a whole training step, optimizer included, and forward + backward alone. On a CPU its FLOP/s are divided by those
+of a float32 matrix product timed right before and after it (a shared machine's speed swings, their ratio does not), on
+CUDA by the peak of the card's data sheet, where runtime.py knows the card. loader: rows a second, beside those that the
+training step takes. Figures are medians. The last line of stdout is all of them as one JSON object.
+
+Left out on purpose: several ranks, and data that does not fit into the operating system's cache of files.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import batches
+import plan
+import runtime
+from configurator import configure
+from model import GPT, PRESETS, GPTConfig
+from optim import Optimizer
+from tokenizer import CharTokenizer
+
+# What to measure, and on what
+what = 'all'  # all, or some of train, loader (see MEASURES) with commas between them
+repeats = 20  # measurements, of which the median counts
+warmup = 3  # measurements before them that do not count; compilation falls into the first
+device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
+dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
+compile = None  # torch.compile: None is yes on CUDA and no elsewhere
+seed = 1337  # of the weights and the random tokens
+
+# A step, in train.py's words. The speed of a step does not depend on its learning rate, nor on what the tokens say
+batch_size = 16  # rows of a micro-batch, at most
+gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows
+optimizer = 'muon'  # muon | adamw
+learning_rate = 2e-3  # constant
+grad_clip = 1.0  # longest gradient; 0 is off
+
+# The model
+preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given, see PRESETS in model.py
+depth = 0  # the dial: layers, and by them width and heads, see plan.py; 0 is off
+vocab_size = 1024  # ids that exist
+n_layer = 4  # blocks
+n_head = 4  # attention heads
+n_kv_head = 0  # heads of keys and values; 0 is n_head
+n_embd = 128  # width
+n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, 8/3 * n_embd for swiglu
+block_size = 128  # tokens of a row
+dropout = 0.0  # share of activations dropped
+norm = 'rms'  # rms | rms_gain | layer
+positions = 'rope'  # rope | learned
+qk_norm = 'rms'  # none | rms | rms_gain: of queries and keys
+mlp = 'relu2'  # relu2 | gelu | swiglu
+tied_head = False  # the head is the embedding table
+softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
+
+
+def derive(settings, explicit):
+    """Of what preset and depth imply, the model: a dial's rows per step would take a CPU minutes each."""
+    fields = {field.name for field in dataclasses.fields(GPTConfig)} & set(settings)
+    return {name: found for name, found in plan.derive(settings, explicit).items() if name in fields}
+
+
+config = configure(globals(), derive=derive)
+
+TOKENS = 2**20  # of the random text, at least
+BOS, DOCUMENT = 0, 600  # the id that begins a document for the aligned loader, and tokens of a document on average
+READS = 10  # steps that the loader reads in one measurement: a single one may take less than a millisecond
+SIDE = 2048  # of the square matrices whose product is the limit
+
+
+class Machine(NamedTuple):
+    """What the measurements run on."""
+
+    device: str
+    dtype: str
+    compile: bool
+
+
+# -----------------------------------------------------------------------------
+# time, the limit, memory
+
+
+def wait(device: str) -> None:
+    """Until the device has done all it was asked to."""
+    if device != 'cpu':
+        torch.accelerator.synchronize()
+
+
+class Stopwatch:
+    """Marks in time, read at the end. On CUDA they are events in the stream, so that none waits for the work before."""
+
+    def __init__(self, device: str):
+        self.device, self.cuda, self.marks = device, device.startswith('cuda'), []
+        wait(device)
+
+    def mark(self) -> None:
+        if self.cuda:
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
+        else:
+            wait(self.device)
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """From each mark to the next."""
+        wait(self.device)
+        between = zip(self.marks, self.marks[1:])
+        return [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in between]  # events count milliseconds
+
+
+def limit(device: str) -> tuple[str, Callable[[], float | None]]:
+    """(what a step is compared with, a function that tells its FLOP/s now, or None where nobody knows)."""
+    if device.startswith('cuda'):
+        peak = runtime.peak_flops(device)
+        return ("the data sheet's 16-bit peak" if peak else 'an unknown card'), lambda: peak
+    a, b, product = torch.rand(3, SIDE, SIDE, device=device)
+
+    def measure():
+        watch = Stopwatch(device)
+        watch.mark()
+        torch.mm(a, b, out=product)
+        watch.mark()
+        return 2 * SIDE**3 / watch.seconds()[0]
+
+    return f'a {SIDE}^3 float32 matmul between the steps', measure
+
+
+def peak_memory(device: str) -> int | None:
+    """Bytes: the card's where there is one, else the process's, the limit's 48 MiB included. None on Windows."""
+    if device.startswith('cuda'):
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == 'darwin' else size * 1024  # macOS counts bytes, the others KiB
+
+
+# -----------------------------------------------------------------------------
+# the training step
+
+
+def train_step(model, micro_batches, optimizer, lr: float, grad_clip: float, between=lambda: None) -> None:
+    """train.py's step without its log; between() is called when forward and backward are done."""
+    for batch in micro_batches:
+        loss = (batch.weights * model(batch.inputs, batch.targets)).sum()
+        (loss * optimizer.loss_scale).backward()
+    between()
+    optimizer.reduce()
+    norm = optimizer.norm()
+    optimizer.step(lr, norm, grad_clip)
+
+
+def make_shape(machine: Machine) -> batches.Shape:
+    number = torch.float64 if machine.dtype == 'float64' else torch.float32
+    return batches.Shape(gradient_accumulation_steps * batch_size, batch_size, block_size, seed=seed, dtype=number)
+
+
+def make_model(vocab_size: int, machine: Machine):
+    """(GPT, what to call in a step, Optimizer), made as train.py makes them."""
+    fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
+    torch.manual_seed(seed)
+    raw_model = GPT(GPTConfig(**{**PRESETS[preset], **fields, 'vocab_size': vocab_size}))
+    raw_model.to(machine.device, torch.float64 if machine.dtype == 'float64' else torch.float32)
+    compiled_model = torch.compile(raw_model, dynamic=False) if machine.compile else raw_model
+
+    def model(inputs, targets):
+        with runtime.autocast(machine.dtype, machine.device):
+            return compiled_model(inputs, targets)
+
+    fused = machine.compile and machine.device != 'cpu'
+    return raw_model, model, Optimizer(raw_model, optimizer, fp16=machine.dtype == 'float16', compile=fused)
+
+
+def train(data: batches.Data, machine: Machine, figures: dict) -> dict:
+    """A step's seconds, its rates, and what share of the machine's limit they are."""
+    raw_model, model, learner = make_model(data.tokenizer.vocab_size, machine)
+    steps = batches.Ahead(batches.Stream(data.split('train'), make_shape(machine)), machine.device)
+    against, rate = limit(machine.device)
+    rates, laps = [rate()], []
+    for step in range(warmup + repeats):
+        watch = Stopwatch(machine.device)
+        watch.mark()
+        train_step(model, steps[step], learner, learning_rate, grad_clip, between=watch.mark)
+        watch.mark()
+        laps.append(watch.seconds())
+        rates.append(rate())
+    steps.pool.shutdown()  # Windows cannot delete a file that is being read
+    rows = make_shape(machine).rows_per_step
+    flops = raw_model.flops_per_token() * rows * block_size
+    found = compare(laps[warmup:], rates[warmup:], flops, rows, block_size)
+    found |= dict(limit=against, parameters=raw_model.num_params(), peak_memory_bytes=peak_memory(machine.device))
+    show_train(found)
+    return found
+
+
+def compare(laps: list, rates: list, flops: int, rows: int, block_size: int) -> dict:
+    """
+    laps: (seconds of forward and backward, of the rest) of each step; rates: the limit before and after each, one more
+    than laps; flops, rows: of a step. A step's share is of the mean of the two rates beside it.
+    """
+    alone, whole = [a for a, _ in laps], [a + b for a, b in laps]
+
+    def share(seconds):
+        if None in rates:
+            return None
+        return median(2 * flops / t / (before + after) for t, before, after in zip(seconds, rates, rates[1:]))
+
+    return dict(
+        step_seconds=median(whole),
+        forward_backward_seconds=median(alone),
+        rows_per_second=rows / median(whole),
+        tokens_per_second=rows * block_size / median(whole),
+        flops_per_step=flops,
+        limit_flops_per_second=None if None in rates else median(rates),
+        share_of_limit=share(whole),
+        forward_backward_share_of_limit=share(alone),
+    )
+
+
+def show_train(found: dict) -> None:
+    memory = found['peak_memory_bytes']
+    print(
+        f'train   step {found["step_seconds"]:.4f} s | forward + backward {found["forward_backward_seconds"]:.4f} s'
+        f' | {found["tokens_per_second"]:,.0f} tokens/s | {found["parameters"]:,} parameters'
+        f' | peak memory {"n/a" if memory is None else f"{memory / 2**20:,.0f} MiB"}'
+    )
+    if found['share_of_limit'] is None:
+        print(f'        MFU n/a: {found["limit"]}')
+        return
+    print(
+        f'        MFU {found["share_of_limit"]:.1%} | forward + backward {found["forward_backward_share_of_limit"]:.1%}'
+        f' | of {found["limit_flops_per_second"] / 1e9:,.1f} GFLOP/s: {found["limit"]}'
+    )
+
+
+# -----------------------------------------------------------------------------
+# the data, and the loader
+
+
+def write_random_text(folder: str) -> batches.Data:
+    """A data folder of random ids. Documents begin with BOS, but only the aligned loader looks for it."""
+    characters = ''.join(chr(i if i < 0xD800 else i + 0x800) for i in range(vocab_size))  # no surrogates
+    count = max(TOKENS, 2 * gradient_accumulation_steps * batch_size * block_size + 1)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, vocab_size, count, dtype=np.uint16)
+    ids[rng.random(count) < 1 / DOCUMENT] = BOS
+    with batches.Writer(folder, CharTokenizer(characters)) as out:
+        out.write('train', ids, len(ids))
+    return batches.Data(folder)
+
+
+def rows_per_second(steps, device: str) -> float:
+    """Rows of whole steps, as tensors; steps[i] is a list or an iterator of micro-batches."""
+    seconds = []
+    for turn in range(warmup + repeats):
+        started, rows = time.perf_counter(), 0
+        for step in range(turn * READS, (turn + 1) * READS):
+            rows += sum(len(batch.inputs) for batch in steps[step])
+        wait(device)
+        seconds.append((time.perf_counter() - started) / rows)
+    return 1 / median(seconds[warmup:])
+
+
+def loader(data: batches.Data, machine: Machine, figures: dict) -> dict:
+    """Rows a second of Stream, cut anywhere and aligned, alone and read ahead by a thread onto the device."""
+    found, needed = {}, figures['train']['rows_per_second'] if 'train' in figures else None
+    for name, bos in (('plain', None), ('aligned', BOS)):
+        reader = batches.Stream(data.split('train'), make_shape(machine), bos)
+        ahead = batches.Ahead(reader, machine.device)
+        found[name] = rows_per_second(reader, machine.device)
+        found[f'{name}_ahead'] = rows_per_second(ahead, machine.device)
+        ahead.pool.shutdown()
+    times = {name: rate / needed if needed else None for name, rate in found.items()}
+    for name, rate in found.items():
+        beside = f'{times[name]:,.1f} times what a training step takes' if needed else 'see --what=train,loader'
+        print(f'loader  {name.replace("_", ", "):<14} {rate:>11,.0f} rows/s | {beside}')
+    return dict(rows_per_second=found, times_needed=times, needed_rows_per_second=needed)
+
+
+# -----------------------------------------------------------------------------
+# (data, machine, what was found so far) -> {name: number}. A new measurement is one more function, and its name here
+MEASURES = {f.__name__: f for f in (train, loader)}
+
+
+def check(names: list[str]) -> None:
+    """Whatever is wrong with bench's own settings, at once; the model's and the optimizer's check theirs."""
+    least = dict(repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, block_size=1, vocab_size=2, seed=0)
+    expected = f'expected all, or some of {", ".join(MEASURES)} with commas between them'
+    wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
+    wrong += [f'{name} is {config[name]}, expected at least {low}' for name, low in least.items() if config[name] < low]
+    if vocab_size > 2**16:
+        wrong.append(f'vocab_size is {vocab_size}, expected at most 65536: token files hold uint16 ids')
+    if wrong:
+        raise SystemExit('; '.join(wrong))
+
+
+def main():
+    names = list(MEASURES) if what == 'all' else [name.strip() for name in what.split(',')]
+    check(names)
+    where = runtime.choose_device(device)
+    number, why_number = runtime.choose_dtype(dtype, where)
+    compiled, why_compiled = runtime.choose_compile(compile, where)
+    machine = Machine(where, number, compiled)
+    runtime.set_up(where, runtime.Ranks(), deterministic=False)
+    card = torch.cuda.get_device_name(where) if where.startswith('cuda') else platform.machine()
+    facts = dict(
+        **machine._asdict(), name=card, cores=os.cpu_count(), threads=torch.get_num_threads(),
+        torch=torch.__version__, python=platform.python_version(), system=platform.system(),
+    )  # fmt: skip
+    if config.describe():
+        print(config.describe())
+    how = f'{"compiled" if compiled else "eager"} ({why_compiled}), {facts["threads"]} threads of {facts["cores"]}'
+    print(f'{where} ({card}), {number} ({why_number}), {how}, torch {facts["torch"]}', flush=True)
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_random_text(folder)
+        for name in MEASURES:  # in the table's order: the loader is compared with the training step
+            if name in names:
+                figures[name] = MEASURES[name](data, machine, figures)
+    print(json.dumps({**figures, 'machine': facts, 'settings': dict(config)}))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,392 @@
+"""checkpoint.py: what survives a crash, what is refused, what a run takes over from the one it starts from."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_plan import train_settings
+
+import checkpoint
+import runtime
+from checkpoint import inherit
+
+
+def state_of(step=1, **changes):
+    model = {'a': torch.arange(5000.0), 'b': torch.tensor([float('nan'), -0.0])}
+    state = dict(model=model, model_config={'n_layer': 2}, tokenizer={'kind': 'char', 'characters': 'äb'})
+    return {**state, 'stage': 'pretrain', 'step': step, 'config': {'out_dir': 'ö ä', 'compile': None}, **changes}
+
+
+def one_line(stop, *words):
+    """The words of an error for the user, checked to be one line that holds each of `words`."""
+    message = str(stop.value.code)
+    assert '\n' not in message
+    assert [word for word in map(str, words) if word not in message] == [], message
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Of a checkpoint, below a folder whose name has a space and a letter that is not ASCII."""
+    folder = tmp_path / 'my rün'
+    folder.mkdir()
+    return folder / 'ckpt.pt'
+
+
+# ---- save and load
+
+
+def test_a_checkpoint_comes_back_as_it_was(path):
+    state = state_of(optimizer={'groups': [{'exp_avg': torch.randn(3, dtype=torch.float64)}]}, kept={}, best=1.5)
+    checkpoint.save(path, state)
+    back = checkpoint.load(str(path))
+    bits = [(tensor.dtype, tensor.numpy().tobytes()) for tensor in back['model'].values()]
+    assert bits == [(tensor.dtype, tensor.numpy().tobytes()) for tensor in state['model'].values()]
+    assert torch.equal(back['optimizer']['groups'][0]['exp_avg'], state['optimizer']['groups'][0]['exp_avg'])
+    same = set(state) - {'model', 'optimizer'}
+    assert set(back) == set(state) and {name: back[name] for name in same} == {name: state[name] for name in same}
+    assert [p.name for p in path.parent.iterdir()] == ['ckpt.pt']
+
+
+class Evil:
+    """Unpickled by somebody careless, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def cut_at(share):
+    def damage(path):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+
+    return damage
+
+
+DAMAGES = {
+    'empty': cut_at(0),
+    'cut at the start': cut_at(0.001),
+    'cut in the middle': cut_at(0.5),
+    'cut at the end': cut_at(0.999),
+    'text': lambda path: path.write_bytes('kein Punkt für später\n'.encode()),
+    'zeros': lambda path: path.write_bytes(b'\0' * 1000),
+    'a folder': lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_file_is_named(path, damage):
+    checkpoint.save(path, state_of())
+    DAMAGES[damage](path)
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.load(path)
+    one_line(stop, path, 'not a whole checkpoint', '--out_dir')
+
+
+@pytest.mark.parametrize('content', [{'model': {}}, [1, 2], torch.zeros(3), {}])
+def test_somebody_elses_file_is_named(path, content):
+    torch.save(content, path)
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.load(path)
+    one_line(stop, path, 'no checkpoint of this project', 'model_config', 'tokenizer')
+
+
+def test_a_missing_file_is_named_with_what_makes_one(path):
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.load(path)
+    one_line(stop, path, f'python train.py --out_dir={path.parent}')
+
+
+@pytest.mark.parametrize('how', [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
+def test_code_in_a_checkpoint_is_refused_and_never_run(path, how):
+    mark = path.parent / 'was here'
+    how(state_of(config={'a': Evil(mark)}), path)
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.load(path)
+    one_line(stop, path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False) if how is torch.save else pickle.loads(path.read_bytes())
+    assert mark.exists()  # it would have run
+
+
+# ---- a full disk
+
+
+class FullDisk:
+    """A file on a disk with room for so many bytes more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+@pytest.mark.parametrize('room', [0, 100, 5000, 20000])
+def test_a_full_disk_keeps_the_old_checkpoint(path, monkeypatch, room):
+    checkpoint.save(path, state_of(step=1))
+    assert path.stat().st_size > 20000
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, 'open', lambda *arguments: FullDisk(open(*arguments), room), raising=False)
+        with pytest.raises(SystemExit) as stop:
+            checkpoint.save(path, state_of(step=2))
+    one_line(stop, path, 'could not be saved', 'free some space')
+    assert [p.name for p in path.parent.iterdir()] == ['ckpt.pt']
+    assert checkpoint.load(path)['step'] == 1
+    checkpoint.save(path, state_of(step=3))
+    assert checkpoint.load(path)['step'] == 3
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='/dev/full, a disk that is always full, is not here')
+@pytest.mark.parametrize('size', [10, 3_000_000])
+def test_a_really_full_disk_keeps_the_old_checkpoint(path, size):
+    checkpoint.save(path, state_of(step=1))
+    path.with_name(f'ckpt.pt.{os.getpid()}.part').symlink_to('/dev/full')
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.save(path, state_of(step=2, model={'a': torch.zeros(size)}))
+    one_line(stop, path, 'could not be saved', 'free some space')
+    assert [p.name for p in path.parent.iterdir()] == ['ckpt.pt']
+    assert checkpoint.load(path)['step'] == 1
+
+
+LIMITED = """
+import resource
+import sys
+
+import torch
+
+import checkpoint
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # no file may grow beyond 1 MB
+checkpoint.save(sys.argv[1], dict(model={'a': torch.zeros(2**20)}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='a limit on the size of files is set as on Linux')
+def test_a_real_failure_half_way_keeps_the_old_checkpoint(path, run_program):
+    """The kernel refuses the write after one of four megabytes."""
+    checkpoint.save(path, state_of(step=1))
+    script = path.with_name('save.py')
+    script.write_text(LIMITED, encoding='utf-8')
+    done = run_program(script, path, check=False, env={'PYTHONPATH': Path(checkpoint.__file__).parent})
+    assert done.returncode == 1
+    assert done.stderr.strip().count('\n') == 0 and f'{path} could not be saved' in done.stderr, done.stderr
+    assert sorted(p.name for p in path.parent.iterdir()) == ['ckpt.pt', 'save.py']
+    assert checkpoint.load(path)['step'] == 1
+
+
+# ---- folders
+
+
+def test_newest_is_the_one_written_last(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    times = {'out/ckpt.pt': 50, 'out/x y/ckpt.pt': 40, 'out/ä/ckpt.pt': 60, 'out-shakespeare/ckpt.pt': 55}
+    elsewhere = {'outer/ckpt.pt': 99, 'out/x y/deeper/ckpt.pt': 98, 'ckpt.pt': 97, 'out/ä/best.pt': 96}
+    for name, time in {**times, **elsewhere}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+        os.utime(tmp_path / name, (time, time))
+    for name in sorted(times, key=times.get, reverse=True):
+        assert checkpoint.newest(tmp_path) == tmp_path / name
+        (tmp_path / name).unlink()
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_an_out_dir_that_cannot_be_made_is_named(tmp_path):
+    checkpoint.make_folder(tmp_path / 'ä' / 'b c')
+    checkpoint.make_folder(tmp_path / 'ä' / 'b c')
+    assert (tmp_path / 'ä' / 'b c').is_dir()
+    (tmp_path / 'file').write_bytes(b'')
+    for place in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(SystemExit) as stop:
+            checkpoint.make_folder(place)
+        one_line(stop, f'out_dir {place}', 'another --out_dir')
+
+
+def test_an_earlier_run_is_set_aside(path, capsys):
+    checkpoint.set_aside(path.parent)
+    assert capsys.readouterr().out == ''
+    for name in ('log.jsonl', 'ckpt.pt', 'input.txt'):
+        path.with_name(name).write_text(name, encoding='utf-8')
+    checkpoint.set_aside(path.parent)
+    assert {p.name: p.read_text(encoding='utf-8') for p in path.parent.iterdir()} == {
+        'log.jsonl.old': 'log.jsonl',
+        'ckpt.pt.old': 'ckpt.pt',
+        'input.txt': 'input.txt',
+    }
+    assert str(path.parent) in capsys.readouterr().out
+
+
+def test_the_identity_of_a_checkpoint_is_its_path_and_hash(path):
+    content = os.urandom(2**24 + 17)  # more than one read
+    path.write_bytes(content)
+    assert checkpoint.identity(path) == {'path': str(path), 'sha256': hashlib.sha256(content).hexdigest()}
+
+
+# ---- what a run takes over
+
+SETTINGS = dict(
+    init_from='scratch', out_dir='out/a', eval_only=False, auto_resume=False, preset='nano', depth=0, n_layer=4,
+    n_kv_head=0, block_size=64, qk_norm='rms', learning_rate=1e-3, max_iters=100, epochs=0.0, device='auto', compile=None, seed=1,
+    batch_size=16, gradient_accumulation_steps=1, eval_interval=250, new_setting=7,
+)  # fmt: skip
+RUN = {
+    **SETTINGS, 'out_dir': 'out/b', 'preset': 'qwen3', 'n_layer': 6, 'learning_rate': 5e-4, 'epochs': 3.0, 'seed': 2,
+    'batch_size': 8, 'gradient_accumulation_steps': 3, 'block_size': 32, 'retired_setting': 1,
+}  # fmt: skip
+RUN.pop('new_setting')
+MODEL = dict(vocab_size=65, n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain')  # n_kv_head: 0 became n_head
+STATE = dict(config=RUN, model_config=MODEL)
+WHERE = Path('out b', 'ckpt.pt')
+
+
+def taken(resume, **given):
+    answer = inherit(STATE, WHERE, {**SETTINGS, **given}, frozenset(given), resume)
+    assert {source for _, source in answer.values()} == {str(WHERE)}
+    return {name: value for name, (value, _) in answer.items()}
+
+
+def test_from_a_folder_comes_the_architecture_alone():
+    architecture = dict(n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain', preset='qwen3', depth=0)
+    assert taken(resume=False) == architecture
+    assert taken(resume=False, learning_rate=1.0, batch_size=2, seed=9, max_iters=3) == architecture
+
+
+def test_on_resume_comes_everything_that_is_still_a_setting():
+    own = {'init_from', 'out_dir', 'eval_only', 'auto_resume'}
+    expected = {name: value for name, value in RUN.items() if name not in own | {'retired_setting'}}
+    assert taken(resume=True) == {**expected, 'n_kv_head': 4, 'qk_norm': 'rms_gain'}
+
+
+@pytest.mark.parametrize('given', [
+    dict(n_layer=6), dict(preset='qwen3'), dict(depth=0), dict(block_size=32), dict(qk_norm='rms_gain'),
+    dict(n_kv_head=4), dict(n_kv_head=0),  # 0 is n_head, as it was then
+    dict(out_dir='elsewhere', init_from='x', eval_only=True, auto_resume=True), dict(new_setting=8),
+    dict(device='cpu'), dict(compile=True), dict(eval_interval=1),
+    dict(batch_size=24, gradient_accumulation_steps=1), dict(batch_size=4, gradient_accumulation_steps=6),
+    dict(batch_size=8), dict(learning_rate=5e-4, seed=2),
+])  # fmt: skip
+@pytest.mark.parametrize('resume', [True, False])
+def test_what_is_equal_or_free_may_be_given(given, resume):
+    assert taken(resume, **given) == taken(resume)  # configure() lets what is given win
+
+
+@pytest.mark.parametrize('given', [dict(max_iters=7), dict(epochs=4.0), dict(epochs=3.0)])
+def test_a_new_horizon_replaces_the_old_one(given):
+    """Were the old one noted beside it, the next resume would not know which of them to follow."""
+    old = taken(resume=True)
+    assert (old['max_iters'], old['epochs']) == (100, 3.0)
+    assert taken(resume=True, **given) == {name: old[name] for name in old if name not in ('max_iters', 'epochs')}
+
+
+@pytest.mark.parametrize('given, resume, here, there', [
+    (dict(n_layer=4), False, 4, 6),
+    (dict(n_layer=4), True, 4, 6),
+    (dict(n_kv_head=2), False, 2, 4),
+    (dict(n_kv_head=2), True, 2, 4),
+    (dict(block_size=64), True, 64, 32),
+    (dict(preset='llama'), False, "'llama'", "'qwen3'"),
+    (dict(preset='nano'), True, "'nano'", "'qwen3'"),
+    (dict(depth=12), False, 12, 0),
+    (dict(learning_rate=1e-3), True, 1e-3, 5e-4),
+    (dict(seed=3), True, 3, 2),
+])  # fmt: skip
+def test_what_contradicts_the_checkpoint_is_an_error_with_both_values(given, resume, here, there):
+    with pytest.raises(SystemExit) as stop:
+        taken(resume, **given)
+    (name,) = given
+    one_line(stop, f'{name} is {here} here and {there} in {WHERE}', 'leave it out')
+
+
+@pytest.mark.parametrize('given, rows', [
+    (dict(batch_size=16), 48),
+    (dict(gradient_accumulation_steps=1), 8),
+    (dict(batch_size=4, gradient_accumulation_steps=5), 20),
+])  # fmt: skip
+def test_a_resumed_step_has_as_many_rows_as_before(given, rows):
+    with pytest.raises(SystemExit) as stop:
+        taken(True, **given)
+    one_line(stop, f'{rows} rows', f'24 in {WHERE}', 'batch_size', 'gradient_accumulation_steps')
+    assert taken(False, **given) == taken(False)  # a new run is free
+
+
+def test_the_free_settings_are_settings_of_train():
+    assert set(train_settings()) >= checkpoint.FREE >= checkpoint.OWN
+
+
+# ---- log.jsonl
+
+
+def test_a_new_log_holds_the_settings(path):
+    log = path.with_name('log.jsonl')
+    log.write_text('{"step": 1}\n', encoding='utf-8')
+    config = {'out_dir': 'ö ä', 'compile': None}
+    checkpoint.start_log(log, config, None)
+    assert log.read_text(encoding='utf-8') == '{"config": {"out_dir": "ö ä", "compile": null}}\n'
+    assert checkpoint.read_log(log) == [{'config': config}]
+
+
+ROWS = [
+    {'config': {'a': 1}},
+    {'step': 0, 'val': 4.0},
+    {'step': 0, 'loss': 4.0},
+    {'step': 5, 'loss': 3.0},
+    {'step': 5, 'prompt': 'Ä', 'text': 'line\u2028or\u0085two\x0b\r\n"你好🌍"'},
+    {'step': 10, 'val': 2.0},
+    {'step': 10, 'loss': 2.0},
+]
+LINES = [json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in ROWS]
+
+
+@pytest.mark.parametrize('step', [0, 1, 5, 6, 10, 11, 100])
+def test_on_resume_the_lines_from_there_on_are_dropped(path, step):
+    log = path.with_name('log.jsonl')
+    log.write_bytes(b''.join(LINES))
+    checkpoint.start_log(log, {'other': 2}, step)
+    kept = [line for row, line in zip(ROWS, LINES) if row.get('step', -1) < step]
+    assert log.read_bytes() == b''.join(kept)
+    assert checkpoint.read_log(log) == [json.loads(line) for line in kept]
+
+
+def test_a_last_line_cut_anywhere_is_no_line(path):
+    """A crash may cut inside a character: 你 has three bytes."""
+    log = path.with_name('log.jsonl')
+    for cut in range(len(LINES[4]) - 1):
+        log.write_bytes(b''.join(LINES[:4]) + LINES[4][:cut])
+        assert checkpoint.read_log(log) == ROWS[:4]
+    checkpoint.start_log(log, {}, 5)
+    assert log.read_bytes() == b''.join(LINES[:3])
+
+
+def test_a_log_that_is_gone_starts_anew_on_resume(path):
+    log = path.with_name('log.jsonl')
+    assert checkpoint.read_log(log) == []
+    assert not checkpoint.was_measured(log, 0)
+    checkpoint.start_log(log, {'a': 1}, 20)
+    assert checkpoint.read_log(log) == [{'config': {'a': 1}}]
+
+
+def test_was_measured_asks_for_an_evaluation_of_that_step(path):
+    log = path.with_name('log.jsonl')
+    log.write_bytes(b''.join(LINES))
+    assert [step for step in range(20) if checkpoint.was_measured(log, step)] == [0, 10]

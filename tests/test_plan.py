@@ -1,0 +1,199 @@
+"""plan.py: what a preset and a depth imply, and how long a run is."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+import plan
+from configurator import configure
+from model import GPT, PRESETS, GPTConfig
+
+
+def train_settings():
+    """{name: default} of train.py's settings, from its source: the program cannot be imported."""
+    settings = {}
+    for node in ast.parse((ROOT / 'train.py').read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                settings[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:  # no setting
+                continue
+    return {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str, type(None)))}
+
+
+def configured(*argv):
+    return configure(train_settings(), derive=plan.derive, argv=list(argv))
+
+
+def one_line(stop, *words):
+    """The words of an error for the user, checked to be one line that holds each of `words`."""
+    message = str(stop.value.code)
+    assert '\n' not in message
+    assert [word for word in map(str, words) if word not in message] == [], message
+
+
+# ---- presets
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_a_preset_gives_its_row(preset):
+    row = {name: (value, f'preset {preset}') for name, value in PRESETS[preset].items()}
+    assert plan.derive(dict(preset=preset, depth=0), frozenset()) == row
+    config = configured(f'--preset={preset}')
+    assert {name: config[name] for name in PRESETS[preset]} == PRESETS[preset]
+    expected = {**train_settings(), **PRESETS[preset], 'preset': preset}
+    assert dict(config) == expected  # and nothing else changes
+    assert set(PRESETS[preset]) == set(PRESETS['nano'])  # so that no preset leaves a switch to chance
+
+
+def test_the_default_preset_is_what_the_defaults_say():
+    assert dict(configured()) == train_settings()
+    assert configured().describe() == ''
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_what_is_given_wins_over_the_preset(preset):
+    for name, value in PRESETS['gpt2' if preset != 'gpt2' else 'llama'].items():
+        config = configured(f'--preset={preset}', f'--{name}={value}')
+        assert config[name] == value and config.sources[name] == 'command line'
+        others = {other: value for other, value in PRESETS[preset].items() if other != name}
+        assert {other: config[other] for other in others} == others
+
+
+def test_an_unknown_preset_and_a_negative_depth_are_named():
+    with pytest.raises(SystemExit) as stop:
+        configured('--preset=gpt5')
+    one_line(stop, "'gpt5'", *PRESETS)
+    with pytest.raises(SystemExit) as stop:
+        configured('--depth=-2')
+    one_line(stop, 'depth is -2')
+
+
+# ---- the dial
+
+
+@pytest.mark.parametrize('depth, n_embd, n_head', [
+    (1, 64, 1), (4, 256, 4), (7, 448, 7),  # heads of 64
+    (8, 512, 4), (9, 640, 5), (10, 640, 5), (12, 768, 6), (20, 1280, 10), (32, 2048, 16),  # heads of 128
+])  # fmt: skip
+def test_the_width_follows_the_depth(depth, n_embd, n_head):
+    config = configured(f'--depth={depth}')
+    assert (config['n_layer'], config['n_embd'], config['n_head']) == (depth, n_embd, n_head)
+    assert config.sources['n_embd'] == f'depth {depth}'
+    assert {name: config[name] for name in PRESETS['nano']} == PRESETS['nano']
+
+
+def test_heads_are_whole_and_of_the_size_that_is_said():
+    for depth in range(1, 65):
+        config = configured(f'--depth={depth}')
+        head_dim = 64 if 64 * depth < 512 else 128
+        assert config['n_embd'] == config['n_head'] * head_dim
+        assert 0 <= config['n_embd'] - 64 * depth < head_dim  # rounded up, by less than a head
+        model_config = GPTConfig(**{name: config[name] for name in ('n_layer', 'n_head', 'n_embd', 'n_kv_head')})
+        assert model_config.head_dim == head_dim
+
+
+def test_turning_the_dial_goes_one_way():
+    configs = [configured(f'--depth={depth}', '--batch_size=1', '--block_size=64') for depth in range(1, 40)]
+    for small, large in zip(configs, configs[1:]):
+        assert small['n_layer'] < large['n_layer'] and small['n_embd'] <= large['n_embd']
+        assert small['learning_rate'] >= large['learning_rate'] > 0
+        assert small['weight_decay'] > large['weight_decay'] > 0
+        assert small['gradient_accumulation_steps'] <= large['gradient_accumulation_steps']
+    assert configs[-1]['learning_rate'] < configs[0]['learning_rate'] / 4
+
+
+def test_the_dial_stands_at_its_reference():
+    config, reference = configured('--depth=12', '--batch_size=32', '--block_size=1024'), plan.REFERENCE
+    assert config['learning_rate'] == pytest.approx(reference['learning_rate'])
+    assert config['weight_decay'] == pytest.approx(reference['weight_decay'])
+    assert config['gradient_accumulation_steps'] * 32 * 1024 == reference['rows_tokens'] == 2**19
+    # four times the width halves the rate, twice the depth quarters the decay, 2**5 times the depth is 2**6 the batch
+    deeper = configured('--depth=48', '--batch_size=32', '--block_size=1024')
+    assert deeper['learning_rate'] == pytest.approx(reference['learning_rate'] / 2)
+    assert deeper['weight_decay'] == pytest.approx(reference['weight_decay'] / 16)
+    rows = [configured(f'--depth={depth}', '--batch_size=1', '--block_size=1') for depth in (2, 64)]
+    assert rows[1]['gradient_accumulation_steps'] / rows[0]['gradient_accumulation_steps'] == pytest.approx(64, 1e-3)
+
+
+@pytest.mark.parametrize('given', [
+    'n_layer=3', 'n_head=2', 'n_embd=96', 'learning_rate=0.125', 'weight_decay=0.0', 'gradient_accumulation_steps=5',
+    'target_param_data_ratio=8.0', 'n_layer=4', 'weight_decay=0.1',  # the last two are the defaults
+])  # fmt: skip
+def test_what_is_given_wins_over_the_dial(tmp_path, given):
+    name, text = given.split('=')
+    value = type(train_settings()[name])(text)
+    (tmp_path / 'a.py').write_text(f'{name} = {text}', encoding='utf-8')
+    plain = configured('--depth=20')
+    assert plain[name] != value
+    for config in (configured('--depth=20', f'--{given}'), configured(str(tmp_path / 'a.py'), '--depth=20')):
+        assert config[name] == value and name in config.explicit
+        assert {k: v for k, v in config.items() if k != name} == {k: v for k, v in plain.items() if k != name}
+
+
+@pytest.mark.parametrize('given', ['max_iters=100', 'epochs=2'])
+def test_a_given_horizon_keeps_the_dials_away(given):
+    config = configured('--depth=4', f'--{given}')
+    assert config['target_param_data_ratio'] == 0.0
+    assert plan.horizon(config, config.explicit, 30, 10**6, 10**3)[0] == (100 if 'iters' in given else 60)
+
+
+def test_a_dialled_run_is_20_tokens_a_parameter():
+    config = configured('--depth=2')
+    model = GPT(GPTConfig(vocab_size=65, **{name: config[name] for name in ('n_layer', 'n_head', 'n_embd')}))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    steps, why = plan.horizon(config, config.explicit, 10, count, 4096)
+    assert abs(steps * 4096 - 20 * count) <= 4096 / 2
+    assert '20 tokens' in why and f'{count:,}' in why
+
+
+# ---- the horizon
+
+
+@pytest.mark.parametrize('argv, steps, why', [
+    ([], 1000, 'max_iters'),
+    (['--max_iters=70'], 70, 'max_iters'),
+    (['--max_iters=0'], 0, 'max_iters'),
+    (['--epochs=3'], 36, '3 epochs of 12 steps'),
+    (['--epochs=0.5'], 6, '0.5 epochs'),
+    (['--target_param_data_ratio=20'], 40, '20 tokens for each of 5,000'),
+    (['--target_param_data_ratio=0.5'], 1, '0.5 tokens'),
+])  # fmt: skip
+def test_the_horizon_is_one_number_of_steps(argv, steps, why):
+    config = configured(*argv)
+    answer = plan.horizon(config, config.explicit, steps_per_epoch=12, num_params=5000, tokens_per_step=2500)
+    assert answer[0] == steps and type(answer[0]) is int
+    assert why in answer[1]
+
+
+@pytest.mark.parametrize('config, steps', [
+    (dict(max_iters=9, epochs=0.0, target_param_data_ratio=0.0), 9),
+    (dict(max_iters=9, epochs=2.0, target_param_data_ratio=0.0), 24),
+    (dict(max_iters=9, epochs=2.0, target_param_data_ratio=1.0), 2),
+])  # fmt: skip
+def test_of_taken_over_values_the_most_special_counts(config, steps):
+    """On resume nothing need be explicit: the checkpoint's settings hold what the first run was given."""
+    assert plan.horizon(config, frozenset(), 12, 5000, 2500)[0] == steps
+    given = {**config, 'max_iters': 77}
+    assert plan.horizon(given, frozenset({'max_iters'}), 12, 5000, 2500)[0] == 77
+
+
+@pytest.mark.parametrize('argv', [
+    ['--max_iters=7', '--epochs=2'],
+    ['--epochs=2', '--target_param_data_ratio=2'],
+    ['--max_iters=1000', '--target_param_data_ratio=2'],
+])  # fmt: skip
+def test_two_horizons_are_an_error(argv):
+    config = configured(*argv)
+    with pytest.raises(SystemExit) as stop:
+        plan.horizon(config, config.explicit, 12, 5000, 2500)
+    one_line(stop, *[argument.strip('-').split('=')[0] for argument in argv], 'expected one')
+
+
+@pytest.mark.parametrize('name', ['max_iters', 'epochs', 'target_param_data_ratio'])
+def test_a_negative_horizon_is_named(name):
+    config = configured(f'--{name}=-3')
+    with pytest.raises(SystemExit) as stop:
+        plan.horizon(config, config.explicit, 12, 5000, 2500)
+    one_line(stop, f'{name} is -3', '0 or more')

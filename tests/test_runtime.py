@@ -1,0 +1,387 @@
+"""runtime.py: choices on machines that are not here (mocked), files that survive a crash, and ranks on gloo."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT
+
+import runtime
+from runtime import Ranks
+
+
+def one_line(stop, *words):
+    """The words of an error for the user, checked to be one line that holds each of `words`."""
+    message = str(stop.value.code)
+    assert '\n' not in message
+    assert [word for word in map(str, words) if word not in message] == [], message
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(cuda=2, capability=(8, 0), name='…', mps=False): torch says so. Returns the cards that were chosen."""
+
+    def pretend(cuda=0, capability=(8, 0), name='', mps=False):
+        chosen = []
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: cuda)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: name)
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *a, **k: True)  # as a T4 says
+        monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
+        return chosen
+
+    return pretend
+
+
+# ---- device
+
+
+@pytest.mark.parametrize('cuda, mps, asked, ranks, device', [
+    (0, False, 'auto', Ranks(), 'cpu'),
+    (0, False, 'cpu', Ranks(), 'cpu'),
+    (0, True, 'auto', Ranks(), 'mps'),
+    (0, True, 'cpu', Ranks(), 'cpu'),
+    (0, True, 'auto', Ranks(1, 1, 2, 2), 'cpu'),  # mps has no process group
+    (1, True, 'auto', Ranks(), 'cuda'),
+    (2, False, 'cuda:1', Ranks(), 'cuda:1'),
+    (8, False, 'auto', Ranks(13, 5, 16, 8), 'cuda:5'),  # the card counts on its node
+    (8, False, 'cuda', Ranks(0, 0, 2, 2), 'cuda:0'),
+])  # fmt: skip
+def test_the_device_is_what_was_asked_for_and_auto_the_best(machine, cuda, mps, asked, ranks, device):
+    chosen = machine(cuda=cuda, mps=mps)
+    assert runtime.choose_device(asked, ranks) == device
+    assert chosen == ([device] if device.startswith('cuda') else [])
+
+
+@pytest.mark.parametrize('cuda, asked, ranks, words', [
+    (0, 'gpu', Ranks(), ["'gpu'", 'auto', 'cuda', 'mps', 'cpu']),
+    (0, '', Ranks(), ["''", 'auto']),
+    (0, 'cuda', Ranks(), ["'cuda'", '--device=cpu']),
+    (0, 'cuda:1', Ranks(), ["'cuda:1'", '--device=cpu']),
+    (0, 'mps', Ranks(), ["'mps'", '--device=cpu']),
+    (2, 'cuda:2', Ranks(), ["'cuda:2'", 'cuda:0 to cuda:1']),
+    (2, 'cuda:x', Ranks(), ["'cuda:x'", 'cuda:0 to cuda:1']),
+    (2, 'cuda', Ranks(2, 2, 3, 3), ["'cuda:2'", 'cuda:0 to cuda:1', 'one process']),
+])  # fmt: skip
+def test_a_device_that_is_not_there_is_named(machine, cuda, asked, ranks, words):
+    machine(cuda=cuda)
+    with pytest.raises(SystemExit) as stop:
+        runtime.choose_device(asked, ranks)
+    one_line(stop, *words)
+
+
+# ---- trap 4: dtype
+
+
+@pytest.mark.parametrize('capability, dtype, why', [
+    ((7, 0), 'float16', '7.0 has no bf16'),
+    ((7, 5), 'float16', '7.5 has no bf16'),
+    ((8, 0), 'bfloat16', '8.0'),
+    ((8, 9), 'bfloat16', '8.9'),
+    ((10, 0), 'bfloat16', '10.0'),
+])  # fmt: skip
+def test_bf16_needs_the_compute_capability(machine, capability, dtype, why):
+    machine(cuda=1, capability=capability)
+    assert runtime.choose_dtype('auto', 'cuda:0') == (dtype, f'compute capability {why}')
+
+
+@pytest.mark.parametrize('device', ['cpu', 'mps'])
+def test_elsewhere_it_is_float32(device):
+    dtype, why = runtime.choose_dtype('auto', device)
+    assert dtype == 'float32' and device in why
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'float64'])
+def test_an_explicit_dtype_is_taken(machine, dtype):
+    machine(cuda=1, capability=(7, 5))
+    assert runtime.choose_dtype(dtype, 'cuda') == (dtype, 'as asked')
+    assert runtime.choose_dtype(dtype, 'cpu') == (dtype, 'as asked')
+
+
+@pytest.mark.parametrize('dtype, device, words', [
+    ('int8', 'cpu', ["'int8'", 'auto', 'float32', 'bfloat16', 'float16', 'float64']),
+    ('', 'cpu', ["''", 'float32']),
+    ('float64', 'mps', ["'float64'", 'mps', '--dtype=float32']),
+])  # fmt: skip
+def test_an_unknown_dtype_is_named(dtype, device, words):
+    with pytest.raises(SystemExit) as stop:
+        runtime.choose_dtype(dtype, device)
+    one_line(stop, *words)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64', 'bfloat16', 'float16'])
+def test_autocast_is_for_the_fast_types_alone(dtype):
+    a = torch.ones(2, 2)
+    with runtime.autocast(dtype, 'cpu'):
+        product, total = a @ a, a.exp().sum()
+    assert product.dtype == (torch.float32 if dtype == 'float64' else getattr(torch, dtype))
+    assert total.dtype == torch.float32
+
+
+# ---- trap 14: compile
+
+
+@pytest.mark.parametrize('compile, device, compiler, triton, expected', [
+    (None, 'cpu', True, True, (False, 'the default on cpu')),
+    (False, 'cpu', True, True, (False, 'as asked')),
+    (True, 'cpu', True, True, (True, 'as asked')),
+    (True, 'cpu', False, True, (False, 'no C++ compiler was found')),
+    (None, 'cpu', False, True, (False, 'the default on cpu')),
+    (None, 'cuda', True, True, (True, 'the default on cuda')),
+    (None, 'cuda:3', False, True, (True, 'the default on cuda:3')),  # Triton brings its own
+    (True, 'cuda', True, True, (True, 'as asked')),
+    (False, 'cuda', True, True, (False, 'as asked')),
+    (None, 'cuda', True, False, (False, 'Triton is not installed')),
+    (True, 'cuda', True, False, (False, 'Triton is not installed')),
+    (None, 'mps', True, True, (False, 'the default on mps')),
+])  # fmt: skip
+def test_compiling_is_the_default_on_cuda_and_never_a_crash(monkeypatch, compile, device, compiler, triton, expected):
+    monkeypatch.setattr(runtime.shutil, 'which', lambda name: name if compiler and name == 'clang++' else None)
+    monkeypatch.setitem(sys.modules, 'triton', sys if triton else None)
+    assert runtime.choose_compile(compile, device) == expected
+
+
+@pytest.mark.parametrize('compile', [0, 1, 'yes'])  # a setting whose default is None takes any value
+def test_compile_is_a_yes_or_a_no(compile):
+    with pytest.raises(SystemExit) as stop:
+        runtime.choose_compile(compile, 'cpu')
+    one_line(stop, 'compile', repr(compile), 'True, False or None')
+
+
+def test_the_compiler_is_the_one_that_CXX_names(monkeypatch):
+    there = {'/opt/c++', 'clang++'}
+    monkeypatch.setattr(runtime.shutil, 'which', lambda name: name if name in there else None)
+    monkeypatch.setenv('CXX', '/opt/c++')
+    assert runtime.cxx_compiler() == '/opt/c++'
+    monkeypatch.setenv('CXX', 'gone')
+    assert runtime.cxx_compiler() == 'clang++'
+    there.clear()
+    assert runtime.cxx_compiler() is None
+
+
+# ---- trap 31: peaks
+
+
+@pytest.mark.parametrize('name, peak', [
+    ('NVIDIA H100 80GB HBM3', 989e12),
+    ('NVIDIA H100 PCIe', 756e12),
+    ('NVIDIA H100 NVL', 835e12),
+    ('NVIDIA H200', 989e12),
+    ('NVIDIA A100-SXM4-80GB', 312e12),
+    ('NVIDIA A100 80GB PCIe', 312e12),
+    ('NVIDIA A10G', 70e12),
+    ('NVIDIA A10', 125e12),
+    ('NVIDIA L4', 121e12),
+    ('NVIDIA L40S', 362e12),
+    ('NVIDIA GeForce RTX 4090', 165e12),
+    ('Tesla T4', 65e12),
+    ('Tesla V100-SXM2-16GB', 125e12),
+    ('NVIDIA L40', None),  # neither L4 nor L40S
+    ('NVIDIA T400 4GB', None),
+    ('NVIDIA RTX A1000', None),
+    ('Some Card 9000', None),
+    ('', None),
+])  # fmt: skip
+def test_the_peak_of_a_card_is_known_or_none(machine, name, peak):
+    machine(cuda=1, name=name)
+    assert runtime.peak_flops('cuda:0') == peak
+    assert runtime.peak_flops('cpu') is None and runtime.peak_flops('mps') is None
+
+
+# ---- threads, determinism, seeds, clock
+
+
+@pytest.mark.parametrize('device, ranks, deterministic, cores, threads, strict', [
+    ('cpu', Ranks(), False, 8, None, True),  # alone: what torch or OMP_NUM_THREADS says
+    ('cpu', Ranks(0, 0, 2, 2), False, 8, 4, True),
+    ('cpu', Ranks(5, 1, 8, 4), False, 8, 2, True),  # ranks on this node count
+    ('cpu', Ranks(0, 0, 8, 8), False, 2, 1, True),
+    ('cuda:0', Ranks(0, 0, 2, 2), False, 8, None, False),
+    ('cuda:0', Ranks(), True, 8, None, True),
+])  # fmt: skip
+def test_threads_and_determinism(monkeypatch, device, ranks, deterministic, cores, threads, strict):
+    calls = {}
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: cores)
+    for name in ('set_num_threads', 'set_float32_matmul_precision', 'use_deterministic_algorithms'):
+        monkeypatch.setattr(torch, name, lambda value, name=name: calls.update({name: value}))
+    runtime.set_up(device, ranks, deterministic)
+    assert calls.get('set_num_threads') == threads
+    assert calls.get('use_deterministic_algorithms', False) == strict
+    assert calls['set_float32_matmul_precision'] == 'high'
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)  # set_up may have set it
+
+
+def test_the_seed_of_a_step_is_a_function_of_seed_step_and_rank():
+    def draw(*where):
+        runtime.seed_step(*where)
+        return tuple(torch.rand(4).tolist())
+
+    places = [(seed, step, rank) for seed in (0, 1, 1337, -1) for step in (0, 1, 2, 999_999) for rank in (0, 1, 7)]
+    first = {where: draw(*where) for where in places}
+    assert len(set(first.values())) == len(places)
+    torch.rand(100)
+    assert {where: draw(*where) for where in reversed(places)} == first
+    draw(2**62, 10**6, 1023)  # no seed is too large
+
+
+@pytest.mark.parametrize('seconds, text', [
+    (3725, '1:02:05'), (0, '00:00'), (59.6, '01:00'), (65, '01:05'), (-3, '00:00'), (36000, '10:00:00'),
+    (90061, '1 day, 1:01:01'), (float('nan'), '00:00'),
+])  # fmt: skip
+def test_clock(seconds, text):
+    assert runtime.clock(seconds) == text
+
+
+def test_wandb_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(SystemExit) as stop:
+        runtime.start_wandb('project', 'name', {})
+    one_line(stop, 'wandb_log', 'pip install wandb')
+
+
+# ---- files
+
+
+def test_replacing_writes_the_whole_file_under_the_new_name_last(tmp_path, monkeypatch):
+    """fsync comes after the last byte and before the rename: else a power cut leaves an empty file of the new name."""
+    events, path = [], tmp_path / 'ä b' / 'file'
+    path.parent.mkdir()
+    path.write_bytes(b'old')
+    fsync, replace = os.fsync, Path.replace
+
+    def note_fsync(number):
+        events.append(('fsync', os.fstat(number).st_size, path.read_bytes()))
+        fsync(number)
+
+    def note_replace(self, target):
+        events.append(('replace', self.stat().st_size, path.read_bytes()))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, 'fsync', note_fsync)
+    monkeypatch.setattr(Path, 'replace', note_replace)
+    with runtime.replacing(path) as file:
+        file.write(b'new ')
+        file.write(b'content')
+        assert path.read_bytes() == b'old'
+    assert events == [('fsync', 11, b'old'), ('replace', 11, b'old')]
+    assert path.read_bytes() == b'new content'
+    assert [p.name for p in path.parent.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize('there', [True, False])
+def test_replacing_leaves_what_was_there_if_anything_fails(tmp_path, error, there):
+    path = tmp_path / 'file'
+    if there:
+        path.write_bytes(b'old')
+    with pytest.raises(error), runtime.replacing(path) as file:
+        file.write(b'half')
+        raise error
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([('file', b'old')] if there else [])
+
+
+def test_sync_asks_the_disk_and_changes_nothing(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda number: synced.append(os.fstat(number).st_ino))
+    (tmp_path / 'a').write_bytes(b'content')
+    runtime.sync(tmp_path / 'a')
+    assert synced == [(tmp_path / 'a').stat().st_ino] and (tmp_path / 'a').read_bytes() == b'content'
+
+
+# ---- ranks
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    assert runtime.join() == Ranks(0, 0, 1, 1)
+    assert not dist.is_initialized()
+    runtime.leave()
+    assert runtime.add_up([1.5, 2]) == [1.5, 2]
+    assert runtime.device_group('auto', 'cuda', Ranks()) is None
+    with pytest.raises(SystemExit, match='as it was'), runtime.one_voice(Ranks()):
+        raise SystemExit('as it was')
+
+
+def test_join_reads_what_torchrun_says(monkeypatch):
+    backends = []
+    monkeypatch.setattr(dist, 'init_process_group', lambda backend, **options: backends.append(backend))
+    for name, value in dict(RANK=11, LOCAL_RANK=3, WORLD_SIZE=16, LOCAL_WORLD_SIZE=8).items():
+        monkeypatch.setenv(name, str(value))
+    assert runtime.join() == Ranks(rank=11, local_rank=3, world_size=16, local_world_size=8)
+    assert backends == ['gloo']
+
+
+def test_gradients_go_through_nccl_on_cuda_only(monkeypatch):
+    monkeypatch.setattr(dist, 'new_group', lambda backend: backend)
+    two = Ranks(0, 0, 2, 2)
+    groups = {(b, d): runtime.device_group(b, d, two) for b in ('auto', 'gloo', 'nccl') for d in ('cpu', 'cuda:1')}
+    assert groups == {
+        ('auto', 'cpu'): None, ('gloo', 'cpu'): None, ('nccl', 'cpu'): None,
+        ('auto', 'cuda:1'): 'nccl', ('gloo', 'cuda:1'): None, ('nccl', 'cuda:1'): 'nccl',
+    }  # fmt: skip
+
+
+SPEAK = """
+import signal
+import sys
+
+import runtime
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one has left: each is to leave by itself
+ranks = runtime.join()
+with runtime.one_voice(ranks):
+    pass
+total = runtime.add_up([ranks.rank, 1.0, 1e-17 + ranks.rank * 2.0**53])
+n = ranks.world_size
+assert total == [n * (n - 1) / 2, n, n * (n - 1) / 2 * 2.0**53], total
+print(f'rank {ranks.rank} is here', flush=True)
+with runtime.one_voice(ranks):
+    if str(ranks.rank) in sys.argv[1]:
+        raise SystemExit('the data are broken')
+print('all is well', flush=True)
+runtime.leave()
+"""
+
+
+@pytest.fixture(scope='session')
+def speak(tmp_path_factory, run_program):
+    """speak(ranks, failing): the script above, in which the ranks named in `failing` fail."""
+    script = tmp_path_factory.mktemp('speak') / 'speak.py'
+    script.write_text(SPEAK, encoding='utf-8')
+
+    def run(ranks, failing):
+        return run_program(script, failing or '-', ranks=ranks, check=False, env={'PYTHONPATH': ROOT})
+
+    return run
+
+
+@pytest.mark.parametrize('ranks, failing', [(2, '01'), (3, '1')])
+def test_ranks_fail_with_one_voice(speak, ranks, failing):
+    """One message, whichever ranks fail, and each leaves with status 1: nobody is killed and nobody hangs."""
+    done = speak(ranks, failing)
+    assert done.returncode == 1
+    assert done.stderr.count('the data are broken') == 1
+    assert [done.stdout.count(f'rank {rank} is here') for rank in range(ranks)] == [1] * ranks
+    assert 'all is well' not in done.stdout
+    codes = re.findall(r'exitcode +: (-?\d+)', done.stderr)  # torchrun's list of who failed
+    assert codes == ['1'] * ranks, done.stderr
+
+
+def test_ranks_that_agree_go_on(speak):
+    done = speak(2, '')
+    assert (done.returncode, done.stdout.count('all is well')) == (0, 2)
+    assert 'the data are broken' not in done.stderr
+
+
+@pytest.mark.slow
+def test_ten_runs_on_two_ranks_end_with_status_0(speak):
+    """Trap 36: without destroy_process_group() a gloo process now and then aborts at exit."""
+    assert [speak(2, '').returncode for _ in range(10)] == [0] * 10
