@@ -45,7 +45,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return (X.mT if tall else X).to(matrices.dtype)
 
 
-def muon(p, g, ok, count, lr, multiple, weight_decay, state):
+# The two rules. p is this rank's share of a bucket's parameters, g its gradient, ok whether the gradient was finite
+# (where it was not g is zero, since 0 * nan is nan, and neither p nor state changes), count the steps so far and this.
+
+
+def muon(p, g, ok, count, lr, weight_decay, state):
     """Jordan et al., 2024. p, g (N, rows, columns) -> the new p.
 
     The update has AdamW's RMS, about 0.2 (Moonlight: Liu et al., 2025). Decay acts only where it pulls the way the
@@ -54,15 +58,14 @@ def muon(p, g, ok, count, lr, multiple, weight_decay, state):
     low, high, steps = MOMENTUM
     momentum = low + (high - low) * (count / steps).clamp(max=1.0)
     state['m'].lerp_(g, (1 - momentum) * ok)
-    update = orthogonalize(torch.lerp(g, state['m'], momentum)) * (
-        0.2 * max(p.shape[-2:]) ** 0.5
-    )  # Nesterov's look ahead
+    ahead = torch.lerp(g, state['m'], momentum)  # Nesterov's
+    update = orthogonalize(ahead) * (0.2 * max(p.shape[-2:]) ** 0.5)
     decay = weight_decay * p * (update * p > 0)
-    return torch.where(ok, p - lr * (multiple * update + decay), p)
+    return torch.where(ok, p - lr * (update + decay), p)
 
 
-def adamw(p, g, ok, count, lr, multiple, weight_decay, state, betas, eps=1e-8):
-    """Loshchilov and Hutter, 2019. p, g (n,) -> the new p."""
+def adamw(p, g, ok, count, lr, weight_decay, state, multiple, betas, eps=1e-8):
+    """Loshchilov and Hutter, 2019. p, g (n,) -> the new p. multiple is of the update's rate, not of the decay's."""
     (beta1, beta2), moved = betas, ok.to(g.dtype)  # a number times a bool would be float32 whatever g is
     state['m'].lerp_(g, (1 - beta1) * moved)
     state['v'].lerp_(g * g, (1 - beta2) * moved)
@@ -80,7 +83,11 @@ class Rule(NamedTuple):
 
 
 class Bucket:
-    """Pieces of parameters end to end, (n, *unit), zeros up to a multiple of world_size; rank r owns the r-th share."""
+    """
+    Pieces of parameters of one rule end to end, (n, *unit), and zeros up to a multiple of world_size; rank r owns the
+    r-th share of it. A piece is rows a to b of a parameter. For Muon a unit is a whole matrix: q, k and v of a c_attn of
+    (96, 32) are three pieces, each one unit of (32, 32). For AdamW a unit is one number.
+    """
 
     def __init__(self, rule: Rule, rank: int, world_size: int, group):
         self.rule, self.rank, self.world_size, self.group = rule, rank, world_size, group
@@ -88,7 +95,7 @@ class Bucket:
         self.state, self.grad, self.work = {}, None, None
 
     def allocate(self):
-        """Zero moments for this rank's share."""
+        """Zero moments for this rank's share, once all pieces are in."""
         self.size = sum(self.units(p[a:b]).shape[0] for _, p, a, b in self.pieces)
         share = -(-self.size // self.world_size)
         like = self.pieces[0][1]
@@ -195,7 +202,7 @@ class Optimizer:
         for bucket in self.buckets.values():
             if bucket.work is not None:
                 bucket.work.wait()
-            for _, p, _, _ in bucket.pieces:
+            for _, p, _, _ in bucket.pieces:  # only now: q, k and v of one gradient may lie in different buckets
                 p.grad = None
 
     @torch.no_grad()
@@ -216,17 +223,10 @@ class Optimizer:
         rate = torch.full_like(self.loss_scale, lr, dtype=norm.dtype)
         for rule, bucket in self.buckets.items():
             g = torch.where(ok, bucket.grad * scale, 0.0)
-            more = (self.betas,) if rule.kind == 'adamw' else ()
-            args = (
-                ok,
-                self.counters['count'].to(g.dtype),
-                rate,
-                rule.multiple,
-                rule.decay * self.weight_decay,
-                bucket.state,
-                *more,
-            )
-            bucket.put_back(bucket.collect(self.updates[rule.kind](bucket.parameters(), g, *args)))
+            more = dict(multiple=rule.multiple, betas=self.betas) if rule.kind == 'adamw' else {}
+            update, decay, count = self.updates[rule.kind], rule.decay * self.weight_decay, self.counters['count']
+            share = update(bucket.parameters(), g, ok, count.to(g.dtype), rate, decay, bucket.state, **more)
+            bucket.put_back(bucket.collect(share))
             bucket.grad = None
         self.keep_count(ok)
 
@@ -242,21 +242,22 @@ class Optimizer:
             c['good'].mul_(~grow)
 
     def state_dict(self) -> dict:
-        """Everything, whole, whatever the number of ranks; all ranks must call it together."""
+        """Everything, whole, whatever the number of ranks; all ranks call it together. To be saved at once: what is on
+        the CPU is not copied, so it changes with the next step."""
         moments = [
-            {name: bucket.collect(t)[: bucket.size].cpu() for name, t in bucket.state.items()}
-            for bucket in self.buckets.values()
+            {name: bucket.collect(t).cpu() for name, t in bucket.state.items()} for bucket in self.buckets.values()
         ]
-        layout = [[list(b.rule.unit), [[name, a, e] for name, _, a, e in b.pieces]] for b in self.buckets.values()]
-        return {'counters': self.counters, 'loss_scale': self.loss_scale, 'layout': layout, 'moments': moments}
+        return {'counters': self.counters, 'loss_scale': self.loss_scale, 'layout': self.layout(), 'moments': moments}
+
+    def layout(self):
+        """Which rows of which parameters lie in which bucket, in order."""
+        return [[list(b.rule.unit), [[name, a, e] for name, _, a, e in b.pieces]] for b in self.buckets.values()]
 
     def load_state_dict(self, state: dict) -> None:
         """From a run with any number of ranks."""
-        layout = [[list(b.rule.unit), [[name, a, e] for name, _, a, e in b.pieces]] for b in self.buckets.values()]
-        if state['layout'] != layout:
-            raise SystemExit(
-                "the checkpoint's optimizer state is of another optimizer or architecture; use --init_from=scratch"
-            )
+        if state['layout'] != self.layout():
+            what = 'of another optimizer or architecture, or of other embedding and head rates'
+            raise SystemExit(f"the checkpoint's optimizer state is {what}; use --init_from=scratch")
         for name, t in self.counters.items():
             t.copy_(state['counters'][name])
         self.loss_scale.copy_(state['loss_scale'])

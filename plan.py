@@ -11,7 +11,7 @@ exponent comes from stands beside it. None has been measured at any depth here y
 from model import PRESETS
 
 REFERENCE = dict(
-    depth=12, n_embd=768, learning_rate=2e-3, weight_decay=0.1, rows_tokens=2**19
+    depth=12, n_embd=768, learning_rate=1.6e-3, weight_decay=0.1, rows_tokens=2**19
 )  # what the dial scales from
 
 

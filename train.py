@@ -78,7 +78,7 @@ zero_init = True  # output projections and an untied head start at zero
 batch_size = 16  # rows of a micro-batch, at most: lower it when memory runs out
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows, over all ranks
 optimizer = 'muon'  # muon (for the matrices inside the layers, AdamW for the rest) | adamw
-learning_rate = 2e-3  # AdamW's, and Muon's update is scaled to match it
+learning_rate = 4e-3  # AdamW's, and Muon's update is scaled to match it
 embedding_rate = 1.0  # the embeddings' rate, in learning rates
 head_rate = 1.0  # the head's rate (a tied table's too), in learning rates
 weight_decay = 0.1  # of everything two-dimensional
@@ -209,10 +209,10 @@ with runtime.one_voice(ranks):
 # model, stage, optimizer
 number = torch.float64 if dtype == 'float64' else torch.float32
 torch.manual_seed(seed)
-raw_model = GPT(model_config)  # made on the CPU, so that every device and every rank starts from the same weights
+raw_model = GPT(model_config).to(number)  # on the CPU, so that every device and every rank starts from the same weights
 if start:
     raw_model.load_state_dict(start['model'])
-raw_model.to(device, number)
+raw_model.to(device)
 compiled_model = torch.compile(raw_model, dynamic=False) if compile else raw_model
 
 

@@ -339,9 +339,9 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when o
 ranks = runtime.join()
 with runtime.one_voice(ranks):
     pass
-total = runtime.add_up([ranks.rank, 1.0, 1e-17 + ranks.rank * 2.0**53])
+total = runtime.add_up([ranks.rank, 1.0, ranks.rank * (2.0**40 + 1)])  # float32 would lose the 1
 n = ranks.world_size
-assert total == [n * (n - 1) / 2, n, n * (n - 1) / 2 * 2.0**53], total
+assert total == [n * (n - 1) / 2, n, n * (n - 1) / 2 * (2.0**40 + 1)], total
 print(f'rank {ranks.rank} is here', flush=True)
 with runtime.one_voice(ranks):
     if str(ranks.rank) in sys.argv[1]:

@@ -7,15 +7,12 @@ runs `driver.py`, a few lines that start train.py after having put a hook into o
 
 import ast
 import hashlib
-import io
-import json
 import math
 import os
 import runpy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,9 +27,8 @@ import evaluate
 import model as models
 import optim
 import runtime
-from engine import Engine, Sampling
 from model import GPT, GPTConfig
-from tokenizer import CharTokenizer, train_bpe
+from tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SYLLABLES = ['ka', 'lo', 'mi', 'te', 'ru', ' ', ' ', 'the ', 'I ', '.\n']
@@ -54,8 +50,9 @@ def corpus(count, seed=0):
     return ''.join(np.random.default_rng(seed).choice(SYLLABLES, count))
 
 
-def prepare(folder, train=corpus(1500), val=corpus(300, seed=1), tokenizer=None):
-    tokenizer = tokenizer or CharTokenizer(train + val)
+def prepare(folder, train=None, val=None):
+    train, val = train or corpus(1500), val or corpus(300, seed=1)
+    tokenizer = CharTokenizer(train + val)
     with batches.Writer(folder, tokenizer) as out:
         for split, text in (('train', train), ('val', val)):
             out.write(split, tokenizer.encode(text), len(text.encode('utf-8')))
@@ -293,3 +290,419 @@ def test_resuming_is_exact_to_the_bit(train, monkeypatch, tmp_path, args):
 def test_resuming_compiled_is_exact_to_the_bit(train, monkeypatch, tmp_path):
     straight, resumed = straight_and_resumed(train, monkeypatch, tmp_path, '--compile=True', '--dropout=0.1')
     assert_the_same_run(resumed, straight)
+
+
+KILLER = f"""
+import os, random, runpy, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+os.chdir({str(ROOT)!r})
+import torch
+import batches, checkpoint, engine, evaluate, optim, plan
+torch.set_num_threads(1)
+folder, corpora, *args = sys.argv[1:]
+
+def start(out):
+    child = os.fork()  # saves a start of torch
+    if child == 0:
+        sys.argv = ['train.py', f'--out_dir={{out}}', f'--dataset={{corpora}}', '--auto_resume=True', *args]
+        status = 1
+        try:
+            sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+            runpy.run_path('train.py', run_name='__main__')
+            status = 0
+        except SystemExit as stop:
+            status = 1 if stop.code else 0
+        finally:
+            os._exit(status)
+    return child
+
+began = time.monotonic()
+assert os.waitpid(start(folder + '/undisturbed'), 0)[1] == 0
+whole = time.monotonic() - began
+rng, kills, run, loaded = random.Random(1), 0, 0, 0
+while kills < 20:
+    out = f'{{folder}}/killed{{run}}'
+    child = start(out)
+    time.sleep(rng.uniform(0, whole))
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] == 0:
+        run += 1  # it was through before; the next kill meets a new run
+        continue
+    kills += 1
+    if os.path.exists(out + '/ckpt.pt'):
+        checkpoint.load(out + '/ckpt.pt')
+        loaded += 1
+for i in range(run + 1):
+    assert os.waitpid(start(f'{{folder}}/killed{{i}}'), 0)[1] == 0
+print(run + 1, loaded)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_run_killed_at_any_moment_loses_nothing(tmp_path, run_program, corpora):
+    """20 times kill -9 while every step is saved: each time a whole checkpoint, in the end the undisturbed weights."""
+    (tmp_path / 'killer.py').write_text(KILLER, encoding='utf-8')
+    args = (*SHORT, '--max_iters=60', '--save_interval=1', '--dropout=0.1')
+    done = run_program(tmp_path / 'killer.py', tmp_path, corpora, *args)
+    runs, loaded = map(int, done.stdout.split()[-2:])
+    assert loaded >= 5  # most moments are in the middle of the run
+    for i in range(runs):
+        assert_same_bits(trained(tmp_path / f'killed{i}'), trained(tmp_path / 'undisturbed'))
+        assert learned(tmp_path / f'killed{i}') == learned(tmp_path / 'undisturbed')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_after_saving(train, monkeypatch, tmp_path, number):
+    args = (*SHORT, '--max_iters=20')
+    assert train(*args, out=tmp_path / 'straight').returncode == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: os.kill(os.getpid(), number))
+        done = train(*args, out=tmp_path / 'stopped')
+    assert done.returncode == 0 and f'--init_from=resume --out_dir={tmp_path / "stopped"}' in done.stdout
+    assert checkpoint.load(tmp_path / 'stopped/ckpt.pt')['step'] == 8  # the step was finished
+    assert train('--init_from=resume', out=tmp_path / 'stopped', data=None).returncode == 0
+    assert_same_bits(trained(tmp_path / 'stopped'), trained(tmp_path / 'straight'))
+    assert learned(tmp_path / 'stopped') == learned(tmp_path / 'straight')
+
+
+def test_a_signal_to_one_rank_stops_all(drive, tmp_path):
+    lines = """
+import runtime
+original = runtime.seed_step
+def hook(seed, step, rank):
+    original(seed, step, rank)
+    if (step, rank) == (4, 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+runtime.seed_step = hook
+"""
+    done = drive(lines, *SHORT, '--max_iters=20', out=tmp_path / 'out', ranks=2)
+    assert done.stdout.count('as asked') == 1
+    assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 5
+
+
+def test_a_run_that_evaluation_breaks_is_saved(train, monkeypatch, tmp_path):
+    """Trap 1."""
+    original = evaluate.total
+    calls = []
+
+    def total(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError('at the last step')
+        return original(*args)
+
+    monkeypatch.setattr(evaluate, 'total', total)
+    with pytest.raises(MemoryError):
+        train(*TINY, '--max_iters=3', out=tmp_path / 'out')
+    assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 3
+
+
+def test_three_steps_with_default_intervals_leave_a_checkpoint(train, tmp_path):
+    assert train(*TINY, '--max_iters=3', out=tmp_path / 'out').returncode == 0
+    assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 3
+
+
+# -----------------------------------------------------------------------------
+# gradients that are not finite
+
+
+def poison(monkeypatch, steps):
+    """NaN in the gradient of these steps."""
+    original, calls = optim.Optimizer.reduce, []
+
+    def reduce(self):
+        if len(calls) in steps:
+            piece = next(iter(self.buckets.values())).pieces[0]
+            piece[1].grad[0] = math.nan
+        calls.append(1)
+        original(self)
+
+    monkeypatch.setattr(optim.Optimizer, 'reduce', reduce)
+
+
+def test_a_bad_gradient_is_skipped_and_counted(train, monkeypatch, tmp_path):
+    poison(monkeypatch, {3, 4})
+    assert train(*SHORT, '--max_iters=8', out=tmp_path / 'out').returncode == 0
+    rows = [row for row in learned(tmp_path / 'out') if 'norm' in row]
+    assert [row['skipped'] for row in rows] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert [math.isnan(row['norm']) for row in rows] == [step in (3, 4) for step in range(8)]
+    state = checkpoint.load(tmp_path / 'out/ckpt.pt')
+    assert all(weight.isfinite().all() for weight in state['model'].values())
+
+
+def test_many_bad_gradients_in_a_row_end_the_run(train, monkeypatch, tmp_path):
+    poison(monkeypatch, set(range(5, 100)))
+    args = (*SHORT, '--max_iters=30', '--save_interval=2', '--max_skips=4', '--log_interval=3')
+    done = train(*args, out=tmp_path / 'out')
+    assert_one_line(done, 'not finite 4 times in a row', '--learning_rate')
+    kept = checkpoint.load(tmp_path / 'out/ckpt.pt')
+    assert kept['step'] <= 8  # less than four bad steps had been seen
+    assert all(weight.isfinite().all() for weight in kept['model'].values())
+
+
+# -----------------------------------------------------------------------------
+# schedules
+
+
+def nanogpt_rate(step, top, low, warmup, decay):
+    """The rule of nanoGPT's README: linear warm-up, cosine down to min_lr at lr_decay_iters, min_lr from there on."""
+    if step < warmup:
+        return top * (step + 1) / (warmup + 1)
+    if step > decay:
+        return low
+    return low + 0.5 * (1 + math.cos(math.pi * (step - warmup) / (decay - warmup))) * (top - low)
+
+
+def rates(train, *args):
+    done = train(*TINY, '--max_iters=0', '--learning_rate=1e-3', *args)
+    assert done.returncode == 0, done.stderr
+    rate, decay = done.values['rate'], done.values['decay_iters']
+    return [rate(step, step / decay) for step in range(60)]
+
+
+def test_cosine_is_nanogpts(train):
+    got = rates(train, '--schedule=cosine', '--min_lr=1e-4', '--warmup_iters=10', '--lr_decay_iters=50')
+    assert got == pytest.approx([nanogpt_rate(step, 1e-3, 1e-4, 10, 50) for step in range(60)], rel=1e-12)
+
+
+def test_warmdown_is_constant_then_linear(train):
+    got = rates(train, '--warmdown=0.4', '--min_lr=1e-4', '--warmup_iters=4', '--lr_decay_iters=50')
+    expected = [1e-3 * (step + 1) / 5 for step in range(4)] + [1e-3] * 26
+    expected += [1e-4 + 9e-4 * (50 - step) / 20 for step in range(30, 50)] + [1e-4] * 10
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_decay_the_rate_stays(train):
+    assert rates(train, '--decay_lr=False', '--warmup_iters=1', '--lr_decay_iters=9')[1:] == [1e-3] * 59
+
+
+def test_time_limit_ends_the_run_and_the_schedule(train, tmp_path):
+    done = train(*SHORT, '--max_iters=1000000', '--time_limit=0.5', '--lr_decay_iters=1000000', out=tmp_path / 'out')
+    assert done.returncode == 0 and 'cannot be repeated to the bit' in done.stdout
+    rows = [row for row in log_of(tmp_path / 'out') if 'lr' in row]
+    assert rows[-1]['lr'] < rows[2]['lr']  # by the steps alone it would not have moved
+    state = checkpoint.load(tmp_path / 'out/ckpt.pt')
+    assert 0.5 <= state['seconds'] and state['step'] == rows[-1]['step'] + 1 < 1000000
+
+
+# -----------------------------------------------------------------------------
+# evaluation
+
+
+def test_val_is_the_mean_over_the_first_rows_whatever_the_batch(train, tmp_path, corpora):
+    out = tmp_path / 'out'
+    assert train(*SHORT, '--max_iters=5', out=out).returncode == 0
+    before = files_of(out)
+    state = checkpoint.load(out / 'ckpt.pt')
+    model = GPT(GPTConfig(**state['model_config'])).eval()
+    model.load_state_dict(state['model'])
+    ids = torch.from_numpy(np.fromfile(corpora / 'val.bin', '<u2').astype(np.int64))
+    rows = (len(ids) - 1) // 16
+    other_split = ['--batch_size=2', '--gradient_accumulation_steps=2', '--eval_iters=-1']
+    for args, count in ((['--eval_iters=-1'], rows), (['--eval_iters=3'], 12), (other_split, rows)):
+        done = train('--init_from=resume', '--eval_only=True', *args, out=out)
+        with torch.no_grad():
+            logits = torch.stack([model(ids[None, 16 * k : 16 * k + 16])[0] for k in range(count)])
+        targets = torch.stack([ids[16 * k + 1 : 16 * k + 17] for k in range(count)])
+        expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        assert f'val {expected:.4f}' in done.stdout
+        assert f'bits_per_byte {expected / math.log(2):.4f}' in done.stdout  # one byte a character here
+    assert files_of(out) == before  # eval_only leaves no trace
+
+
+def test_best_is_kept_beside_the_latest(train, tmp_path):
+    args = (*SHORT, '--max_iters=30', '--eval_interval=5', '--learning_rate=0.3', '--always_save_checkpoint=False')
+    out = tmp_path / 'out'
+    assert train(*args, out=out).returncode == 0
+    vals = {row['step']: row['val'] for row in learned(out) if 'val' in row and row['step']}
+    best, last = checkpoint.load(out / 'best.pt'), checkpoint.load(out / 'ckpt.pt')
+    assert last['step'] == 30 and best['step'] == min(vals, key=vals.get) and best['best'] == min(vals.values())
+
+
+# -----------------------------------------------------------------------------
+# what is wrong is said before the model is built
+
+
+def bare_folder(folder, **files):
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / f'{name}.bin').write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('args', 'words'),
+    [
+        (('--stage=sleep',), ('stage', 'sleep', 'pretrain')),
+        (('--device=tpu',), ('device', 'tpu', 'cuda')),
+        (('--dtype=int8',), ('dtype', 'int8', 'bfloat16')),
+        (('--preset=bert',), ('preset', 'bert', 'llama')),
+        (('--schedule=zigzag',), ('schedule', 'zigzag', 'cosine')),
+        (('--optimizer=sgd',), ('optimizer', 'sgd', 'muon')),
+        (('--batch_size=0', '--log_interval=0'), ('batch_size is 0', 'log_interval is 0')),
+        (('--n_embd=30', '--n_head=4'), ('n_embd is 30', 'multiple of n_head')),
+        (('--block_size=9999',), ('less than one row', '--block_size')),
+        (('--max_iters=5', '--epochs=2'), ('max_iters', 'epochs', 'one of them')),
+        (('--init_from=nowhere',), ('there is no checkpoint nowhere', 'python train.py')),
+        (('--learning_rat=1e-3',), ('learning_rat', "did you mean 'learning_rate'?")),
+    ],
+    ids=lambda x: x[0] if isinstance(x, tuple) and x[0].startswith('--') else '',
+)
+def test_wrong_settings(train, monkeypatch, args, words):
+    monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
+    if '--block_size=9999' in args or '--max_iters=5' in args:
+        monkeypatch.undo()
+        monkeypatch.chdir(ROOT)
+    assert_one_line(train(*TINY, *args), *words)
+
+
+def test_wrong_data(train, tmp_path):
+    even = np.zeros(100, '<u2').tobytes()
+    large = np.full(100, 60000, '<u2').tobytes()
+    cases = {
+        'nothing': ({}, ('no data', 'prepare')),
+        'odd': (dict(train=even + b'x', val=even), ('train.bin', '201 bytes', 'even')),
+        'empty': (dict(train=even), ("no tokens in its split 'val'",)),
+        'large': (dict(train=large, val=large), ('60000', '50257')),
+    }
+    for name, (files, words) in cases.items():
+        assert_one_line(train(*TINY, data=bare_folder(tmp_path / name, **files)), *words)
+
+
+def test_two_ranks_without_data_say_so_once(run_program):
+    done = run_program('train.py', '--dataset=shakespeare', ranks=2, check=False, env={'PYTHONWARNINGS': 'ignore'})
+    assert done.returncode == 1
+    assert done.stderr.count('no data: ') == 1 and 'data/shakespeare/prepare.py' in done.stderr.replace(os.sep, '/')
+
+
+def test_wrong_checkpoints(train, tmp_path, corpora):
+    out = tmp_path / 'out'
+    assert train(*SHORT, '--max_iters=2', out=out).returncode == 0
+    assert_one_line(train('--init_from=resume', '--n_layer=3', out=out), 'n_layer is 3 here and 2 in', 'leave it out')
+    assert_one_line(train('--init_from=resume', '--optimizer=adamw', out=out), "'adamw' here and 'muon' in")
+    other = prepare(tmp_path / 'other', train='abcab ' * 100, val='abc ' * 50)
+    assert_one_line(train(f'--init_from={out}', '--block_size=16', out=tmp_path / 'b', data=other), 'another tokenizer')
+    whole = (out / 'ckpt.pt').read_bytes()
+    (out / 'ckpt.pt').write_bytes(whole[: len(whole) // 2])
+    assert_one_line(train('--init_from=resume', out=out), 'ckpt.pt', 'not a whole checkpoint')
+
+
+def test_an_out_dir_that_cannot_be_made(train, tmp_path):
+    (tmp_path / 'file').write_text('', encoding='utf-8')
+    assert_one_line(train(*TINY, out=tmp_path / 'file' / 'out'), 'out_dir', 'cannot be made', '--out_dir')
+
+
+# -----------------------------------------------------------------------------
+# starting again, and from somewhere
+
+
+def test_auto_resume(train, tmp_path):
+    out, args = tmp_path / 'out', (*SHORT, '--max_iters=4', '--auto_resume=True')
+    assert train(*args, out=out).returncode == 0
+    before = files_of(out)
+    done = train(*args, out=out)
+    assert done.returncode == 0 and 'nothing is left to do' in done.stdout and files_of(out) == before
+    assert train(*args, '--max_iters=6', out=out).returncode == 0
+    assert checkpoint.load(out / 'ckpt.pt')['step'] == 6
+
+
+def test_a_new_run_sets_the_old_one_aside(train, tmp_path):
+    out = tmp_path / 'out'
+    assert train(*SHORT, '--max_iters=2', out=out).returncode == 0
+    before = files_of(out)
+    assert train(*SHORT, '--max_iters=3', out=out).returncode == 0
+    assert {f'{name}.old': data for name, data in before.items()}.items() <= files_of(out).items()
+
+
+def test_starting_from_another_run(train, tmp_path):
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    assert train(*SHORT, '--max_iters=3', '--n_kv_head=1', out=first).returncode == 0
+    assert train(f'--init_from={first}', '--device=cpu', '--batch_size=4', '--max_iters=0', out=second).returncode == 0
+    assert train(f'--init_from={first}', '--device=cpu', '--batch_size=4', '--max_iters=1', out=second).returncode == 0
+    a, b = checkpoint.load(first / 'ckpt.pt'), checkpoint.load(second / 'ckpt.pt')
+    assert a['model_config'] == b['model_config'] and b['step'] == 1
+    sha256 = hashlib.sha256((first / 'ckpt.pt').read_bytes()).hexdigest()
+    assert b['parent'] == {'path': str(first / 'ckpt.pt'), 'sha256': sha256} and a['parent'] is None
+    vals = [next(row['val'] for row in rows if 'val' in row) for rows in (learned(first)[::-1], learned(second))]
+    assert vals[0] == vals[1]  # it begins where the other ended
+
+
+def test_small_data_trains_for_epochs(train, tmp_path):
+    """Trap 17: a corpus smaller than one step, three times over."""
+    small = prepare(tmp_path / 'small', train='the cat sat. ' * 5, val='the cat sat. ' * 3)
+    done = train(*SHORT, '--batch_size=16', '--epochs=3', out=tmp_path / 'out', data=small)
+    assert done.returncode == 0 and checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 3
+
+
+# -----------------------------------------------------------------------------
+# the log, the line, the names
+
+
+def test_log_has_the_promised_keys(train, tmp_path):
+    out = tmp_path / 'a b ü'
+    data = prepare(tmp_path / 'Täxte und mehr')
+    done = train(*SHORT, '--max_iters=2', '--sample_interval=2', '--sample_prompts=the |ž|I', out=out, data=data)
+    assert done.returncode == 0, done.stderr
+    assert 'MFU n/a' in done.stdout and "'ž' is left out" in done.stdout
+    first, *rows = log_of(out)
+    assert first['config']['n_embd'] == 16 and first['config']['out_dir'] == str(out)
+    kinds = [set(row) - {'step', 'seconds'} for row in rows]
+    training = {'loss', 'lr', 'norm', 'skipped', 'tokens_per_second'}
+    assert [k for k in kinds if 'loss' in k] == [training] * 2
+    assert [k for k in kinds if 'val' in k] == [{'val', 'bits_per_byte'}] * 2
+    assert [row['prompt'] for row in rows if 'prompt' in row] == ['the ', 'I'] * 2
+    assert all({'step', 'seconds'} <= set(row) for row in rows)
+    assert not any(key.startswith('val') and key != 'val' for row in rows for key in row)
+
+
+NANOGPT = """
+import time
+out_dir = 'out-mine'
+eval_interval = 5
+wandb_log = False
+wandb_project = 'mine'
+wandb_run_name = 'ft-' + str(time.time())
+batch_size = 2
+gradient_accumulation_steps = 2 * 2
+block_size = 16
+max_iters = 2 + gradient_accumulation_steps // 4
+lr_decay_iters = max_iters
+learning_rate = 3e-5
+decay_lr = False
+"""
+
+
+def test_nanogpts_own_commands_and_files(train, tmp_path):
+    long = (
+        'config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 '
+        '--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 '
+        '--lr_decay_iters=2000 --dropout=0.0'
+    )
+    done = train(*long.split(), '--max_iters=1', f'--out_dir={tmp_path / "long"}')
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / 'finetune_mine.py'
+    path.write_text(NANOGPT, encoding='utf-8')
+    done = train(path, *TINY[:3], '--device=cpu', f'--out_dir={tmp_path / "mine"}')
+    assert done.returncode == 0, done.stderr
+    state = checkpoint.load(tmp_path / 'mine/ckpt.pt')
+    assert state['step'] == 3 and state['config']['wandb_run_name'].startswith('ft-')
+
+
+@pytest.mark.slow
+def test_two_runs_side_by_side(train, tmp_path, corpora):
+    outs = [tmp_path / 'one', tmp_path / 'two']
+    args = [*SHORT, '--max_iters=20', f'--dataset={corpora}']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    runs = [
+        subprocess.Popen([sys.executable, 'train.py', *args, f'--out_dir={out}'], cwd=ROOT, env=environment)
+        for out in outs
+    ]
+    assert [run.wait(300) for run in runs] == [0, 0]
+    assert_same_bits(trained(outs[0]), trained(outs[1]))
+
+
+def test_the_loop_does_not_know_its_stage():
+    tree = ast.parse((ROOT / 'train.py').read_text(encoding='utf-8'))
+    loop = next(node for node in tree.body if isinstance(node, ast.While))
+    assert not [node for node in ast.walk(loop) if isinstance(node, ast.Name) and node.id == 'stage']
