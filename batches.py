@@ -261,6 +261,14 @@ class Reader:
             yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights)
 
 
+def count_rows(shards: Shards, block_size: int) -> int:
+    """Rows of block_size tokens and their targets; less than one is an error."""
+    if len(shards) <= block_size:
+        have, needed = f'{shards.paths[0]} holds {len(shards)} tokens', block_size + 1
+        raise SystemExit(f'{have}, less than one row: expected {needed}, or a smaller --block_size')
+    return (len(shards) - 1) // block_size
+
+
 class Stream(Reader):
     """
     Pretraining and midtraining: one long text cut into rows of which every token counts.
@@ -274,12 +282,7 @@ class Stream(Reader):
         self, shards: Shards, shape: Shape, bos: int | None = None, shuffle: bool = True, limit: int | None = None
     ):
         self.shards, self.bos = shards, bos
-        num_rows = (len(shards) - 1) // shape.block_size
-        if num_rows < 1:
-            where, needed = shards.paths[0], shape.block_size + 1
-            raise SystemExit(
-                f'{where} holds {len(shards)} tokens, less than one row: expected {needed}, or a smaller --block_size'
-            )
+        num_rows = count_rows(shards, shape.block_size)
         num_rows = min(num_rows, limit or num_rows)
         super().__init__(num_rows, shape, shuffle)
 

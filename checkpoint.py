@@ -13,6 +13,7 @@ A checkpoint is a dict of plain values and tensors:
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -70,6 +71,12 @@ def set_aside(folder: str | Path) -> None:
                 path.replace(path.with_name(path.name + '.old'))
 
 
+def best_of(folder: str | Path) -> float:
+    """The validation loss of best.pt, or infinity. ckpt.pt may be older: it is saved before the evaluation."""
+    path = Path(folder, 'best.pt')
+    return load(path)['best'] if path.exists() else math.inf
+
+
 def newest(root: str | Path = '.') -> Path | None:
     """The ckpt.pt written last, in out/, out/*/ or out-*/ below root."""
     paths = [p for pattern in ('out/ckpt.pt', 'out/*/ckpt.pt', 'out-*/ckpt.pt') for p in Path(root).glob(pattern)]
@@ -113,8 +120,10 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
     return {name: (value, str(path)) for name, value in taken.items()}
 
 
-def identity(path: Path) -> dict:
+def identity(path: Path | None) -> dict | None:
     """What a later run notes of the checkpoint it started from."""
+    if path is None:
+        return None
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while chunk := file.read(2**24):

@@ -84,9 +84,9 @@ class Rule(NamedTuple):
 
 class Bucket:
     """
-    Pieces of parameters of one rule end to end, (n, *unit), and zeros up to a multiple of world_size; rank r owns the
-    r-th share of it. A piece is rows a to b of a parameter. For Muon a unit is a whole matrix: q, k and v of a c_attn of
-    (96, 32) are three pieces, each one unit of (32, 32). For AdamW a unit is one number.
+    Pieces of parameters of one rule end to end, (n, *unit), and zeros up to a multiple of world_size; rank r owns
+    the r-th share of it. A piece is rows a to b of a parameter. For Muon a unit is a whole matrix: q, k and v of a
+    c_attn of (96, 32) are three pieces, each one unit of (32, 32). For AdamW a unit is one number.
     """
 
     def __init__(self, rule: Rule, rank: int, world_size: int, group):
@@ -186,7 +186,9 @@ class Optimizer:
         covered = sum(b.size * torch.Size(b.rule.unit).numel() for b in self.buckets.values())
         assert covered == sum(p.numel() for p in model.parameters()), 'every parameter is in exactly one bucket'
         like = dict(dtype=torch.float32, device=next(model.parameters()).device)
-        self.counters = {name: torch.zeros((), **like) for name in ('count', 'good', 'skipped', 'skipped_in_a_row')}
+        self.counters = {
+            name: torch.zeros((), **like) for name in ('count', 'good', 'skipped', 'in_a_row', 'most_in_a_row')
+        }
         self.loss_scale = torch.full((), 2.0**16 if fp16 else 1.0, **like)
         fused = torch.compile if compile else lambda f, dynamic: f
         self.updates = {'muon': fused(muon, dynamic=False), 'adamw': fused(adamw, dynamic=False)}
@@ -234,7 +236,8 @@ class Optimizer:
         """Skips, and fp16's loss scale: halved when the gradient overflowed, doubled after many steps without."""
         c = self.counters
         c['skipped'] += ~ok
-        c['skipped_in_a_row'].copy_(torch.where(ok, 0.0, c['skipped_in_a_row'] + 1))
+        c['in_a_row'].copy_(torch.where(ok, 0.0, c['in_a_row'] + 1))
+        c['most_in_a_row'].copy_(torch.maximum(c['most_in_a_row'], c['in_a_row']))
         if self.fp16:
             c['good'].copy_(torch.where(ok, c['good'] + 1, 0.0))
             grow = c['good'] == GOOD_STEPS

@@ -1,9 +1,9 @@
 """
-Train a language model, any stage of its life, with one loop.
+Train a language model with one loop, whatever the stage of its life.
 
 $ python train.py                                                           # embedded data, on what this machine has
 $ python train.py config/shakespeare_char_cpu.py --seed=1                   # a config file, and one setting more
-$ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # eight GPUs, the same result
+$ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # eight GPUs, the result of one
 $ python train.py --init_from=resume --out_dir=out/pretrain                 # go on where it stopped
 
 On two nodes, with N = 0 on the first, whose address is A, and N = 1 on the second:
@@ -40,15 +40,15 @@ from optim import Optimizer
 # settings: config files and --name=value arguments override them. Where nanoGPT has one, it has nanoGPT's name
 # what to run, and on what
 stage = 'pretrain'  # one of the functions under "stages" below
-init_from = 'scratch'  # scratch | resume (from out_dir) | the out_dir of an earlier run, for its weights and tokenizer
+init_from = 'scratch'  # scratch | resume (from out_dir) | an earlier run's out_dir, for weights and architecture
 auto_resume = False  # go on if out_dir holds a checkpoint of this stage, else do as init_from says
 out_dir = 'out/pretrain'  # where ckpt.pt and log.jsonl go
-dataset = 'source'  # a folder under data/ (or any path), as its prepare.py left it
+dataset = 'source'  # a folder under data/ (or an absolute path), as its prepare.py left it
 eval_only = False  # measure once and leave
 seed = 1337  # of the weights, the order of the data and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
-compile = None  # torch.compile: None is yes on CUDA and no elsewhere, where it takes longer than short runs win back
+compile = None  # torch.compile; None: on CUDA only, elsewhere it costs a short run more than it saves
 deterministic = False  # same bits each time on CUDA too, slower (a CPU always is)
 backend = 'auto'  # of gradients among ranks: auto is nccl on CUDA, gloo elsewhere
 # the model
@@ -75,7 +75,7 @@ softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
 init_std = 0.0  # of the first weights; 0 is 1 / sqrt(fan-in)
 zero_init = True  # output projections and an untied head start at zero
 # a step, and what it changes
-batch_size = 16  # rows of a micro-batch, at most: lower it when memory runs out
+batch_size = 16  # rows of a micro-batch, at most; out of memory: lower it and raise the next as much
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows, over all ranks
 optimizer = 'muon'  # muon (for the matrices inside the layers, AdamW for the rest) | adamw
 learning_rate = 4e-3  # AdamW's, and Muon's update is scaled to match it
@@ -85,12 +85,12 @@ weight_decay = 0.1  # of everything two-dimensional
 beta1 = 0.9  # AdamW's memory of the gradient
 beta2 = 0.95  # AdamW's memory of its square; 0.99 where a step has few tokens
 grad_clip = 1.0  # longest gradient, the rest is cut off; 0 is off
-max_skips = 10  # a step whose gradient is not finite is skipped; so many in a row end the run
+max_skips = 10  # a step whose gradient is not finite is skipped; so many in a row end the run (noticed when it logs)
 # how long, and how fast when
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = 0.0  # seconds of training; where set, the schedule follows the clock if that is faster than the steps
+time_limit = 0.0  # seconds of the run; where set, the schedule follows the clock if that is ahead of the steps
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
@@ -98,11 +98,11 @@ warmdown = 0.5  # share of the run that the linear warm-down takes
 lr_decay_iters = 0  # steps until min_lr is reached; 0 is the end of the run
 min_lr = 0.0  # where the decay ends
 # what to see of it
-eval_interval = 250  # steps between evaluations; there is one before the first step and one after the last
+eval_interval = 250  # steps between evaluations; the first before step 0, the last after the last step
 eval_iters = -1  # evaluate on the first eval_iters * batch_size rows of the validation data; -1 is all of it
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
-always_save_checkpoint = True  # False: keep the best validation loss as best.pt too
+always_save_checkpoint = True  # False: keep the best validation loss as best.pt, beside ckpt.pt, the latest
 sample_interval = 0  # steps between samples in the log; 0 is off
 sample_prompts = 'The |I '  # what they continue, separated by |
 wandb_log = False  # log to Weights & Biases too
@@ -115,15 +115,16 @@ wandb_run_name = ''  # its name there; '' is out_dir
 
 
 def weighted_nll(model, batch):
-    """For all stages that learn from tokens. The weights of a step's targets are their shares of the step."""
+    """For all stages that learn from tokens: a target's weight says how much of the whole step's loss it is."""
     return (batch.weights * model(batch.inputs, batch.targets)).sum(), batch.metrics
 
 
 # -----------------------------------------------------------------------------
 # stages. Each takes what the run has built and returns (steps, loss, measure); the loop never asks which one it runs
-#   steps    a sequence: steps[i] yields the micro-batches of step i
+#   steps    steps[i] yields the micro-batches of step i, for any i; len(steps) is one epoch
 #   loss     one of the losses above
 #   measure  () -> {name: number}, the evaluation; 'val' is the number to keep small
+# run has model, data, device, shape, val_rows (0: all), and kept, a dict of what the stage wants back on resume
 
 
 def pretrain(run):
@@ -146,7 +147,9 @@ def origin(settings):
     found = settings['auto_resume'] and here.exists() and read_checkpoint(here)['stage'] == settings['stage']
     if found or settings['init_from'] == 'resume':
         return here, True
-    return None if settings['init_from'] == 'scratch' else Path(settings['init_from'], 'ckpt.pt'), False
+    if settings['init_from'] == 'scratch':
+        return None, False
+    return Path(settings['init_from'], 'ckpt.pt'), False
 
 
 def derive(settings, explicit):
@@ -157,7 +160,7 @@ def derive(settings, explicit):
 
 
 def check(config):
-    """Whatever can be known to be wrong from the settings alone, said at once."""
+    """Choices and ranges that no other file owns, all that is wrong with them said at once."""
     choices = dict(
         stage=tuple(STAGES), optimizer=('muon', 'adamw'), schedule=('warmdown', 'cosine'),
         backend=('auto', 'gloo', 'nccl'),
@@ -171,6 +174,8 @@ def check(config):
         f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
     ]
     wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
+    if config['eval_iters'] == 0:
+        wrong.append('eval_iters is 0, expected 1 or more, or -1 for all validation rows')
     if config['wandb_log'] and not importlib.util.find_spec('wandb'):
         wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
     if wrong:
@@ -178,12 +183,12 @@ def check(config):
 
 
 # -----------------------------------------------------------------------------
-# the machine and the data: what can go wrong goes wrong here, before the model is built
+# the machine, the data and the checkpoint are checked before the model is built. From here on device, dtype and the
+# like say what was chosen; config keeps what was asked for
 EMBEDDED = ('source',)  # data sets made from what the repository holds: prepared without asking
 ranks = runtime.join()
-master = ranks.rank == 0  # prints, and writes files
 sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
-with runtime.one_voice(ranks):
+with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     config = configure(globals(), derive=derive)
     check(config)
     device = runtime.choose_device(device, ranks)
@@ -195,7 +200,8 @@ with runtime.one_voice(ranks):
         print(f'preparing the embedded data: python {folder / "prepare.py"}', flush=True)
         if subprocess.run([sys.executable, folder / 'prepare.py']).returncode:
             raise SystemExit(f'{folder / "prepare.py"} failed')
-with runtime.one_voice(ranks):
+master = ranks.rank == 0  # prints, and writes files
+with runtime.one_voice(ranks):  # a second time, for now the embedded data is there
     path, resume = origin(config)
     start = read_checkpoint(path) if path else {}
     data = batches.Data(folder)
@@ -203,13 +209,16 @@ with runtime.one_voice(ranks):
         raise SystemExit(f'{folder} was made with another tokenizer than {path}; take the data it was trained on')
     fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
     model_config = GPTConfig(vocab_size=data.tokenizer.vocab_size, **fields)
-    checkpoint.make_folder(out_dir)
+    for split in ('train', 'val'):
+        batches.count_rows(data.split(split), block_size)
+    if not eval_only:
+        checkpoint.make_folder(out_dir)
 
 # -----------------------------------------------------------------------------
 # model, stage, optimizer
-number = torch.float64 if dtype == 'float64' else torch.float32
+param_dtype = torch.float64 if dtype == 'float64' else torch.float32
 torch.manual_seed(seed)
-raw_model = GPT(model_config).to(number)  # on the CPU, so that every device and every rank starts from the same weights
+raw_model = GPT(model_config).to(param_dtype)  # on the CPU, so that every device and rank starts from the same weights
 if start:
     raw_model.load_state_dict(start['model'])
 raw_model.to(device)
@@ -223,12 +232,13 @@ def model(inputs, targets):
 
 rows_per_step = gradient_accumulation_steps * batch_size
 tokens_per_step = rows_per_step * block_size
-shape = batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.world_size, seed, number)
+shape = batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.world_size, seed, param_dtype)
 run = SimpleNamespace(model=model, data=data, device=device, shape=shape, val_rows=max(0, eval_iters * batch_size))
 run.kept, run.best, seconds_before, first_step = {}, math.inf, 0.0, 0
 if resume:
-    run.kept, run.best, seconds_before, first_step = (start[name] for name in ('kept', 'best', 'seconds', 'step'))
-parent = start['parent'] if resume else checkpoint.identity(path) if path else None
+    run.kept, seconds_before, first_step = start['kept'], start['seconds'], start['step']
+    run.best = min(start['best'], checkpoint.best_of(out_dir))
+parent = start['parent'] if resume else checkpoint.identity(path)
 with runtime.one_voice(ranks):
     steps, loss_fn, measure = STAGES[stage](run)
     max_iters, why_max_iters = plan.horizon(
@@ -243,12 +253,12 @@ with runtime.one_voice(ranks):
         optimizer.load_state_dict(start['optimizer'])
 del start
 read_checkpoint.cache_clear()  # what was in it has been copied
-steps = batches.Ahead(steps, device)
+steps = batches.Ahead(steps, device)  # a thread prepares the next step meanwhile
 decay_iters = lr_decay_iters or max_iters
 
 
 def rate(step, progress):
-    """Learning rate: linear warm-up, then a cosine, or constant and linear in the last `warmdown` of the run."""
+    """Linear warm-up, then a cosine, or constant and linear from progress 1 - warmdown on; at progress 1 min_lr."""
     if step < warmup_iters:
         return learning_rate * (step + 1) / (warmup_iters + 1)
     if not decay_lr:
@@ -293,7 +303,7 @@ def log(line, /, **row):
 
 
 def save(path, step, seconds, optimizer_state=None):
-    """Whatever it takes to go on from after `step` steps."""
+    """The weights after `step` steps, and with the optimizer's state all it takes to go on."""
     with runtime.one_voice(ranks):
         if master:
             checkpoint.save(path, dict(
@@ -344,7 +354,7 @@ def report(step, seconds, sums, norm, lr, tokens_per_second):
 
 def give_up_if_stuck(step):
     """Where max_skips gradients in a row were not finite, what is on the disk is better than what is in memory."""
-    if optimizer.counters['skipped_in_a_row'] >= max_skips:
+    if optimizer.counters['most_in_a_row'] >= max_skips:
         what = f'step {step}: the gradient was not finite {max_skips} times in a row, {checkpoint_path} is from before'
         with runtime.one_voice(ranks):
             raise SystemExit(f'{what}; lower --learning_rate, or look at the data')
@@ -362,7 +372,7 @@ def introduce():
     if data.meta is None:
         print(f"{folder} has no meta.json: GPT-2's encoding is assumed, and bits per byte are not known")
     if time_limit:
-        print('time_limit is set: the schedule follows the clock, so this run cannot be repeated to the bit')
+        print('time_limit is set: the schedule may follow the clock, so this run cannot be repeated to the bit')
 
 
 # -----------------------------------------------------------------------------
@@ -376,19 +386,21 @@ if resume and not eval_only and finished and checkpoint.was_measured(log_path, f
 if master:
     introduce()
     if not resume and not eval_only:
-        checkpoint.set_aside(out_dir)
+        checkpoint.set_aside(out_dir)  # an earlier run's files get another name
     if not eval_only:
         checkpoint.start_log(log_path, dict(config), first_step if resume else None)
-wandb_run = (
-    runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config)) if wandb_log and master else None
-)
+wandb_run = None
+if wandb_log and master and not eval_only:
+    wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))
 asked_to_stop = runtime.catch_signals()
-step, started, clock, logged = first_step, perf_counter() - seconds_before, perf_counter(), first_step
+step = logged_step = first_step
+logged_at = perf_counter()  # later by each pause, so that the speed is that of the steps alone
+started = logged_at - seconds_before  # as if the run had never stopped
 while True:
     # what the ranks must agree on: whether somebody asked to stop, and rank 0's clock
     asked, seconds = runtime.add_up([len(asked_to_stop), (perf_counter() - started) * master])
     over = eval_only or step >= max_iters or (time_limit and seconds >= time_limit)
-    pause = perf_counter()
+    paused_at = perf_counter()
     due = step > first_step and step % (save_interval or eval_interval) == 0
     if not eval_only and (over or asked or due):
         give_up_if_stuck(step)
@@ -397,7 +409,7 @@ while True:
         evaluate_model(step, seconds)
     if not asked and prompts and (over or step % sample_interval == 0):
         sample(step, seconds)
-    clock += perf_counter() - pause
+    logged_at += perf_counter() - paused_at
     if over or asked:
         break
 
@@ -410,18 +422,25 @@ while True:
         (loss * optimizer.loss_scale).backward()
         for name, x in {'loss': loss.detach(), **metrics}.items():
             sums[name] = sums.get(name, 0) + x
-    optimizer.reduce()
+    optimizer.reduce()  # SUM over ranks
     norm = optimizer.norm()
-    optimizer.step(lr, norm, grad_clip)
+    optimizer.step(lr, norm, grad_clip)  # unscale, clip, move, clear; nothing moves where norm is not finite
     # -----------------------------------------------------------------------------
 
     if step % log_interval == 0:
         give_up_if_stuck(step)
         sums = {name: float(x) for name, x in sums.items()}  # here the host waits for the device
-        report(step, seconds, sums, float(norm), lr, tokens_per_step * (step + 1 - logged) / (perf_counter() - clock))
-        clock, logged = perf_counter(), step + 1
+        report(
+            step,
+            seconds,
+            sums,
+            float(norm),
+            lr,
+            tokens_per_step * (step + 1 - logged_step) / (perf_counter() - logged_at),
+        )
+        logged_at, logged_step = perf_counter(), step + 1
     step += 1
 
-if master and asked:
+if master and asked and not eval_only:
     print(f'stopped after {step:,} steps as asked; go on with: python train.py --init_from=resume --out_dir={out_dir}')
 runtime.leave()

@@ -543,7 +543,7 @@ def check_skips(told, good):
     counts = [{name: int(t) for name, t in after['optimizer']['counters'].items()} for after in told]
     assert [c['count'] for c in counts] == [0, 1, 1, 1, 2, 3]
     assert [c['skipped'] for c in counts] == [1, 1, 2, 3, 3, 3]
-    assert [c['skipped_in_a_row'] for c in counts] == [1, 0, 1, 2, 0, 0]
+    assert [c['in_a_row'] for c in counts] == [1, 0, 1, 2, 0, 0]
     assert [bool(after['norm'].isfinite()) for after in told] == [False, True, False, False, True, True]
     assert_close(told[0]['weights'], weights(build()), 0)
     for i, undisturbed in ((1, good[0]), (2, good[0]), (3, good[0]), (4, good[1]), (5, good[2])):
