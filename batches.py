@@ -132,6 +132,8 @@ class Data:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.refusal(f'{path} cannot be read ({error!r})') from None
+        if not tokenizer_path.exists():
+            raise self.refusal(f'{tokenizer_path} does not exist')
         self.tokenizer = tokenizers.load(tokenizer_path)
         if self.tokenizer.hash != expected:
             raise self.refusal(f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}')
@@ -221,7 +223,8 @@ class Batch(NamedTuple):
 class Reader:
     """Shared by all readers: which rows make up step i on this rank, and how they become tensors of one static shape.
 
-    A subclass says num_rows, row(r) -> (T + 1,) ids and (T,) weights, and count(r), the sum of these weights.
+    A subclass says num_rows, row(r) -> (T + 1,) ids and (T,) weights (or one for all), and count(r), their sum.
+    8 rows on 3 ranks with batch_size 2: the fullest rank has 3 rows, so each rank runs 2 micro-batches of 2 rows.
     """
 
     def __init__(self, num_rows: int, shape: Shape, shuffle: bool = True):
@@ -295,9 +298,8 @@ class Stream(Reader):
             return self.shards.read(r * T, T + 1), 1.0
         ids = self.shards.read(r * T, 2 * T)
         starts = np.flatnonzero(ids[:T] == self.bos)
-        start = (
-            int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0
-        )  # the data's last rows may be cut short
+        # a start before T leaves T + 1 of the 2 * T ids, but for the data's last rows, where fewer were read
+        start = int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0
         return ids[start : start + T + 1], 1.0
 
 

@@ -67,8 +67,10 @@ def set_aside(folder: str | Path) -> None:
     if (folder / 'ckpt.pt').exists():
         print(f'{folder} holds an earlier run, which is kept as ckpt.pt.old, best.pt.old and log.jsonl.old')
         for path in (folder / name for name in ('best.pt', 'log.jsonl', 'ckpt.pt')):
+            old = path.with_name(path.name + '.old')
+            old.unlink(missing_ok=True)  # of the run before that one
             if path.exists():
-                path.replace(path.with_name(path.name + '.old'))
+                path.replace(old)
 
 
 def best_of(folder: str | Path) -> float:
@@ -99,14 +101,14 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
 
     The architecture always; on resume everything that is not given explicitly. What is given and differs is an error.
     """
-    before = {name: value for name, value in state['config'].items() if name in settings and name not in OWN}
-    if explicit & HORIZON:
-        before = {name: value for name, value in before.items() if name not in HORIZON}
-    architecture = {name: value for name, value in state['model_config'].items() if name in settings}
-    architecture |= {name: before[name] for name in ('preset', 'depth') if name in before}
+    left_out = OWN | HORIZON if explicit & HORIZON else OWN
+    before = {name: value for name, value in state['config'].items() if name in settings and name not in left_out}
+    architecture = {n: value for n, value in state['model_config'].items() if n in settings and n != 'dropout'}
+    architecture |= {name: before[name] for name in ('preset', 'depth') if name in before}  # where it came from
     taken = before | architecture if resume else architecture
     for name in taken:
         free = name in FREE and name not in architecture
+        # as the checkpoint's run was given it, say n_kv_head = 0, is as good as what the model made of it
         if name in explicit and not free and settings[name] not in (taken[name], before.get(name)):
             mend = 'leave it out' if resume else 'leave it out, or start with --init_from=scratch'
             raise SystemExit(f'{name} is {settings[name]!r} here and {taken[name]!r} in {path}; {mend}')
@@ -114,9 +116,8 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
         now = {**before, **{name: settings[name] for name in explicit}}
         here, there = (s['batch_size'] * s['gradient_accumulation_steps'] for s in (now, before))
         if here != there:
-            raise SystemExit(
-                f'a step has {here} rows here and {there} in {path}; keep batch_size * gradient_accumulation_steps'
-            )
+            mend = 'keep batch_size * gradient_accumulation_steps'
+            raise SystemExit(f'a step has {here} rows here and {there} in {path}; {mend}')
     return {name: (value, str(path)) for name, value in taken.items()}
 
 

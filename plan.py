@@ -10,9 +10,8 @@ exponent comes from stands beside it. None has been measured at any depth here y
 
 from model import PRESETS
 
-REFERENCE = dict(
-    depth=12, n_embd=768, learning_rate=1.6e-3, weight_decay=0.1, rows_tokens=2**19
-)  # what the dial scales from
+# What the dial scales from; rows_tokens are the tokens of a step
+REFERENCE = dict(depth=12, n_embd=768, learning_rate=1.6e-3, weight_decay=0.1, rows_tokens=2**19)
 
 
 def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
@@ -56,10 +55,10 @@ def horizon(
 ) -> tuple[int, str]:
     """(steps of the run, why). At most one of max_iters, epochs, target_param_data_ratio may be explicit; it wins."""
     names = ('target_param_data_ratio', 'epochs', 'max_iters')
-    given = [name for name in names if name in explicit]
+    given = [name for name in names if name in explicit and (config[name] or name == 'max_iters')]  # 0: not used
     if len(given) > 1:
         raise SystemExit(f'{" and ".join(given)} are both given, expected one of them: each says how long the run is')
-    name = given[0] if given else next(name for name in names if config[name] or name == 'max_iters')
+    name = given[0] if given else next((name for name in names if config[name]), 'max_iters')
     if config[name] < 0:
         raise SystemExit(f'{name} is {config[name]}, expected 0 or more')
     if name == 'target_param_data_ratio':

@@ -56,7 +56,8 @@ def leave() -> None:
 
 @contextmanager
 def one_voice(ranks: Ranks) -> Iterator[None]:
-    """Around checks that every rank makes: if one fails, one message is printed and all ranks leave with status 1."""
+    """Around what all ranks do together: if one ends with SystemExit, its message is printed once and all ranks leave
+    with status 1. (What else goes wrong on one rank is torchrun's to notice, which then ends them all.)"""
     error = None
     try:
         yield
@@ -166,9 +167,7 @@ def autocast(dtype: str, device: str) -> AbstractContextManager:
 def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
     """Threads, TF32, determinism."""
     if device == 'cpu':
-        if (
-            ranks.world_size > 1
-        ):  # torchrun gives each process one thread; alone, torch takes all cores or OMP_NUM_THREADS
+        if ranks.world_size > 1:  # torchrun gives each one thread; alone, torch takes all cores or OMP_NUM_THREADS
             torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
         deterministic = True  # compiled code sums the embedding's gradient with atomics otherwise, at no visible gain
     torch.set_float32_matmul_precision('high')

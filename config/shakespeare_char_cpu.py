@@ -1,4 +1,4 @@
-# Tiny Shakespeare by characters on two CPU cores: SHAKESPEARE_TIME from nothing to readable lines.
+# Tiny Shakespeare by characters on two CPU cores: 4 to 5 minutes from nothing to readable lines.
 #
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/shakespeare_char_cpu.py

@@ -236,7 +236,7 @@ REFUSALS = {
     'another hash': (hash_of_another, ['{}/tok.json has hash', BYTES.hash[:12], '0123456789ab', 'prepare']),
     'a hash that is none': (lambda f: edit_meta(f, lambda meta: meta.update(tokenizer_hash=7)), ['expects 7']),
     'a tokenizer edited by hand': (spoil_tokenizer, ['{}/tok.json', 'hash', 'prepare']),
-    'no tokenizer': (remove('tok.json'), ['{}/tok.json', 'tokenizer']),
+    'no tokenizer': (remove('tok.json'), ['{}/tok.json does not exist', 'custom']),
     'odd': (put('train.bin', b'\0' * 21), ['{}/train.bin has 21 bytes', 'even', 'prepare']),
     'too short': (put('train.bin', b'\0' * 20), ['{}/train.bin has 10 tokens', 'meta.json says 40', 'prepare']),
     'too long': (put('train.bin', b'\0' * 82), ['{}/train.bin has 41 tokens', 'meta.json says 40', 'prepare']),

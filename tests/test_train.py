@@ -7,6 +7,7 @@ runs `driver.py`, a few lines that start train.py after having put a hook into o
 
 import ast
 import hashlib
+import io
 import math
 import os
 import runpy
@@ -27,8 +28,9 @@ import evaluate
 import model as models
 import optim
 import runtime
+from engine import Engine, Sampling
 from model import GPT, GPTConfig
-from tokenizer import CharTokenizer
+from tokenizer import CharTokenizer, from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 SYLLABLES = ['ka', 'lo', 'mi', 'te', 'ru', ' ', ' ', 'the ', 'I ', '.\n']
@@ -358,13 +360,27 @@ def test_a_signal_stops_the_run_after_saving(train, monkeypatch, tmp_path, numbe
     args = (*SHORT, '--max_iters=20')
     assert train(*args, out=tmp_path / 'straight').returncode == 0
     with monkeypatch.context() as patch:
-        at_step(patch, 7, lambda: os.kill(os.getpid(), number))
+        at_step(patch, 7, lambda: signal.raise_signal(number))
         done = train(*args, out=tmp_path / 'stopped')
     assert done.returncode == 0 and f'--init_from=resume --out_dir={tmp_path / "stopped"}' in done.stdout
     assert checkpoint.load(tmp_path / 'stopped/ckpt.pt')['step'] == 8  # the step was finished
     assert train('--init_from=resume', out=tmp_path / 'stopped', data=None).returncode == 0
     assert_same_bits(trained(tmp_path / 'stopped'), trained(tmp_path / 'straight'))
     assert learned(tmp_path / 'stopped') == learned(tmp_path / 'straight')
+
+
+def test_a_signal_before_the_first_step_leaves_what_one_can_go_on_from(train, monkeypatch, tmp_path):
+    """ "go on with --init_from=resume" must be true then as well."""
+    out, args = tmp_path / 'stopped', (*SHORT, '--max_iters=6')
+    assert train(*args, out=tmp_path / 'straight').returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, 'catch_signals', lambda: [signal.SIGTERM])
+        done = train(*args, out=out)
+    assert done.returncode == 0 and f'--init_from=resume --out_dir={out}' in done.stdout
+    assert checkpoint.load(out / 'ckpt.pt')['step'] == 0
+    assert train('--init_from=resume', out=out, data=None).returncode == 0
+    assert_same_bits(trained(out), trained(tmp_path / 'straight'))
+    assert learned(out) == learned(tmp_path / 'straight')
 
 
 def test_a_signal_to_one_rank_stops_all(drive, tmp_path):
@@ -374,7 +390,7 @@ original = runtime.seed_step
 def hook(seed, step, rank):
     original(seed, step, rank)
     if (step, rank) == (4, 1):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 runtime.seed_step = hook
 """
     done = drive(lines, *SHORT, '--max_iters=20', out=tmp_path / 'out', ranks=2)
@@ -432,6 +448,30 @@ def test_a_bad_gradient_is_skipped_and_counted(train, monkeypatch, tmp_path):
     assert all(weight.isfinite().all() for weight in state['model'].values())
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'float64'])
+def test_every_number_type_learns(train, tmp_path, dtype):
+    args = (*SHORT, '--max_iters=40', '--learning_rate=1e-2', f'--dtype={dtype}')
+    done = train(*args, out=tmp_path / 'out')
+    assert done.returncode == 0 and f'{dtype} (as asked)' in done.stdout
+    vals = [row['val'] for row in learned(tmp_path / 'out') if 'val' in row]
+    assert vals[-1] < vals[0] - 0.5
+    kept = torch.float64 if dtype == 'float64' else torch.float32
+    assert {weight.dtype for weight in checkpoint.load(tmp_path / 'out/ckpt.pt')['model'].values()} == {kept}
+    norms = [row['norm'] for row in learned(tmp_path / 'out') if 'norm' in row and math.isfinite(row['norm'])]
+    assert max(norms[-10:]) < 100  # without the loss scale
+
+
+def test_bad_gradients_are_seen_before_a_save_too(train, monkeypatch, tmp_path):
+    out, seen = tmp_path / 'out', []
+    poison(monkeypatch, set(range(6, 100)))
+    original = checkpoint.save
+    monkeypatch.setattr(checkpoint, 'save', lambda *a: (original(*a), seen.append((out / 'ckpt.pt').read_bytes())))
+    args = (*TINY, '--log_interval=1000', '--eval_interval=5', '--max_iters=30', '--max_skips=3')
+    assert_one_line(train(*args, out=out), 'step 10', 'not finite 3 times in a row', out / 'ckpt.pt')
+    assert len(seen) == 1 and files_of(out)['ckpt.pt'] == seen[0]
+    assert checkpoint.load(out / 'ckpt.pt')['step'] == 5
+
+
 def test_many_bad_gradients_in_a_row_end_the_run(train, monkeypatch, tmp_path):
     poison(monkeypatch, set(range(5, 100)))
     args = (*SHORT, '--max_iters=30', '--save_interval=2', '--max_skips=4', '--log_interval=3')
@@ -478,13 +518,38 @@ def test_without_decay_the_rate_stays(train):
     assert rates(train, '--decay_lr=False', '--warmup_iters=1', '--lr_decay_iters=9')[1:] == [1e-3] * 59
 
 
-def test_time_limit_ends_the_run_and_the_schedule(train, tmp_path):
-    done = train(*SHORT, '--max_iters=1000000', '--time_limit=0.5', '--lr_decay_iters=1000000', out=tmp_path / 'out')
+def test_time_limit_ends_the_run_and_the_schedule(train, monkeypatch, tmp_path):
+    """On a clock by which a step takes a second: 8 seconds are 8 steps, and the schedule follows them."""
+    out, now = tmp_path / 'out', [1000.0]
+    monkeypatch.setattr('time.perf_counter', lambda: now[0])
+    original = runtime.seed_step
+
+    def second(*args):
+        original(*args)
+        now[0] += 1.0
+
+    monkeypatch.setattr(runtime, 'seed_step', second)
+    args = (*TINY, '--log_interval=1', '--max_iters=1000', '--time_limit=8', '--warmdown=0.5', '--learning_rate=1e-3')
+    done = train(*args, '--auto_resume=True', out=out)
     assert done.returncode == 0 and 'cannot be repeated to the bit' in done.stdout
-    rows = [row for row in log_of(tmp_path / 'out') if 'lr' in row]
-    assert rows[-1]['lr'] < rows[2]['lr']  # by the steps alone it would not have moved
-    state = checkpoint.load(tmp_path / 'out/ckpt.pt')
-    assert 0.5 <= state['seconds'] and state['step'] == rows[-1]['step'] + 1 < 1000000
+    rows = [row for row in log_of(out) if 'lr' in row]
+    assert [row['lr'] for row in rows] == pytest.approx([1e-3] * 5 + [0.75e-3, 0.5e-3, 0.25e-3])
+    assert [row['seconds'] for row in rows] == list(range(8))
+    assert [row['tokens_per_second'] for row in rows] == [64] * 8
+    state, before = checkpoint.load(out / 'ckpt.pt'), files_of(out)
+    assert state['step'] == state['seconds'] == 8
+    assert learned(out)[-1].keys() >= {'val'}
+    done = train(*args, '--auto_resume=True', out=out)
+    assert 'nothing is left to do' in done.stdout and files_of(out) == before
+    assert train('--init_from=resume', '--time_limit=10', out=out).returncode == 0
+    assert checkpoint.load(out / 'ckpt.pt')['step'] == 10
+
+
+def test_the_clock_does_not_slow_the_schedule_down(train, tmp_path):
+    """A run that is through long before time_limit has the rates of its steps."""
+    for name, more in (('plain', ()), ('limited', ('--time_limit=1e6',))):
+        assert train(*SHORT, '--max_iters=6', *more, out=tmp_path / name).returncode == 0
+    assert learned(tmp_path / 'limited') == learned(tmp_path / 'plain')
 
 
 # -----------------------------------------------------------------------------
@@ -512,13 +577,26 @@ def test_val_is_the_mean_over_the_first_rows_whatever_the_batch(train, tmp_path,
     assert files_of(out) == before  # eval_only leaves no trace
 
 
-def test_best_is_kept_beside_the_latest(train, tmp_path):
+def test_eval_only_of_a_new_model_makes_nothing(train, tmp_path):
+    done = train(*SHORT, '--eval_only=True', '--sample_interval=1', out=tmp_path / 'out')
+    assert done.returncode == 0 and ' | val ' in done.stdout and not (tmp_path / 'out').exists()
+
+
+def test_best_is_kept_beside_the_latest(train, tmp_path, corpora):
     args = (*SHORT, '--max_iters=30', '--eval_interval=5', '--learning_rate=0.3', '--always_save_checkpoint=False')
     out = tmp_path / 'out'
     assert train(*args, out=out).returncode == 0
     vals = {row['step']: row['val'] for row in learned(out) if 'val' in row and row['step']}
     best, last = checkpoint.load(out / 'best.pt'), checkpoint.load(out / 'ckpt.pt')
     assert last['step'] == 30 and best['step'] == min(vals, key=vals.get) and best['best'] == min(vals.values())
+    engine = Engine(GPT(GPTConfig(**best['model_config'])), from_dict(best['tokenizer']))
+    engine.model.load_state_dict(best['model'])
+    assert engine.generate([[0]], max_tokens=5, sampling=Sampling(temperature=0))[0].ids
+    ids = torch.from_numpy(np.fromfile(corpora / 'val.bin', '<u2').astype(np.int64))
+    count = (len(ids) - 1) // 16 * 16
+    inputs, targets = ids[:count].view(-1, 16), ids[1 : count + 1].view(-1, 16)
+    with torch.no_grad():
+        assert float(engine.model.eval()(inputs, targets).mean()) == pytest.approx(best['best'], rel=1e-5)
 
 
 # -----------------------------------------------------------------------------
@@ -546,11 +624,15 @@ def bare_folder(folder, **files):
         (('--block_size=9999',), ('less than one row', '--block_size')),
         (('--max_iters=5', '--epochs=2'), ('max_iters', 'epochs', 'one of them')),
         (('--init_from=nowhere',), ('there is no checkpoint nowhere', 'python train.py')),
+        (('--backend=mpi',), ('backend', 'mpi', 'gloo')),
+        (('--grad_clip=-1', '--seed=-1'), ('grad_clip is -1.0', 'seed is -1', 'at least 0')),
+        (('--eval_iters=0',), ('eval_iters is 0', '-1')),
+        (('--init_from=resume',), ('there is no checkpoint', 'python train.py')),
         (('--learning_rat=1e-3',), ('learning_rat', "did you mean 'learning_rate'?")),
     ],
     ids=lambda x: x[0] if isinstance(x, tuple) and x[0].startswith('--') else '',
 )
-def test_wrong_settings(train, monkeypatch, args, words):
+def test_wrong_settings(train, monkeypatch, tmp_path, args, words):
     monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
     if '--max_iters=5' in args:  # the one thing that needs the number of parameters
         monkeypatch.undo()
@@ -558,23 +640,44 @@ def test_wrong_settings(train, monkeypatch, args, words):
     assert_one_line(train(*TINY, *args), *words)
 
 
-def test_wrong_data(train, tmp_path):
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
+
+
+def test_wandb_that_is_not_installed(train, no_model, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    assert_one_line(train(*TINY, '--wandb_log=True', out=tmp_path / 'out'), 'wandb', 'pip install')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_wrong_data(train, no_model, tmp_path):
     even = np.zeros(100, '<u2').tobytes()
-    large = np.full(100, 60000, '<u2').tobytes()
     cases = {
         'nothing': ({}, ('no data', 'prepare')),
         'odd': (dict(train=even + b'x', val=even), ('train.bin', '201 bytes', 'even')),
         'empty': (dict(train=even), ("no tokens in its split 'val'",)),
-        'large': (dict(train=large, val=large), ('60000', '50257')),
+        'short': (dict(train=even, val=even[:20]), ('val.bin holds 10 tokens', 'less than one row', '--block_size')),
     }
     for name, (files, words) in cases.items():
         assert_one_line(train(*TINY, data=bare_folder(tmp_path / name, **files)), *words)
 
 
-def test_two_ranks_without_data_say_so_once(run_program):
-    done = run_program('train.py', '--dataset=shakespeare', ranks=2, check=False, env={'PYTHONWARNINGS': 'ignore'})
+def test_an_id_beyond_the_vocabulary_is_seen_when_its_row_is_read(train, tmp_path):
+    """nanoGPT's files come without meta.json, so nobody knows their largest id before."""
+    small, large = (np.full(100, number, '<u2').tobytes() for number in (7, 60000))
+    for name, files in (('train', dict(train=large, val=small)), ('val', dict(train=small, val=large))):
+        folder = bare_folder(tmp_path / name, **files)
+        assert_one_line(train(*TINY, out=tmp_path / f'{name}-out', data=folder), f'{name}.bin', '60000', '50257')
+
+
+def test_two_ranks_without_data_say_so_once(run_program, tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/prepare.py').write_text('', encoding='utf-8')
+    args = (f'--dataset={tmp_path / "mine"}', f'--out_dir={tmp_path / "out"}')
+    done = run_program('train.py', *args, ranks=2, check=False)
     assert done.returncode == 1
-    assert done.stderr.count('no data: ') == 1 and 'data/shakespeare/prepare.py' in done.stderr.replace(os.sep, '/')
+    assert done.stderr.count('no data: ') == 1 and f'run: python {tmp_path / "mine" / "prepare.py"}' in done.stderr
 
 
 def test_wrong_checkpoints(train, tmp_path, corpora):
@@ -589,7 +692,7 @@ def test_wrong_checkpoints(train, tmp_path, corpora):
     assert_one_line(train('--init_from=resume', out=out), 'ckpt.pt', 'not a whole checkpoint')
 
 
-def test_an_out_dir_that_cannot_be_made(train, tmp_path):
+def test_an_out_dir_that_cannot_be_made(train, no_model, tmp_path):
     (tmp_path / 'file').write_text('', encoding='utf-8')
     assert_one_line(train(*TINY, out=tmp_path / 'file' / 'out'), 'out_dir', 'cannot be made', '--out_dir')
 
@@ -606,6 +709,21 @@ def test_auto_resume(train, tmp_path):
     assert done.returncode == 0 and 'nothing is left to do' in done.stdout and files_of(out) == before
     assert train(*args, '--max_iters=6', out=out).returncode == 0
     assert checkpoint.load(out / 'ckpt.pt')['step'] == 6
+
+
+def test_what_may_change_on_resume(train, tmp_path):
+    """How a step is split, how often it reports, how long it goes: none of them moves a weight."""
+    straight, out = tmp_path / 'straight', tmp_path / 'out'
+    args = (*FLOAT64, '--decay_lr=False')
+    assert train(*args, '--log_interval=2', out=straight).returncode == 0
+    assert train(*args, '--max_iters=4', '--eval_interval=3', out=out).returncode == 0
+    free = ('--batch_size=2', '--gradient_accumulation_steps=2', '--max_iters=10', '--log_interval=7')
+    assert train('--init_from=resume', *free, out=out).returncode == 0
+    a, b = trained(out)['model'], trained(straight)['model']
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-10
+    assert [row['step'] for row in learned(out) if 'loss' in row] == [0, 1, 2, 3, 7]
+    done = train('--init_from=resume', '--batch_size=3', out=out)
+    assert_one_line(done, '6 rows here and 4 in', 'batch_size * gradient_accumulation_steps')
 
 
 def test_a_new_run_sets_the_old_one_aside(train, tmp_path):
@@ -657,6 +775,34 @@ def test_log_has_the_promised_keys(train, tmp_path):
     assert not any(key.startswith('val') and key != 'val' for row in rows for key in row)
 
 
+def test_prompts_that_cannot_be_continued_are_left_out(train, tmp_path):
+    prompts = '|'.join(['the ', 'the ' * 5, '', 'Ω'])
+    done = train(*SHORT, '--max_iters=1', '--sample_interval=1', f'--sample_prompts={prompts}', out=tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    for name, why in ((repr('the ' * 5), '20 tokens'), ("''", '0 tokens'), ("'Ω'", 'unknown character')):
+        assert f'sample_prompts: {name} is left out' in done.stdout and why in done.stdout
+    assert {row['prompt'] for row in learned(tmp_path / 'out') if 'prompt' in row} == {'the '}
+    done = train(*SHORT, '--max_iters=1', '--sample_interval=1', '--sample_prompts=Ω', out=tmp_path / 'none')
+    assert done.returncode == 0 and not [row for row in learned(tmp_path / 'none') if 'prompt' in row]
+
+
+def test_sampling_changes_nothing_about_the_training(train, tmp_path):
+    for name, more in (('plain', ()), ('sampled', ('--sample_interval=2', '--sample_prompts=the '))):
+        assert train(*SHORT, '--max_iters=6', '--dropout=0.2', *more, out=tmp_path / name).returncode == 0
+    assert_same_bits(trained(tmp_path / 'sampled'), trained(tmp_path / 'plain'))
+
+
+def test_a_terminal_that_lacks_a_character_does_not_end_a_run(train, monkeypatch, tmp_path):
+    data = prepare(tmp_path / 'data', train='жщю ' * 100, val='жщю ' * 50)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr('sys.stdout', terminal)
+    args = ('--max_iters=1', '--sample_interval=1', '--sample_prompts=ж')
+    assert train(*SHORT, *args, out=tmp_path / 'ä', data=data).returncode == 0
+    terminal.flush()
+    assert b'sample | ?' in terminal.buffer.getvalue()
+    assert {row['prompt'] for row in log_of(tmp_path / 'ä') if 'prompt' in row} == {'ж'}
+
+
 NANOGPT = """
 import time
 out_dir = 'out-mine'
@@ -674,14 +820,16 @@ decay_lr = False
 """
 
 
-def test_nanogpts_own_commands_and_files(train, tmp_path):
+def test_nanogpts_own_commands_and_files(train, tmp_path, corpora):
     long = (
         'config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 '
         '--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 '
         '--lr_decay_iters=2000 --dropout=0.0'
     )
-    done = train(*long.split(), '--max_iters=1', f'--out_dir={tmp_path / "long"}')
+    done = train(*long.split(), '--max_iters=1', f'--out_dir={tmp_path / "long"}', f'--dataset={corpora}')
     assert done.returncode == 0, done.stderr
+    config = checkpoint.load(tmp_path / 'long/ckpt.pt')['config']
+    assert (config['n_embd'], config['lr_decay_iters'], config['beta2']) == (128, 2000, 0.99)
     path = tmp_path / 'finetune_mine.py'
     path.write_text(NANOGPT, encoding='utf-8')
     done = train(path, *TINY[:3], '--device=cpu', f'--out_dir={tmp_path / "mine"}')
