@@ -290,9 +290,12 @@ def test_resuming_is_exact_to_the_bit(train, monkeypatch, tmp_path, args):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not runtime.cxx_compiler(), reason='needs a C++ compiler')
 def test_resuming_compiled_is_exact_to_the_bit(train, monkeypatch, tmp_path):
     straight, resumed = straight_and_resumed(train, monkeypatch, tmp_path, '--compile=True', '--dropout=0.1')
     assert_the_same_run(resumed, straight)
+    done = train('--init_from=resume', '--eval_only=True', out=resumed, data=None)
+    assert 'compiled (as asked)' in done.stdout
 
 
 KILLER = f"""
