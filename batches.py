@@ -308,7 +308,9 @@ class Ahead:
 
     def __init__(self, reader: Reader, device: str):
         self.reader, self.device = reader, device
-        self.pool, self.step, self.ready = ThreadPoolExecutor(1), None, None
+        # a thread has a current card of its own, which pinning memory touches
+        own_card = dict(initializer=torch.cuda.set_device, initargs=(device,)) if device.startswith('cuda') else {}
+        self.pool, self.step, self.ready = ThreadPoolExecutor(1, **own_card), None, None
 
     def __len__(self):
         return len(self.reader)

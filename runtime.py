@@ -99,7 +99,7 @@ def device_group(backend: str, device: str, ranks: Ranks) -> dist.ProcessGroup |
 
 
 def choose_device(device: str, ranks: Ranks = Ranks()) -> str:  # noqa: B008
-    """'auto' -> cuda, mps or cpu, whatever there is; cuda becomes this process's own card."""
+    """'auto' -> cuda, mps or cpu, whatever there is; cuda becomes this process's own card, cuda:0 where it is alone."""
     there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if device == 'auto':
         device = next(d for d, ok in there.items() if ok and (d != 'mps' or ranks.world_size == 1))
@@ -108,7 +108,7 @@ def choose_device(device: str, ranks: Ranks = Ranks()) -> str:  # noqa: B008
         raise SystemExit(f"device is '{device}', expected auto, {', '.join(there)}, or one card such as cuda:1")
     if not there[kind]:
         raise SystemExit(f"device is '{device}', which this machine does not offer; use --device=cpu")
-    if device == 'cuda' and ranks.world_size > 1:
+    if device == 'cuda':  # without a number torch.cuda.set_device refuses it
         device = f'cuda:{ranks.local_rank}'
     if kind == 'cuda':
         cards, card = torch.cuda.device_count(), device.partition(':')[2] or '0'

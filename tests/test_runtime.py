@@ -48,10 +48,11 @@ def machine(monkeypatch):
     (0, True, 'auto', Ranks(), 'mps'),
     (0, True, 'cpu', Ranks(), 'cpu'),
     (0, True, 'auto', Ranks(1, 1, 2, 2), 'cpu'),  # mps has no process group
-    (1, True, 'auto', Ranks(), 'cuda'),
+    (1, True, 'auto', Ranks(), 'cuda:0'),
     (2, False, 'cuda:1', Ranks(), 'cuda:1'),
     (8, False, 'auto', Ranks(13, 5, 16, 8), 'cuda:5'),  # the card counts on its node
     (8, False, 'cuda', Ranks(0, 0, 2, 2), 'cuda:0'),
+    (8, False, 'cuda', Ranks(), 'cuda:0'),  # torch.cuda.set_device('cuda') would be a ValueError
 ])  # fmt: skip
 def test_the_device_is_what_was_asked_for_and_auto_the_best(machine, cuda, mps, asked, ranks, device):
     chosen = machine(cuda=cuda, mps=mps)
