@@ -54,9 +54,11 @@ def load(path: str | Path) -> dict:
 
 
 def make_folder(path: str | Path) -> None:
-    """out_dir, before anything else is done."""
+    """out_dir, before anything else is done; what a killed run had half written there goes."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
+        for part in Path(path).glob('*.part'):
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise SystemExit(f'out_dir {path} cannot be made ({error.strerror}); take another --out_dir') from None
 

@@ -130,6 +130,7 @@ def weighted_nll(model, batch):
 def pretrain(run):
     """Text, every token of it."""
     steps = batches.Stream(run.data.split('train'), run.shape, bos=run.data.tokenizer.bos)
+    steps = batches.Ahead(steps, run.device)  # a thread prepares the next step meanwhile
     val = batches.Stream(run.data.split('val'), run.shape._replace(rows_per_step=0), shuffle=False, limit=run.val_rows)
     return steps, weighted_nll, evaluate.Text(run.model, weighted_nll, val, run.data, run.device)
 
@@ -241,9 +242,8 @@ if resume:
 parent = start['parent'] if resume else checkpoint.identity(path)
 with runtime.one_voice(ranks):
     steps, loss_fn, measure = STAGES[stage](run)
-    max_iters, why_max_iters = plan.horizon(
-        config, config.explicit, len(steps), raw_model.num_params(), tokens_per_step
-    )
+    sizes = len(steps), raw_model.num_params(), tokens_per_step
+    max_iters, why_max_iters = plan.horizon(config, config.explicit, *sizes)
     group = runtime.device_group(backend, device, ranks)
     optimizer = Optimizer(
         raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
@@ -253,12 +253,14 @@ with runtime.one_voice(ranks):
         optimizer.load_state_dict(start['optimizer'])
 del start
 read_checkpoint.cache_clear()  # what was in it has been copied
-steps = batches.Ahead(steps, device)  # a thread prepares the next step meanwhile
 decay_iters = lr_decay_iters or max_iters
 
 
 def rate(step, progress):
-    """Linear warm-up, then a cosine, or constant and linear from progress 1 - warmdown on; at progress 1 min_lr."""
+    """Linear warm-up, then a cosine, or constant and linear from progress 1 - warmdown on; at progress 1 min_lr.
+
+    progress is the share of the run that is over, by steps or by time_limit's clock, whichever is further.
+    """
     if step < warmup_iters:
         return learning_rate * (step + 1) / (warmup_iters + 1)
     if not decay_lr:
@@ -273,6 +275,10 @@ def rate(step, progress):
 
 # -----------------------------------------------------------------------------
 # log, checkpoints, evaluation, samples
+log_path, checkpoint_path = Path(out_dir, 'log.jsonl'), Path(out_dir, 'ckpt.pt')
+wandb_run = None  # where it is asked for, it begins with the training loop
+
+
 def usable_prompts():
     """{prompt: ids} of sample_prompts. One that cannot be continued is named now, not in the middle of the run."""
     first, usable = [] if data.tokenizer.bos is None else [data.tokenizer.bos], {}
@@ -287,7 +293,6 @@ def usable_prompts():
     return usable
 
 
-log_path, checkpoint_path = Path(out_dir, 'log.jsonl'), Path(out_dir, 'ckpt.pt')
 prompts = usable_prompts() if sample_interval and master else {}
 
 
@@ -357,14 +362,14 @@ def give_up_if_stuck(step):
     if optimizer.counters['most_in_a_row'] >= max_skips:
         what = f'step {step}: the gradient was not finite {max_skips} times in a row, {checkpoint_path} is from before'
         with runtime.one_voice(ranks):
-            raise SystemExit(f'{what}; lower --learning_rate, or look at the data')
+            mend = f'look at the data, or use --init_from={out_dir} with another --out_dir and a lower --learning_rate'
+            raise SystemExit(f'{what}; {mend}')
 
 
 def introduce():
     """What will run, on what, and why."""
-    attention = (
-        'Flash Attention' if device.startswith('cuda') and dtype in ('bfloat16', 'float16') else 'exact attention'
-    )
+    flash = device.startswith('cuda') and dtype in ('bfloat16', 'float16')
+    attention = 'Flash Attention' if flash else "torch's attention"
     how = f'{"compiled" if compile else "eager"} ({why_compile}), {attention}, {torch.get_num_threads()} threads'
     print(config.describe())
     print(f'{device} x {ranks.world_size}, {dtype} ({why_dtype}), {how}')
@@ -389,7 +394,6 @@ if master:
         checkpoint.set_aside(out_dir)  # an earlier run's files get another name
     if not eval_only:
         checkpoint.start_log(log_path, dict(config), first_step if resume else None)
-wandb_run = None
 if wandb_log and master and not eval_only:
     wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))
 asked_to_stop = runtime.catch_signals()
@@ -398,7 +402,7 @@ logged_at = perf_counter()  # later by each pause, so that the speed is that of 
 started = logged_at - seconds_before  # as if the run had never stopped
 while True:
     # what the ranks must agree on: whether somebody asked to stop, and rank 0's clock
-    asked, seconds = runtime.add_up([len(asked_to_stop), (perf_counter() - started) * master])
+    asked, seconds = runtime.add_up([len(asked_to_stop), round(perf_counter() - started, 3) * master])
     over = eval_only or step >= max_iters or (time_limit and seconds >= time_limit)
     paused_at = perf_counter()
     due = step > first_step and step % (save_interval or eval_interval) == 0
@@ -430,14 +434,8 @@ while True:
     if step % log_interval == 0:
         give_up_if_stuck(step)
         sums = {name: float(x) for name, x in sums.items()}  # here the host waits for the device
-        report(
-            step,
-            seconds,
-            sums,
-            float(norm),
-            lr,
-            tokens_per_step * (step + 1 - logged_step) / (perf_counter() - logged_at),
-        )
+        speed = tokens_per_step * (step + 1 - logged_step) / (perf_counter() - logged_at)
+        report(step, seconds, sums, float(norm), lr, speed)
         logged_at, logged_step = perf_counter(), step + 1
     step += 1
 

@@ -322,16 +322,24 @@ def start(out):
             os._exit(status)
     return child
 
-began = time.monotonic()
+def lines(out):
+    path = out + '/log.jsonl'
+    return open(path, 'rb').read().count(b'\\n') if os.path.exists(path) else 0
+
 assert os.waitpid(start(folder + '/undisturbed'), 0)[1] == 0
-whole = time.monotonic() - began
 rng, kills, run, loaded = random.Random(1), 0, 0, 0
 while kills < 20:
     out = f'{{folder}}/killed{{run}}'
     child = start(out)
-    time.sleep(rng.uniform(0, whole))
-    os.kill(child, signal.SIGKILL)
-    if os.waitpid(child, 0)[1] == 0:
+    target, status = lines(out) + rng.randint(0, 6), (0, 0)
+    while lines(out) < target and status == (0, 0):  # by progress, since machines differ in speed
+        time.sleep(0.001)
+        status = os.waitpid(child, os.WNOHANG)
+    time.sleep(rng.uniform(0, 0.03))
+    if status == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)
+    if status[1] == 0:
         run += 1  # it was through before; the next kill meets a new run
         continue
     kills += 1
