@@ -37,8 +37,9 @@ def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
     # Muon moves a matrix by a fixed share of its spectral norm, which for our update of fixed RMS means 1 / sqrt(width)
     # (Yang, Simon and Bernstein, 2023, arXiv 2310.17813)
     implied['learning_rate'] = REFERENCE['learning_rate'] * (REFERENCE['n_embd'] / n_embd) ** 0.5
-    # nanochat's decay: (12 / depth)^2, so that it matters as much over a longer horizon
-    implied['weight_decay'] = REFERENCE['weight_decay'] * (REFERENCE['depth'] / depth) ** 2
+    # rate * decay * steps stays what it is at the reference (Wang and Aitchison, 2024, arXiv 2405.13698): with the rate
+    # above and the batch below, steps grow as depth^(3 - 1.2) and the rate shrinks as depth^-0.5
+    implied['weight_decay'] = REFERENCE['weight_decay'] * (REFERENCE['depth'] / depth) ** 1.3
     if not explicit & {'max_iters', 'epochs', 'target_param_data_ratio'}:
         implied['target_param_data_ratio'] = 20.0  # tokens per parameter (Hoffmann et al., 2022, Chinchilla)
     if 'gradient_accumulation_steps' not in explicit:

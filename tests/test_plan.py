@@ -112,7 +112,7 @@ def test_the_dial_stands_at_its_reference():
     # four times the width halves the rate, twice the depth quarters the decay, 2**5 times the depth is 2**6 the batch
     deeper = configured('--depth=48', '--batch_size=32', '--block_size=1024')
     assert deeper['learning_rate'] == pytest.approx(reference['learning_rate'] / 2)
-    assert deeper['weight_decay'] == pytest.approx(reference['weight_decay'] / 16)
+    assert deeper['weight_decay'] == pytest.approx(reference['weight_decay'] / 4**1.3)
     rows = [configured(f'--depth={depth}', '--batch_size=1', '--block_size=1') for depth in (2, 64)]
     assert rows[1]['gradient_accumulation_steps'] / rows[0]['gradient_accumulation_steps'] == pytest.approx(64, 1e-3)
 
