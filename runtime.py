@@ -49,8 +49,10 @@ def join() -> Ranks:
 
 
 def leave() -> None:
-    """End the process group. Without it a gloo process now and then aborts at exit."""
+    """End the process group, all ranks at once. A gloo process that leaves without, or before the others have read what
+    it sent, now and then aborts at exit or makes another abort."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

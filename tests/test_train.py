@@ -404,8 +404,8 @@ def hook(seed, step, rank):
         signal.raise_signal(signal.SIGTERM)
 runtime.seed_step = hook
 """
-    done = drive(lines, *SHORT, '--max_iters=20', out=tmp_path / 'out', ranks=2)
-    assert done.stdout.count('as asked') == 1
+    done = drive(lines, *SHORT, '--max_iters=20', out=tmp_path / 'out', ranks=2, check=False)
+    assert done.stdout.count('as asked') == 1, done.stderr  # exit statuses are test_runtime.py's
     assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 5
 
 
