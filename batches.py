@@ -9,6 +9,7 @@ Token files and the ways of reading them. A reader is a sequence of training ste
     for batch in reader[0]:
         (batch.weights * model(batch.inputs, batch.targets)).sum().backward()
 
+Stream reads text, Packed conversations, Pairs answers to choose between, and Rollouts has the model write its own rows.
 Row g of a run is row order(epoch)[g mod n] of the data, epoch = g div n: steps span epochs, small data wraps, nothing
 is dropped. Weights divide by the whole step, over all its micro-batches and all ranks, so that losses, counts and
 gradients simply add up.
@@ -19,7 +20,7 @@ val; beside them meta.json (facts about the shards) and tok.json (the tokenizer)
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -43,14 +44,15 @@ class Writer:
             out.write('val', ids, num_bytes)      # num_bytes: the UTF-8 bytes of the text that the ids stand for
 
     Everything goes to temporary names first; meta.json is written last, so a folder is either whole or refused by Data.
+    notes: what else meta.json is to say, such as what a model of these data knows and prompts to try.
     """
 
-    def __init__(self, folder: str | Path, tokenizer, shard_tokens: int = 2**27):
+    def __init__(self, folder: str | Path, tokenizer, shard_tokens: int = 2**27, notes: dict | None = None):
         if tokenizer.vocab_size > 2**16:
             raise SystemExit(f'vocab_size is {tokenizer.vocab_size}, expected at most 65536: shards hold uint16 ids')
         self.folder, self.tokenizer, self.shard_tokens = Path(folder), tokenizer, shard_tokens
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.splits, self.file = {}, None
+        self.splits, self.notes = {}, notes or {}
 
     def __enter__(self):
         return self
@@ -96,7 +98,8 @@ class Writer:
             part.replace(self.folder / shard['name'])
         meta = {'tokenizer': 'tok.json', 'tokenizer_hash': self.tokenizer.hash, 'vocab_size': self.tokenizer.vocab_size}
         with runtime.replacing(self.folder / 'meta.json') as file:
-            file.write(json.dumps({**meta, 'dtype': 'uint16', 'splits': self.splits}, indent=1).encode())
+            meta = {**self.notes, **meta, 'dtype': 'uint16', 'splits': self.splits}
+            file.write(json.dumps(meta, indent=1).encode())
 
 
 def shard_files(folder: Path, split: str) -> list[Path]:
@@ -106,7 +109,8 @@ def shard_files(folder: Path, split: str) -> list[Path]:
 
 
 class Data:
-    """A data folder, checked: meta (None for nanoGPT's files), tokenizer, split(name). What is wrong is named here."""
+    """A data folder, checked: meta (None for nanoGPT's files), tokenizer, problems (the path of its problems.jsonl,
+    which may lie one folder up, or None), split(name). What is wrong is named here."""
 
     def __init__(self, folder: str | Path):
         self.folder = folder = Path(folder)
@@ -119,6 +123,8 @@ class Data:
             raise self.refusal(f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here")
         if not path.exists() and (folder / 'tok.json').exists():
             raise self.refusal(f'{path} is missing: the preparation of {folder} was cut short')
+        places = [place / 'problems.jsonl' for place in (folder, folder.parent)]
+        self.problems = next((place for place in places if place.exists()), None)
         self.meta = None
         if not path.exists():
             self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
@@ -166,12 +172,60 @@ class Data:
                 raise self.refusal(f'{path} holds the id {largest}, expected less than vocab_size = {vocab_size}')
 
 
-class Shards:
-    """The shards of one split as one long sequence of ids. Read, not mapped: mapped pages count as this process's."""
+class Mixture:
+    """Data folders as one, each so many times an epoch; in use like a Data. meta: the first folder's, and what the
+    others' say besides; None if one of them has none."""
 
-    def __init__(self, paths: list[Path], lengths: list[int], vocab_size: int, checked: bool):
+    def __init__(self, parts: list[tuple[Data, int]]):
+        self.parts, first = parts, parts[0][0]
+        self.folder, self.tokenizer = first.folder, first.tokenizer
+        for data, _ in parts:
+            if data.tokenizer.hash != first.tokenizer.hash:
+                raise data.refusal(f'{data.folder} was made with another tokenizer than {first.folder}')
+        self.problems = next((data.problems for data, _ in parts if data.problems), None)
+        metas = [data.meta for data, _ in parts]
+        self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
+
+    def split(self, name: str) -> 'Shards':
+        """Only what is learned from is repeated, what is measured is not."""
+        found = [(data.split(name), repeats if name == 'train' else 1) for data, repeats in self.parts]
+        laid = [(copy, shards) for copy in range(max(n for _, n in found)) for shards, n in found if copy < n]
+        paths = [path for _, shards in laid for path in shards.paths]
+        lengths = [length for _, shards in laid for length in np.diff(shards.ends, prepend=0).tolist()]
+        copies = [copy for copy, shards in laid for _ in shards.paths]
+        return Shards(paths, lengths, self.tokenizer.vocab_size, all(shards.checked for shards, _ in found), copies)
+
+
+def mixture(dataset: str) -> list[tuple[str, int]]:
+    """'smoltalk,gsm8k:4' -> [('smoltalk', 1), ('gsm8k', 4)]: folders, and how often an epoch has each."""
+    parts = []
+    for item in dataset.split(','):
+        name, _, repeats = item.strip().rpartition(':')
+        if not (name and repeats.isdecimal()):
+            name, repeats = item.strip(), 1
+        if not name or int(repeats) < 1:
+            raise SystemExit(f"dataset is '{dataset}', expected names or name:repeats, such as smoltalk,gsm8k:4")
+        parts.append((name, int(repeats)))
+    return parts
+
+
+def open_data(root: str | Path, dataset: str) -> Data | Mixture:
+    """The data that the setting `dataset` names: a folder under root (or an absolute path), or a mixture of such."""
+    parts = [(Data(Path(root) / name), repeats) for name, repeats in mixture(dataset)]
+    return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else Mixture(parts)
+
+
+class Shards:
+    """The shards of one split as one long sequence of ids. Read, not mapped: mapped pages count as this process's.
+
+    copies: where a mixture repeats shards, which time each of them is read; else 0 for all.
+    """
+
+    def __init__(
+        self, paths: list[Path], lengths: list[int], vocab_size: int, checked: bool, copies: list[int] | None = None
+    ):
         self.paths, self.vocab_size, self.checked = paths, vocab_size, checked
-        self.ends = np.cumsum(lengths)
+        self.ends, self.copies = np.cumsum(lengths), np.array(copies or [0] * len(paths))
 
     def __len__(self):
         return int(self.ends[-1])
@@ -209,15 +263,17 @@ class Batch(NamedTuple):
     inputs: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64, inputs shifted by one
     weights: torch.Tensor  # (B, T) each target's share of the step's loss
+    share: torch.Tensor | None = None  # (B,) a row's share of the step, where rows count as a whole (Pairs)
+    reference: torch.Tensor | None = None  # (B,) the row's log-probability under the model that DPO began with (Pairs)
     metrics: dict = {}  # {name: number} for the log, additive over micro-batches and ranks
 
     def to(self, device: str) -> 'Batch':
         """Copy to the device; to CUDA from pinned memory, without waiting."""
         if not device.startswith('cuda'):
-            move = lambda t: t.to(device)  # noqa: E731
+            move = lambda t: t.to(device)
         else:
-            move = lambda t: t.pin_memory().to(device, non_blocking=True)  # noqa: E731
-        return self._replace(inputs=move(self.inputs), targets=move(self.targets), weights=move(self.weights))
+            move = lambda t: t.pin_memory().to(device, non_blocking=True)
+        return self._replace(**{k: move(t) for k, t in self._asdict().items() if isinstance(t, torch.Tensor)})
 
 
 class Reader:
@@ -227,41 +283,68 @@ class Reader:
     8 rows on 3 ranks with batch_size 2: the fullest rank has 3 rows, so each rank runs 2 micro-batches of 2 rows.
     """
 
+    group = 1  # rows that belong together: on one rank, and in one micro-batch if batch_size is a multiple of it
+
     def __init__(self, num_rows: int, shape: Shape, shuffle: bool = True):
         shape = shape._replace(rows_per_step=shape.rows_per_step or num_rows)
         self.num_rows, self.shape, self.shuffle = num_rows, shape, shuffle
         self.orders = {}
-        share = -(-shape.rows_per_step // shape.world_size)  # rows of the fullest rank
-        self.micro_batches = -(-share // shape.batch_size)
-        self.micro_batch_rows = -(-share // self.micro_batches)  # evenly full, and the same on every rank
+        groups, rest = divmod(shape.rows_per_step, self.group)
+        if rest:
+            have = f'a step has {shape.rows_per_step} rows (gradient_accumulation_steps * batch_size)'
+            raise SystemExit(f'{have}, expected a multiple of {self.group}, rows that belong together; change either')
+        unit = self.group if shape.batch_size % self.group == 0 else 1
+        share = -(-groups // shape.world_size) * self.group // unit  # units of the fullest rank
+        self.micro_batches = -(-share // (shape.batch_size // unit))
+        self.micro_batch_rows = -(-share // self.micro_batches) * unit  # evenly full, and the same on every rank
 
     def __len__(self):
         return -(-self.num_rows // self.shape.rows_per_step)
 
     def order(self, epoch: int) -> np.ndarray:
+        """The epoch's groups in the order they are read."""
         if epoch not in self.orders:  # a step rarely spans more than two
             while len(self.orders) > 1:
                 del self.orders[min(self.orders)]
-            rng = np.random.default_rng((self.shape.seed, epoch))
-            self.orders[epoch] = rng.permutation(self.num_rows) if self.shuffle else np.arange(self.num_rows)
+            rng, groups = np.random.default_rng((self.shape.seed, epoch)), self.num_rows // self.group
+            self.orders[epoch] = rng.permutation(groups) if self.shuffle else np.arange(groups)
         return self.orders[epoch]
+
+    def groups(self, step: int) -> list[int]:
+        """The groups of step i over all ranks, in order; rank r has every world_size'th of them, from number r on."""
+        count = self.shape.rows_per_step // self.group
+        epochs, places = np.divmod(np.arange(count) + step * count, self.num_rows // self.group)
+        return [int(g) for e in np.unique(epochs) for g in self.order(int(e))[places[epochs == e]]]
 
     def rows(self, step: int) -> list[int]:
         """The data rows of step i over all ranks, in order."""
-        epochs, places = np.divmod(np.arange(self.shape.rows_per_step) + step * self.shape.rows_per_step, self.num_rows)
-        return [int(r) for e in np.unique(epochs) for r in self.order(int(e))[places[epochs == e]]]
+        return [g * self.group + i for g in self.groups(step) for i in range(self.group)]
+
+    def mine(self, step: int) -> list[int]:
+        """The data rows of step i on this rank, in the order in which its micro-batches have them."""
+        groups = self.groups(step)[self.shape.rank :: self.shape.world_size]
+        return [g * self.group + i for g in groups for i in range(self.group)]
+
+    def total(self, step: int) -> int:
+        """What weights are divided by: the supervised targets of step i over all ranks."""
+        return max(1, sum(self.count(r) for r in self.rows(step)))
 
     def __getitem__(self, step: int) -> Iterator[Batch]:
-        rows = self.rows(step)
-        total = max(1, sum(self.count(r) for r in rows))
-        mine = rows[self.shape.rank :: self.shape.world_size]
+        mine, total, B = self.mine(step), self.total(step), self.micro_batch_rows
+        for b in range(0, self.micro_batches * B, B):
+            yield self.batch(mine[b : b + B], total)
+
+    def batch(self, rows: list[int], total: int) -> Batch:
+        return self.collate((ids, weights / total) for ids, weights in map(self.row, rows))
+
+    def collate(self, rows) -> Batch:
+        """Tensors of (ids, weights) a row; rows that a rank lacks stay at weight 0."""
         T, B = self.shape.block_size, self.micro_batch_rows
-        for b in range(self.micro_batches):
-            ids, weights = np.zeros((B, T + 1), np.int64), np.zeros((B, T))  # rows that a rank lacks stay at weight 0
-            for i, r in enumerate(mine[b * B : (b + 1) * B]):
-                ids[i], weights[i] = self.row(r)
-            ids, weights = torch.from_numpy(ids), torch.from_numpy(weights / total).to(self.shape.dtype)
-            yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights)
+        ids, weights = np.zeros((B, T + 1), np.int64), np.zeros((B, T))
+        for i, row in enumerate(rows):
+            ids[i], weights[i] = row
+        ids, weights = torch.from_numpy(ids), torch.from_numpy(weights).to(self.shape.dtype)
+        return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights)
 
 
 def count_rows(shards: Shards, block_size: int) -> int:
@@ -301,6 +384,250 @@ class Stream(Reader):
         # a start before T leaves T + 1 of the 2 * T ids, but for the data's last rows, where fewer were read
         start = int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0
         return ids[start : start + T + 1], 1.0
+
+
+def find_documents(shards: Shards, bos: int) -> np.ndarray:
+    """(n + 1,) int64: where each document's <|bos|> stands, and the end of the data."""
+    chunk = 2**22
+    starts = [start + np.flatnonzero(shards.read(start, chunk) == bos) for start in range(0, len(shards), chunk)]
+    starts = np.concatenate([*starts, [len(shards)]])
+    if starts[0] != 0:
+        raise SystemExit(f'{shards.paths[0]} does not begin with <|bos|>, expected conversations, which do')
+    return starts
+
+
+def count_spoken(shards: Shards, chat, starts: np.ndarray, size: int) -> np.ndarray:
+    """(n,) int64: how many of each document's first `size` ids the assistant says. About a million ids at a time."""
+    counts, i = np.zeros(len(starts) - 1, np.int64), 0
+    while i < len(counts):
+        j = max(i + 1, int(np.searchsorted(starts, starts[i] + 2**20, side='right')) - 1)
+        places = starts[i : j + 1] - starts[i]
+        spoken = chat.is_spoken(shards.read(int(starts[i]), int(places[-1])))
+        before = np.concatenate(([0, 0], np.cumsum(spoken)))  # before[k]: of ids[:k]; ids[0] is a bos
+        counts[i:j] = before[np.minimum(places[:-1] + size, places[1:])] - before[places[:-1]]
+        i = j
+    return counts
+
+
+def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    """
+    Pack items into rows, best fit decreasing: the largest first, each where it leaves least room (Johnson, 1974).
+
+    Returns each item's row and the number of rows. Rows are kept by the room they have left, and the bits of one
+    number say for which room there is any, so that an item takes the same few operations however many rows there are.
+    """
+    by_room, rooms, num_rows = [[] for _ in range(capacity + 1)], 0, 0
+    row_of, order = np.zeros(len(sizes), np.int64), np.argsort(-sizes, kind='stable')
+    for item, size in zip(order.tolist(), sizes[order].tolist()):
+        fitting = rooms >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1  # the lowest bit
+            row = by_room[room].pop()
+            rooms ^= (not by_room[room]) << room
+        else:
+            room, row, num_rows = capacity, num_rows, num_rows + 1
+        row_of[item] = row
+        by_room[room - size].append(row)
+        rooms |= 1 << (room - size)
+    return row_of, num_rows
+
+
+class Packed(Reader):
+    """
+    SFT: whole conversations one after the other in a row; only what the assistant says counts.
+
+    A conversation longer than a row is cut by chat.pieces. Pieces in which the assistant says nothing are left out, so
+    that every row teaches something. Rows are filled up with bos at weight 0. They are numbered at random, the same
+    each time, for best fit puts the long conversations first: the first `limit` rows stand for all.
+    """
+
+    def __init__(self, shards: Shards, chat, shape: Shape, shuffle: bool = True, limit: int | None = None):
+        self.shards, self.chat, self.size = shards, chat, shape.block_size + 1
+        pieces = self.find_pieces()
+        if not len(pieces):
+            raise SystemExit(f'{shards.paths[0]} has no token that the assistant says, expected conversations')
+        row_of, num_rows = np.zeros(len(pieces), np.int64), 0
+        copies = shards.copies[np.searchsorted(shards.ends, pieces[:, 0], side='right')]
+        for copy in np.unique(copies):  # a row must not hold a conversation twice: the second could be read off
+            rows, count = best_fit(pieces[copies == copy, 3], self.size)
+            row_of[copies == copy] = num_rows + rows
+            num_rows += count
+        row_of = np.random.default_rng(0).permutation(num_rows)[row_of]
+        self.counts = np.bincount(row_of, pieces[:, 4], num_rows).astype(np.int64)
+        self.pieces = pieces[np.argsort(row_of, kind='stable'), :3].copy()
+        self.ends = np.cumsum(np.bincount(row_of, minlength=num_rows))  # of row r's pieces
+        super().__init__(min(num_rows, limit or num_rows), shape, shuffle)
+
+    def find_pieces(self) -> np.ndarray:
+        """(n, 5) int64: a piece's document (place, length), number in it, ids, and how many the assistant says."""
+        starts = find_documents(self.shards, self.chat.bos)
+        places, lengths = starts[:-1], np.diff(starts)
+        spoken = count_spoken(self.shards, self.chat, starts, len(self.shards))
+        keep = (spoken > 0) & (lengths <= self.size)
+        whole, cut = np.stack((places, lengths, 0 * lengths, lengths, spoken), axis=1)[keep], []
+        for i in np.flatnonzero((spoken > 0) & (lengths > self.size)):
+            document = int(places[i]), int(lengths[i])
+            for number, ids in enumerate(self.chat.pieces(self.shards.read(*document), self.size)):
+                cut.append((*document, number, len(ids), int(self.chat.is_spoken(ids).sum())))
+        cut = np.array([piece for piece in cut if piece[-1]], np.int64).reshape(-1, 5)
+        return np.concatenate((whole, cut))
+
+    def count(self, r: int) -> int:
+        return int(self.counts[r])
+
+    def row(self, r: int):
+        out = []
+        for place, length, number in self.pieces[self.ends[r - 1] if r else 0 : self.ends[r]].tolist():
+            ids = self.shards.read(place, length)
+            out.append(ids if length <= self.size else self.chat.pieces(ids, self.size)[number])
+        ids = pad(np.concatenate(out), self.size, self.chat.bos)
+        return ids, self.chat.is_spoken(ids)
+
+    def batch(self, rows: list[int], total: int) -> Batch:
+        return super().batch(rows, total)._replace(metrics={'supervised': float(sum(map(self.count, rows)))})
+
+
+def pad(ids, size: int, bos: int) -> np.ndarray:
+    """The ids and as many bos as make `size`; the mask calls none of those the assistant's."""
+    return np.concatenate((ids, np.full(size - len(ids), bos))).astype(np.int64)
+
+
+def round_up(tokens: int) -> int:
+    return -(-tokens // 64) * 64
+
+
+class Pairs(Reader):
+    """
+    DPO: documents 2i and 2i + 1 are the chosen and the rejected answer to one prompt; so are rows of a batch.
+
+    weights are 1 where the assistant speaks, undivided, for the loss needs the log-probability of whole rows; share is
+    what a row's pair counts in the step. reference: a number for each row of the data, which may be set later.
+    All rows are padded to the longest document, rounded up to 64: shape.block_size becomes that, if it was more.
+    """
+
+    group = 2
+
+    def __init__(
+        self, shards: Shards, chat, shape: Shape, reference=None, shuffle: bool = True, limit: int | None = None
+    ):
+        self.shards, self.chat, self.starts = shards, chat, find_documents(shards, chat.bos)
+        path, documents, T = shards.paths[0], len(self.starts) - 1, shape.block_size
+        if documents % 2:
+            raise SystemExit(f'{path} holds {documents} documents, expected an even number: chosen and rejected')
+        if shape.batch_size % 2:
+            raise SystemExit(f'batch_size is {shape.batch_size}, expected an even number: a pair stays together')
+        silent = np.flatnonzero(count_spoken(shards, chat, self.starts, T + 1) == 0)
+        if len(silent):
+            what = f'document {silent[0]} (of {documents}, counted from 0) of {path}'
+            raise SystemExit(f'{what} has no answer within {T + 1} tokens; mend the data, or raise --block_size')
+        lengths = np.diff(self.starts)
+        too_long = int((lengths > T + 1).sum())
+        if too_long and shape.rank == 0:
+            print(f'{path}: {too_long} of {documents} documents are longer than {T + 1} tokens and are cut at the end')
+        shape = shape._replace(block_size=min(T, round_up(int(lengths.max()) - 1)))
+        super().__init__(min(documents, max(2, limit - limit % 2) if limit else documents), shape, shuffle)
+        self.reference = reference
+
+    @property
+    def reference(self) -> np.ndarray | None:
+        return self._reference
+
+    @reference.setter
+    def reference(self, numbers):
+        if numbers is not None and len(numbers) != self.num_rows:
+            have = f'{len(numbers)} log-probabilities of the reference are for other data than {self.shards.paths[0]}'
+            raise SystemExit(f'{have}, expected one for each of {self.num_rows} rows; start the stage again')
+        self._reference = None if numbers is None else np.asarray(numbers, np.float64)
+
+    def total(self, step: int) -> int:
+        return 1
+
+    def row(self, r: int):
+        size = self.shape.block_size + 1
+        start, end = self.starts[r : r + 2].tolist()
+        ids = pad(self.shards.read(start, min(size, end - start)), size, self.chat.bos)
+        return ids, self.chat.is_spoken(ids)
+
+    def batch(self, rows: list[int], total: int) -> Batch:
+        def column(numbers):
+            column = np.zeros(self.micro_batch_rows)  # 0 for the rows that a rank lacks
+            column[: len(rows)] = numbers
+            return torch.from_numpy(column).to(self.shape.dtype)
+
+        share = column(self.group / self.shape.rows_per_step)
+        reference = None if self.reference is None else column(self.reference[rows])
+        return super().batch(rows, total)._replace(share=share, reference=reference)
+
+
+class Rollouts(Reader):
+    """
+    RL: the model answers each question of the step `samples` times, and a token's weight is what its answer earned more
+    than the mean of its question's, over the sampled tokens of the whole step: GRPO (Shao et al., 2024) on policy, with
+    the baseline alone and one length for all (Dr. GRPO, Liu et al., 2025; DAPO, Yu et al., 2025). They sum to no 1.
+
+        generate(prompts, numbers, n, seed) -> n Samples (engine.py) of each prompt in order, at temperature 1;
+            sample j of the prompt with number q draws from stream (*seed, q, j), whichever rank has it
+        grade(problem, text) -> reward      problems are those of tasks.py, text is what a user would see
+        add_up(numbers) -> their sums over the ranks; called once a step
+        note({'prompt', 'text', 'reward'})  the step's first answer with its calls, on rank 0
+
+    Rows whose questions were all answered alike well teach nothing and are left out, so that ranks may run different
+    numbers of micro-batches, each at least one. A step is a pure function of its number and of the model's weights.
+    """
+
+    def __init__(
+        self, generate: Callable, grade: Callable, problems: list[dict], chat, shape: Shape, samples: int,
+        max_tokens: int, add_up: Callable, note: Callable | None = None,
+    ):  # fmt: skip
+        self.generate, self.grade, self.problems, self.chat = generate, grade, problems, chat
+        self.add_up, self.note, self.group = add_up, note, samples
+        if not problems or samples < 2 or max_tokens < 1:
+            have = f'{len(problems)} problems, {samples} samples of each and max_tokens = {max_tokens}'
+            raise SystemExit(f'{have}: expected at least one problem, two samples and one token')
+        self.prompts = [chat.prompt(problem['messages']) for problem in problems]
+        longest = max(range(len(problems)), key=lambda q: len(self.prompts[q]))
+        needed = len(self.prompts[longest]) + max_tokens
+        if needed > shape.block_size:
+            what = f'the question {problems[longest]["messages"][-1]["content"]!r} takes {needed - max_tokens} tokens'
+            room = f'block_size - max_tokens = {shape.block_size} - {max_tokens}'
+            raise SystemExit(f'{what}, expected at most {room}; raise --block_size, or lower --max_tokens')
+        shape = shape._replace(block_size=min(shape.block_size, round_up(needed)))
+        super().__init__(len(problems) * samples, shape)
+
+    def __getitem__(self, step: int) -> Iterator[Batch]:
+        rank, world_size, seed = self.shape.rank, self.shape.world_size, self.shape.seed
+        R, S, B = self.shape.rows_per_step, self.group, self.micro_batch_rows
+        questions = self.groups(step)[rank::world_size]
+        prompts, numbers = [self.prompts[q] for q in questions], list(range(rank, R // S, world_size))
+        answers = self.generate(prompts, numbers, S, (seed, step)) if prompts else []
+        asked = [q for q in questions for _ in range(S)]  # row by row, as answers are
+        rewards = np.array([self.grade(self.problems[q], answer.text) for q, answer in zip(asked, answers)])
+        rewards = rewards.reshape(-1, S).astype(np.float64)
+        alike = rewards.max(1) == rewards.min(1)  # where the mean's rounding would leave some 1e-17
+        advantages = np.where(alike[:, None], 0.0, rewards - rewards.mean(1, keepdims=True)).flatten()
+        rows = [self.lay(self.prompts[q], answer) for q, answer in zip(asked, answers)]
+        sampled = float(sum(spoken.sum() for _, spoken in rows))
+        (total,) = self.add_up([sampled])
+        cut_off = sum(answer.finish_reason != 'stop' for answer in answers)
+        sums = dict(reward=rewards.sum(), no_signal=S * alike.sum(), truncated=cut_off, length=sampled)
+        metrics = {name: float(x) / R for name, x in sums.items()}
+        if self.note and rank == 0:
+            problem, text = self.problems[asked[0]], self.chat.transcript(answers[0].ids)
+            self.note(dict(prompt=problem['messages'][-1]['content'], text=text, reward=float(rewards[0, 0])))
+        taught = np.flatnonzero(advantages)
+        for b in range(0, max(1, len(taught)), B):
+            batch = self.collate((rows[i][0], rows[i][1] * advantages[i] / total) for i in taught[b : b + B])
+            yield batch._replace(metrics={} if b else metrics)
+
+    def lay(self, prompt, answer):
+        """(T + 1,) ids of a row, and which of its (T,) targets were sampled: what mask and engine must agree on."""
+        ids = pad([*prompt, *answer.ids], self.shape.block_size + 1, self.chat.bos)
+        sampled, first = np.zeros(len(ids) - 1, bool), len(prompt) - 1
+        sampled[first : first + len(answer.ids)] = answer.spoken
+        spoken = self.chat.is_spoken(ids)
+        spoken[:first] = False  # earlier turns of the assistant's are part of the question
+        assert np.array_equal(spoken, sampled), "what was sampled and what the mask calls the assistant's must coincide"
+        return ids, sampled
 
 
 class Ahead:

@@ -82,34 +82,39 @@ def best_of(folder: str | Path) -> float:
 
 
 def newest(root: str | Path = '.') -> Path | None:
-    """The ckpt.pt written last, in out/, out/*/ or out-*/ below root."""
-    paths = [p for pattern in ('out/ckpt.pt', 'out/*/ckpt.pt', 'out-*/ckpt.pt') for p in Path(root).glob(pattern)]
+    """The ckpt.pt written last, in out/, out/*/, out/*/*/ or out-*/ below root."""
+    patterns = ('out/ckpt.pt', 'out/*/ckpt.pt', 'out/*/*/ckpt.pt', 'out-*/ckpt.pt')
+    paths = [p for pattern in patterns for p in Path(root).glob(pattern)]
     return max(paths, key=lambda p: p.stat().st_mtime, default=None)
 
 
 # What may differ when a run goes on: how long it is, how often it reports, what it runs on, how a step is split
 FREE = {
-    'init_from', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit',
-    'lr_decay_iters', 'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'sample_interval',
+    'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs',
+    'target_param_data_ratio', 'time_limit', 'lr_decay_iters', 'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'eval_problems',
     'sample_prompts', 'always_save_checkpoint', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype',
     'compile', 'backend', 'deterministic', 'max_skips', 'batch_size', 'gradient_accumulation_steps',
 }  # fmt: skip
-OWN = {'init_from', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
+OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
+# What the next stage takes over from the one before, unless it says otherwise
+RECIPE = {'optimizer', 'learning_rate', 'embedding_rate', 'head_rate', 'weight_decay', 'beta1', 'beta2', 'grad_clip'}
 HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}  # one of them says how long: a new one replaces the old
 
 
 def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool) -> dict[str, tuple]:
     """{name: (value, source)} of the settings that a run takes from the checkpoint it starts from.
 
-    The architecture always; on resume everything that is not given explicitly. What is given and differs is an error.
+    The architecture and the optimizer's rates; on resume everything that is not given explicitly. An architecture that
+    is given and differs is an error, on resume anything that is.
     """
     left_out = OWN | HORIZON if explicit & HORIZON else OWN
     before = {name: value for name, value in state['config'].items() if name in settings and name not in left_out}
     architecture = {n: value for n, value in state['model_config'].items() if n in settings and n != 'dropout'}
     architecture |= {name: before[name] for name in ('preset', 'depth') if name in before}  # where it came from
-    taken = before | architecture if resume else architecture
+    recipe = {name: before[name] for name in RECIPE if name in before}
+    taken = before | architecture if resume else recipe | architecture
     for name in taken:
-        free = name in FREE and name not in architecture
+        free = name in (FREE if resume else RECIPE) and name not in architecture
         # as the checkpoint's run was given it, say n_kv_head = 0, is as good as what the model made of it
         if name in explicit and not free and settings[name] not in (taken[name], before.get(name)):
             mend = 'leave it out' if resume else 'leave it out, or start with --init_from=scratch'
@@ -149,11 +154,12 @@ def read_log(path: Path) -> list[dict]:
     return rows
 
 
-def start_log(path: Path, config: dict, step: int | None) -> None:
-    """A new log, or on resume at `step` the old one without the lines from there on: they will come again."""
+def start_log(path: Path, facts: dict, step: int | None) -> None:
+    """A new log, the facts of the run on its first line, or on resume at `step` the old one without the lines from
+    there on: they will come again."""
     rows = [] if step is None else [row for row in read_log(path) if row.get('step', -1) < step]
     with runtime.replacing(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows or [{'config': config}])
+        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows or [facts])
 
 
 def was_measured(path: Path, step: int) -> bool:

@@ -1,7 +1,8 @@
 """
 Train a language model with one loop, whatever the stage of its life.
 
-$ python train.py                                                           # embedded data, on what this machine has
+$ python train.py                                                           # the embedded world's first stage
+$ python train.py config/tinyworld_sft.py --init_from=out/tinyworld/mid     # a later stage goes on from an earlier one
 $ python train.py config/shakespeare_char_cpu.py --seed=1                   # a config file, and one setting more
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # eight GPUs, the result of one
 $ python train.py --init_from=resume --out_dir=out/pretrain                 # go on where it stopped
@@ -24,26 +25,31 @@ from time import perf_counter
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 
 import batches
 import checkpoint
 import evaluate
 import plan
 import runtime
+import tasks
 import tokenizer as tokenizers
 from configurator import configure
+from conversation import Chat
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
 from optim import Optimizer
+from tools import calculate
 
 # -----------------------------------------------------------------------------
 # settings: config files and --name=value arguments override them. Where nanoGPT has one, it has nanoGPT's name
 # what to run, and on what
 stage = 'pretrain'  # one of the functions under "stages" below
-init_from = 'scratch'  # scratch | resume (from out_dir) | an earlier run's out_dir, for weights and architecture
+init_from = 'scratch'  # scratch | resume (from out_dir) | an earlier run's out_dir, for weights, architecture and rates
+init_optimizer = False  # take the optimizer's moments from there too
 auto_resume = False  # go on if out_dir holds a checkpoint of this stage, else do as init_from says
-out_dir = 'out/pretrain'  # where ckpt.pt and log.jsonl go
-dataset = 'source'  # a folder under data/ (or an absolute path), as its prepare.py left it
+out_dir = 'out/tinyworld/pretrain'  # where ckpt.pt and log.jsonl go
+dataset = 'tinyworld/pretrain'  # a folder under data/ (or an absolute path); a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and leave
 seed = 1337  # of the weights, the order of the data and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
@@ -85,6 +91,9 @@ weight_decay = 0.1  # of everything two-dimensional
 beta1 = 0.9  # AdamW's memory of the gradient
 beta2 = 0.95  # AdamW's memory of its square; 0.99 where a step has few tokens
 grad_clip = 1.0  # longest gradient, the rest is cut off; 0 is off
+dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts as a preference
+rl_skills = ''  # rl: the skills of problems.jsonl to learn, separated by commas; '' is all it has
+rl_samples = 16  # rl: answers to each question, which are compared with each other
 max_skips = 10  # a step whose gradient is not finite is skipped; so many in a row end the run (noticed when it logs)
 # how long, and how fast when
 max_iters = 1000  # steps; or give one of the next two
@@ -103,8 +112,9 @@ eval_iters = -1  # evaluate on the first eval_iters * batch_size rows of the val
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: keep the best validation loss as best.pt, beside ckpt.pt, the latest
-sample_interval = 0  # steps between samples in the log; 0 is off
-sample_prompts = 'The |I '  # what they continue, separated by |
+eval_problems = 50  # held-out problems of each skill that are answered at each evaluation of a chat; 0 is off
+max_new_tokens = 96  # longest answer, to those and in rl
+sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # to see at each evaluation; '' is off
 wandb_log = False  # log to Weights & Biases too
 wandb_project = 'flatgpt'  # its project
 wandb_run_name = ''  # its name there; '' is out_dir
@@ -115,8 +125,21 @@ wandb_run_name = ''  # its name there; '' is out_dir
 
 
 def weighted_nll(model, batch):
-    """For all stages that learn from tokens: a target's weight says how much of the whole step's loss it is."""
+    """For all stages that learn from tokens: a target's weight says how much of the whole step's loss it is. Equal in
+    pretraining, 0 where the user speaks in sft, the answer's advantage in rl, which makes this REINFORCE."""
     return (batch.weights * model(batch.inputs, batch.targets)).sum(), batch.metrics
+
+
+def preference_loss(model, batch):
+    """DPO (Rafailov et al., 2023): rows alternate chosen, rejected. A model like its reference is at ln 2 = 0.6931."""
+    logp = -(batch.weights * model(batch.inputs, batch.targets)).sum(dim=1)  # of the whole answer, in nats
+    chosen, rejected = (dpo_beta * (logp - batch.reference)).view(-1, 2).unbind(dim=1)
+    share = batch.share[::2]
+    of_chosen, of_rejected = (batch.share * logp.detach()).view(-1, 2).sum(dim=0)
+    return (share * -F.logsigmoid(chosen - rejected)).sum(), {
+        'accuracy': (share * (chosen > rejected)).sum(), 'margin': (share * (chosen - rejected)).sum().detach(),
+        'logp_chosen': of_chosen, 'logp_rejected': of_rejected,
+    }  # fmt: skip
 
 
 # -----------------------------------------------------------------------------
@@ -124,18 +147,87 @@ def weighted_nll(model, batch):
 #   steps    steps[i] yields the micro-batches of step i, for any i; len(steps) is one epoch
 #   loss     one of the losses above
 #   measure  () -> {name: number}, the evaluation; 'val' is the number to keep small
-# run has model, data, device, shape, val_rows (0: all), and kept, a dict of what the stage wants back on resume
+# run has model (compiled, in mixed precision), raw_model, data, device, shape, val_shape and val_rows (0: all), kept, a
+# dict of what the stage wants back on resume, and notes, a list of texts for the log
 
 
 def pretrain(run):
     """Text, every token of it."""
-    steps = batches.Stream(run.data.split('train'), run.shape, bos=run.data.tokenizer.bos)
-    steps = batches.Ahead(steps, run.device)  # a thread prepares the next step meanwhile
-    val = batches.Stream(run.data.split('val'), run.shape._replace(rows_per_step=0), shuffle=False, limit=run.val_rows)
-    return steps, weighted_nll, evaluate.Text(run.model, weighted_nll, val, run.data, run.device)
+    bos, train, val = run.data.tokenizer.bos, run.data.split('train'), run.data.split('val')
+    steps = batches.Stream(train, run.shape, bos=bos)
+    val = batches.Stream(val, run.val_shape, shuffle=False, limit=run.val_rows)
+    text = evaluate.Text(run.model, weighted_nll, val, run.data, run.device)
+    return batches.Ahead(steps, run.device), weighted_nll, text  # a thread prepares the next step meanwhile
 
 
-STAGES = {f.__name__: f for f in (pretrain,)}  # a new stage is one more function, and its name here
+def mid(run):
+    """Conversations as text, every token of them: the format, the calculator, the letters of multiple choice."""
+    steps, loss, text = pretrain(run)
+    skills = converse(run)
+    return steps, loss, lambda: {**text(), **skills()}
+
+
+def sft(run):
+    """Conversations, of which only what the assistant says counts."""
+    skills = converse(run)
+    steps = batches.Packed(run.data.split('train'), run.chat, run.shape)
+    return batches.Ahead(steps, run.device), weighted_nll, lambda: {**answers(run)(), **skills()}
+
+
+def dpo(run):
+    """Two answers to one question, of which the first is better. The reference is the model that the run started from:
+    its log-probability of each answer is all that is kept of it."""
+    skills = converse(run)
+    steps = batches.Pairs(run.data.split('train'), run.chat, run.shape)
+    val = batches.Pairs(run.data.split('val'), run.chat, run.val_shape, shuffle=False, limit=run.val_rows)
+    run.raw_model.eval()  # without dropout
+    for name, reader in dict(train=steps, val=val).items():
+        if name not in run.kept:
+            run.kept[name] = torch.tensor(evaluate.log_probabilities(run.model, reader, run.device), dtype=torch.float64)
+        reader.reference = run.kept[name].numpy()
+    run.raw_model.train()
+    measure = evaluate.Total(run.model, preference_loss, val, run.device)
+    return batches.Ahead(steps, run.device), preference_loss, lambda: {**measure(), **skills()}
+
+
+def rl(run):
+    """Questions of which only the answer is known: ask several times, and do more of what did better than the mean."""
+    skills = converse(run)
+    problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
+    steps = batches.Rollouts(
+        functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, max_new_tokens,
+        runtime.add_up, run.notes.append,
+    )  # fmt: skip
+    rows, slots = max(run.shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
+    run.writer = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate, rows=rows, slots=slots)
+    text = answers(run)
+    return steps, weighted_nll, lambda: {**text(), **skills()}
+
+
+def converse(run):
+    """What the stages after pretraining share: a chat format, and held-out problems to answer at each evaluation."""
+    run.chat = Chat(run.data.tokenizer)
+    run.prompt = lambda text: run.chat.prompt([{'role': 'user', 'content': text}])
+    run.temperature = 0.0
+    run.engine = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate)
+    asked = run.data.problems and eval_problems
+    problems = tasks.load(run.data.problems, 'val', limit=eval_problems) if asked else []
+    return evaluate.Skills(run.engine, run.chat, problems, max_new_tokens)
+
+
+def answers(run):
+    """The evaluation of conversations: the loss of what the assistant says in those held out."""
+    val = batches.Packed(run.data.split('val'), run.chat, run.val_shape, shuffle=False, limit=run.val_rows)
+    return evaluate.Text(run.model, weighted_nll, val, run.data, run.device)
+
+
+def generate(run, prompts, numbers, n, seed):
+    """n answers to each prompt from the model as it is now, in batches of one shape: see Rollouts."""
+    with runtime.autocast(dtype, device):
+        return run.writer.generate(prompts, max_new_tokens, Sampling(seed=seed), n, numbers)
+
+
+STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # a new stage is one more function, and its name here
 
 # -----------------------------------------------------------------------------
 # settings that nobody gave come from the checkpoint the run starts from, else from the preset and the depth
@@ -150,7 +242,8 @@ def origin(settings):
         return here, True
     if settings['init_from'] == 'scratch':
         return None, False
-    return Path(settings['init_from'], 'ckpt.pt'), False
+    path = Path(settings['init_from'])
+    return path if path.suffix == '.pt' else path / 'ckpt.pt', False
 
 
 def derive(settings, explicit):
@@ -169,7 +262,7 @@ def check(config):
     least = dict(
         batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, max_skips=1, eval_iters=-1,
         seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
-        time_limit=0, save_interval=0, sample_interval=0,
+        time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2,
     )  # fmt: skip
     wrong = [
         f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
@@ -177,6 +270,8 @@ def check(config):
     wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
     if config['eval_iters'] == 0:
         wrong.append('eval_iters is 0, expected 1 or more, or -1 for all validation rows')
+    if config['stage'] != 'pretrain' and config['init_from'] == 'scratch' and not config['eval_only']:
+        wrong.append(f"stage {config['stage']} goes on from an earlier one; give that run's out_dir as --init_from")
     if config['wandb_log'] and not importlib.util.find_spec('wandb'):
         wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
     if wrong:
@@ -186,7 +281,7 @@ def check(config):
 # -----------------------------------------------------------------------------
 # the machine, the data and the checkpoint are checked before the model is built. From here on device, dtype and the
 # like say what was chosen; config keeps what was asked for
-EMBEDDED = ('source',)  # data sets made from what the repository holds: prepared without asking
+EMBEDDED = ('tinyworld',)  # data made by a program alone, without a network: prepared without asking
 ranks = runtime.join()
 sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
 with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
@@ -196,22 +291,23 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     dtype, why_dtype = runtime.choose_dtype(dtype, device)
     compile, why_compile = runtime.choose_compile(compile, device)
     runtime.set_up(device, ranks, deterministic)
-    folder = Path(__file__).parent / 'data' / dataset
-    if dataset in EMBEDDED and ranks.local_rank == 0 and not (folder / 'meta.json').exists():
-        print(f'preparing the embedded data: python {folder / "prepare.py"}', flush=True)
-        if subprocess.run([sys.executable, folder / 'prepare.py']).returncode:
-            raise SystemExit(f'{folder / "prepare.py"} failed')
+    data_root = Path(__file__).parent / 'data'
+    embedded = data_root / dataset.split('/')[0] / 'prepare.py'
+    if embedded.parent.name in EMBEDDED and ranks.local_rank == 0 and not (data_root / dataset / 'meta.json').exists():
+        print(f'preparing the embedded data: python {embedded}', flush=True)
+        if subprocess.run([sys.executable, embedded]).returncode:
+            raise SystemExit(f'{embedded} failed')
 master = ranks.rank == 0  # prints, and writes files
 with runtime.one_voice(ranks):  # a second time, for now the embedded data is there
     path, resume = origin(config)
     start = read_checkpoint(path) if path else {}
-    data = batches.Data(folder)
+    data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        raise SystemExit(f'{folder} was made with another tokenizer than {path}; take the data it was trained on')
+        raise SystemExit(f'{dataset} was made with another tokenizer than {path}; take the data it was trained on')
     fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
     model_config = GPTConfig(vocab_size=data.tokenizer.vocab_size, **fields)
     for split in ('train', 'val'):
-        batches.count_rows(data.split(split), block_size)
+        data.split(split)
     if not eval_only:
         checkpoint.make_folder(out_dir)
 
@@ -234,8 +330,11 @@ def model(inputs, targets):
 rows_per_step = gradient_accumulation_steps * batch_size
 tokens_per_step = rows_per_step * block_size
 shape = batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.world_size, seed, param_dtype)
-run = SimpleNamespace(model=model, data=data, device=device, shape=shape, val_rows=max(0, eval_iters * batch_size))
-run.kept, run.best, seconds_before, first_step = {}, math.inf, 0.0, 0
+run = SimpleNamespace(model=model, raw_model=raw_model, data=data, device=device, shape=shape, kept={}, notes=[])
+run.val_shape, run.val_rows = shape._replace(rows_per_step=0), max(0, eval_iters * batch_size)
+run.prompt = lambda text: [i for i in (data.tokenizer.bos,) if i is not None] + data.tokenizer.encode(text)
+run.temperature = 0.8  # of the samples in the log
+run.best, seconds_before, first_step = math.inf, 0.0, 0
 if resume:
     run.kept, seconds_before, first_step = start['kept'], start['seconds'], start['step']
     run.best = min(start['best'], checkpoint.best_of(out_dir))
@@ -249,8 +348,12 @@ with runtime.one_voice(ranks):
         raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
         ranks.rank, ranks.world_size, group, fp16=dtype == 'float16', compile=compile and device != 'cpu',
     )  # fmt: skip
-    if resume:
+    if resume or init_optimizer and start:
+        if not start.get('optimizer'):
+            raise SystemExit(f"{path} holds no optimizer's state; leave --init_optimizer out")
         optimizer.load_state_dict(start['optimizer'])
+about = {name: (data.meta or {})[name] for name in ('about', 'prompts') if name in (data.meta or {})}
+about = about or start.get('about', {})  # what a chat says of the model
 del start
 read_checkpoint.cache_clear()  # what was in it has been copied
 decay_iters = lr_decay_iters or max_iters
@@ -281,10 +384,10 @@ wandb_run = None  # where it is asked for, it begins with the training loop
 
 def usable_prompts():
     """{prompt: ids} of sample_prompts. One that cannot be continued is named now, not in the middle of the run."""
-    first, usable = [] if data.tokenizer.bos is None else [data.tokenizer.bos], {}
-    for text in sample_prompts.split('|'):
+    usable = {}
+    for text in sample_prompts.split('|') if sample_prompts else []:
         try:
-            ids = first + data.tokenizer.encode(text)
+            ids = run.prompt(text)
             if not 0 < len(ids) <= block_size:
                 raise ValueError(f'it has {len(ids)} tokens, expected 1 to block_size = {block_size}')
             usable[text] = ids
@@ -293,7 +396,7 @@ def usable_prompts():
     return usable
 
 
-prompts = usable_prompts() if sample_interval and master else {}
+prompts = usable_prompts() if master else {}
 
 
 def log(line, /, **row):
@@ -314,18 +417,21 @@ def save(path, step, seconds, optimizer_state=None):
             checkpoint.save(path, dict(
                 model=raw_model.state_dict(), model_config=dataclasses.asdict(model_config), optimizer=optimizer_state,
                 tokenizer=data.tokenizer.to_dict(), stage=stage, step=step, seconds=seconds, config=dict(config),
-                best=run.best, kept=run.kept, parent=parent,
+                best=run.best, kept=run.kept, parent=parent, about=about,
             ))  # fmt: skip
 
 
 def evaluate_model(step, seconds):
     """Measure and log; where best.pt is asked for and this is the best so far, keep it."""
     raw_model.eval()
-    numbers = measure()
+    began = perf_counter()
+    with runtime.autocast(dtype, device):
+        numbers = measure()
     raw_model.train()
+    spent = dict(evaluation_seconds=round(perf_counter() - began, 3))
     if master:
         shown = ' | '.join(f'{name} {x:.4f}' for name, x in numbers.items())
-        log(f'step {step:,}/{max_iters:,} | {shown}', step=step, seconds=seconds, **numbers)
+        log(f'step {step:,}/{max_iters:,} | {shown}', step=step, seconds=seconds, **numbers, **spent)
     if not (always_save_checkpoint or eval_only) and step and numbers['val'] < run.best:
         run.best = numbers['val']
         save(Path(out_dir, 'best.pt'), step, seconds)
@@ -333,18 +439,25 @@ def evaluate_model(step, seconds):
 
 def sample(step, seconds):
     """What the model makes of a few fixed prompts."""
-    sampling = Sampling(temperature=0.8, seed=seed)
-    answers = Engine(raw_model, data.tokenizer).generate(list(prompts.values()), max_tokens=100, sampling=sampling)
-    for prompt, answer in zip(prompts, answers):
-        text = data.tokenizer.decode(answer.ids)
-        log(f'sample | {prompt}{text}', step=step, seconds=seconds, prompt=prompt, text=text)
+    engine = Engine(raw_model, data.tokenizer, getattr(run, 'chat', None), calculate)
+    sampling = Sampling(run.temperature, seed=seed)
+    with runtime.autocast(dtype, device):
+        samples = engine.generate(list(prompts.values()), max_new_tokens, sampling)
+    for prompt, answer in zip(prompts, samples):
+        text = engine.chat.transcript(answer.ids) if engine.chat else answer.text
+        log(f'sample | {prompt} | {text}', step=step, seconds=seconds, prompt=prompt, text=text)
 
 
-def report(step, seconds, sums, norm, lr, tokens_per_second):
-    """One line about a step: its loss over all ranks, how fast it went, and how long the rest will take."""
+def report(step, seconds, sums, norm, lr, tokens, speed, pause):
+    """One line about a step: its loss over all ranks, how fast it went, and how long the rest will take.
+
+    tokens: of the steps since the last report, on this rank; speed: of those, in steps per second; pause: seconds of
+    the last evaluation.
+    """
     totals = dict(zip(sums, runtime.add_up(list(sums.values()))))
     skipped = int(optimizer.counters['skipped'])
-    left = (max_iters - step - 1) * tokens_per_step / tokens_per_second
+    tokens_per_second = tokens * ranks.world_size * speed
+    left = (max_iters - step - 1) / speed + pause * -(-(max_iters - step) // eval_interval)
     left = min(left, time_limit - seconds) if time_limit else left
     peak = runtime.peak_flops(device)
     mfu = f'{raw_model.flops_per_token() * tokens_per_second / peak / ranks.world_size:.1%}' if peak else 'n/a'
@@ -353,8 +466,12 @@ def report(step, seconds, sums, norm, lr, tokens_per_second):
         f' | norm {norm:.3f} | lr {lr:.2e} | {tokens_per_second:,.0f} tokens/s | MFU {mfu} | {runtime.clock(left)} left'
     )
     numbers = dict(lr=lr, norm=norm, skipped=skipped, tokens_per_second=round(tokens_per_second))
+    numbers['tokens_per_step'] = round(tokens * ranks.world_size)
     if master:
         log(f'step {step:,}/{max_iters:,} | {shown}', step=step, seconds=seconds, **totals, **numbers)
+        for note in run.notes[-1:]:
+            log('sample | ' + ' | '.join(map(str, note.values())), step=step, seconds=seconds, **note)
+    run.notes.clear()
 
 
 def give_up_if_stuck(step):
@@ -375,7 +492,7 @@ def introduce():
     print(f'{device} x {ranks.world_size}, {dtype} ({why_dtype}), {how}')
     print(f'{raw_model.num_params():,} parameters, {max_iters:,} steps ({why_max_iters}) of {tokens_per_step:,} tokens')
     if data.meta is None:
-        print(f"{folder} has no meta.json: GPT-2's encoding is assumed, and bits per byte are not known")
+        print(f"{dataset} has no meta.json: GPT-2's encoding is assumed, and bits per byte are not known")
     if time_limit:
         print('time_limit is set: the schedule may follow the clock, so this run cannot be repeated to the bit')
 
@@ -393,11 +510,13 @@ if master:
     if not resume and not eval_only:
         checkpoint.set_aside(out_dir)  # an earlier run's files get another name
     if not eval_only:
-        checkpoint.start_log(log_path, dict(config), first_step if resume else None)
+        facts = dict(config=dict(config), command=sys.argv[1:], machine=runtime.machine(device))
+        checkpoint.start_log(log_path, facts, first_step if resume else None)
 if wandb_log and master and not eval_only:
     wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))
 asked_to_stop = runtime.catch_signals()
 step = logged_step = first_step
+tokens, pause = 0, 0.0
 logged_at = perf_counter()  # later by each pause, so that the speed is that of the steps alone
 started = logged_at - seconds_before  # as if the run had never stopped
 while True:
@@ -411,8 +530,9 @@ while True:
         save(checkpoint_path, step, seconds, optimizer.state_dict())  # first of all: evaluation may fail
     if not asked and (over or step % eval_interval == 0):
         evaluate_model(step, seconds)
-    if not asked and prompts and (over or step % sample_interval == 0):
-        sample(step, seconds)
+        if prompts:
+            sample(step, seconds)
+        pause = perf_counter() - paused_at
     logged_at += perf_counter() - paused_at
     if over or asked:
         break
@@ -426,6 +546,7 @@ while True:
         (loss * optimizer.loss_scale).backward()
         for name, x in {'loss': loss.detach(), **metrics}.items():
             sums[name] = sums.get(name, 0) + x
+        tokens += batch.inputs.numel()
     optimizer.reduce()  # SUM over ranks
     norm = optimizer.norm()
     optimizer.step(lr, norm, grad_clip)  # unscale, clip, move, clear; nothing moves where norm is not finite
@@ -434,9 +555,9 @@ while True:
     if step % log_interval == 0:
         give_up_if_stuck(step)
         sums = {name: float(x) for name, x in sums.items()}  # here the host waits for the device
-        speed = tokens_per_step * (step + 1 - logged_step) / (perf_counter() - logged_at)
-        report(step, seconds, sums, float(norm), lr, speed)
-        logged_at, logged_step = perf_counter(), step + 1
+        steps_done, spent = step + 1 - logged_step, perf_counter() - logged_at
+        report(step, seconds, sums, float(norm), lr, tokens / steps_done, steps_done / spent, pause)
+        logged_at, logged_step, tokens = perf_counter(), step + 1, 0
     step += 1
 
 if master and asked and not eval_only:

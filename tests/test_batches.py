@@ -9,14 +9,36 @@ import json
 import os
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import batches
-from batches import Ahead, Data, Reader, Shape, Shards, Stream, Writer
+import conversation
+from batches import (
+    Ahead,
+    Data,
+    Packed,
+    Pairs,
+    Reader,
+    Rollouts,
+    Shape,
+    Shards,
+    Stream,
+    Writer,
+    best_fit,
+    count_spoken,
+    find_documents,
+    mixture,
+    open_data,
+)
+from conversation import Chat
+from engine import Engine, Sampling
+from model import GPT, GPTConfig
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, GPT2Tokenizer
+from tools import calculate
 
 BOS = 256
 BYTES = BPETokenizer(PATTERN, [], {'<|bos|>': BOS})  # 257 ids
@@ -332,7 +354,7 @@ def naive_order(g, num_rows, seed):
 def rows_of(reader, step):
     """The (T + 1,) ids of a step's rows on this rank that have a weight, micro-batch after micro-batch."""
     rows = []
-    for inputs, targets, weights, _ in reader[step]:
+    for inputs, targets, weights, *_ in reader[step]:
         assert inputs.dtype == targets.dtype == torch.int64 and inputs.is_contiguous() and targets.is_contiguous()
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
         some, every = (weights > 0).any(1), (weights > 0).all(1)
@@ -500,6 +522,612 @@ def test_a_batch_goes_to_a_device_and_keeps_the_rest(shards):
     assert {t.device.type for t in moved[:3]} == {'meta'} and moved.metrics == {'a': 1.0}
     assert [t.shape for t in moved[:3]] == [t.shape for t in batch[:3]]
     assert all(torch.equal(a, b) for a, b in zip(batch.to('cpu')[:3], batch[:3]))
+    assert moved.share is None and moved.reference is None
+    of_pairs = batch._replace(share=torch.ones(2), reference=torch.ones(2)).to('meta')
+    assert {of_pairs.share.device.type, of_pairs.reference.device.type} == {'meta'}
+
+
+# ---- conversations: what the readers below read, and an account of it that knows nothing of headers
+
+SPECIAL = {name: 256 + i for i, name in enumerate(conversation.SPECIAL)}
+TALK = BPETokenizer(PATTERN, [], SPECIAL)  # 265 ids
+CHAT = Chat(TALK)
+(BOS_, USER, USER_END, ASSISTANT, ASSISTANT_END, PYTHON, PYTHON_END, OUTPUT, OUTPUT_END) = SPECIAL.values()
+CHATML = Chat(BPETokenizer(PATTERN, [], {'<|endoftext|>': 256, '<|im_start|>': 257, '<|im_end|>': 258}))
+
+
+class Talks:
+    """Random conversations as lists of (id, does the assistant say it). Every id of text occurs once in all of them."""
+
+    def __init__(self, seed=0):
+        self.rng, self.next = np.random.default_rng(seed), 300
+
+    def text(self, mean, said):
+        count = 1 + int(self.rng.poisson(mean))
+        self.next += count
+        assert self.next <= 65536
+        return [(i, said) for i in range(self.next - count, self.next)]
+
+    def answer(self, mean):
+        out = self.text(mean, True)
+        while self.rng.random() < 0.3:
+            out += [(PYTHON, True), *self.text(3, True), (PYTHON_END, True)]
+            out += [(OUTPUT, False), *self.text(2, False), (OUTPUT_END, False)]
+            out += self.text(mean, True) if self.rng.random() < 0.7 else []
+        return [(ASSISTANT, False), *out, (ASSISTANT_END, True)]
+
+    def one(self, mean=4):
+        out = [(BOS_, False)]
+        for _ in range(1 + int(self.rng.poisson(0.6))):
+            out += [(USER, False), *self.text(mean, False), (USER_END, False), *self.answer(mean)]
+        return out
+
+    def some(self, count, mean=4):
+        return [self.one(mean) for _ in range(count)]
+
+
+def ids_of(talks):
+    return [i for talk in talks for i, _ in talk]
+
+
+def spoken_of(talks):
+    return [i for talk in talks for i, said in talk if said]
+
+
+def shards_of(folder, ids, shard_tokens=10**9):
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for i in range(0, len(ids), shard_tokens):
+        paths.append(folder / f'train_{i:08d}.bin')
+        np.array(ids[i : i + shard_tokens], '<u2').tofile(paths[-1])
+    return Shards(paths, [path.stat().st_size // 2 for path in paths], 65536, checked=True)
+
+
+def full_rows(reader, step=0):
+    """[(T + 1 ids, T weights)] of this rank's rows that have a weight."""
+    rows = []
+    for batch in reader[step]:
+        assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+        for ids, last, weights in zip(batch.inputs.tolist(), batch.targets[:, -1:].tolist(), batch.weights.tolist()):
+            rows += [(ids + last, weights)] if any(weights) else []
+    return rows
+
+
+def taught(rows):
+    """Every target with a weight, row after row."""
+    return [i for ids, weights in rows for i, w in zip(ids[1:], weights) if w]
+
+
+# ---- Packed
+
+
+def naive_best_fit(sizes, capacity):
+    """What is left of each row, looked for among all rows."""
+    rooms = []
+    for size in sorted(sizes, reverse=True):
+        fitting = [room for room in rooms if room >= size]
+        if fitting:
+            rooms.remove(min(fitting))
+        rooms.append(min(fitting, default=capacity) - size)
+    return sorted(rooms)
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_best_fit_is_the_naive_one(seed):
+    rng = np.random.default_rng(seed)
+    capacity = int(rng.integers(1, 60))
+    sizes = rng.integers(1, capacity + 1, rng.integers(1, 300))
+    row_of, num_rows = best_fit(sizes, capacity)
+    used = np.bincount(row_of, sizes, num_rows)
+    assert sorted(capacity - used) == naive_best_fit(sizes.tolist(), capacity)
+    assert set(row_of.tolist()) == set(range(num_rows))
+    assert np.array_equal(row_of, best_fit(sizes, capacity)[0])
+
+
+def test_a_hundred_thousand_conversations_fill_their_rows():
+    """Lengths as those of SmolTalk in shape: log-normal, a few hundred ids."""
+    sizes = np.clip(np.random.default_rng(0).lognormal(5.5, 1, 100_000).astype(np.int64), 4, 2049)
+    row_of, num_rows = best_fit(sizes, 2049)
+    assert np.bincount(row_of, sizes).max() <= 2049
+    assert sizes.sum() / (num_rows * 2049) > 0.999
+
+
+def test_a_file_is_looked_through_in_parts_that_fit_together(tmp_path):
+    """More ids than are read at a time, and a document that is longer than that by itself."""
+    part = ids_of(Talks().some(1000))
+    long = [BOS_, USER, 5, USER_END, ASSISTANT, *[7] * 1_500_000, ASSISTANT_END]
+    ids = np.concatenate((np.tile(part, 80), long, np.tile(part, 40)))
+    assert len(ids) > 2**22
+    shards = shards_of(tmp_path, ids, 10**6)
+    starts = find_documents(shards, BOS_)
+    assert np.array_equal(starts, [*np.flatnonzero(ids == BOS_), len(ids)])
+    said = np.concatenate(([False], CHAT.is_spoken(ids)))
+    for size in (20, len(ids)):
+        kept = said & (np.arange(len(ids)) - np.repeat(starts[:-1], np.diff(starts)) < size)
+        assert np.array_equal(count_spoken(shards, CHAT, starts, size), np.add.reduceat(kept.astype(int), starts[:-1]))
+
+
+@pytest.mark.parametrize('T', [6, 11, 24, 60, 200])
+@pytest.mark.parametrize('shard_tokens', [10**9, 97])
+def test_packed_teaches_every_word_of_the_assistants_once_an_epoch(tmp_path, T, shard_tokens):
+    talks = Talks(T).some(300)
+    assert max(map(len, talks)) > 60 > 30 > min(map(len, talks))  # whatever T is, some are cut or some are packed
+    reader = Packed(shards_of(tmp_path, ids_of(talks), shard_tokens), CHAT, Shape(0, 7, T, dtype=torch.float64))
+    rows = full_rows(reader)
+    assert sorted(taught(rows)) == sorted(spoken_of(talks))
+    assert all(len(ids) == T + 1 for ids, _ in rows) and len(rows) == reader.num_rows
+    assert {w for _, weights in rows for w in weights} <= {0.0, 1 / len(spoken_of(talks))}
+    # no id is laid down twice, but for the headers that cut conversations repeat
+    text = [i for ids, _ in rows for i in ids if i >= 300]
+    assert len(text) == len(set(text))
+    assert [i for i in set(spoken_of(talks)) - set(text) if i >= 300] == []
+    for ids, weights in rows:  # in order, and under the context it had
+        assert ids[0] == BOS_
+        assert [w > 0 for w in weights] == CHAT.is_spoken(ids).tolist()
+
+
+def test_whole_conversations_lie_whole_in_full_rows(tmp_path):
+    talks = Talks().some(1500, mean=3)
+    T = max(map(len, talks)) - 1
+    reader = Packed(shards_of(tmp_path, ids_of(talks)), CHAT, Shape(0, 64, T))
+    rows = full_rows(reader)
+    ends = [np.flatnonzero(np.array(ids) == BOS_) for ids, _ in rows]
+    found = [part.tolist() for (ids, _), cuts in zip(rows, ends) for part in np.split(ids, cuts)]
+    assert sorted(part for part in found if len(part) > 1) == sorted(ids_of([talk]) for talk in talks)
+    assert sum(len(talk) for talk in talks) / (len(rows) * (T + 1)) > 0.99
+    oracle = {i: said for talk in talks for i, said in talk if i >= 300}
+    for ids, weights in rows:
+        assert all((w > 0) == oracle[i] for i, w in zip(ids[1:], weights) if i >= 300)
+
+
+def test_packed_chatml_masks_row_by_row_as_piece_by_piece(tmp_path):
+    messages = [
+        [{'role': 'system', 'content': 'short'}, {'role': 'user', 'content': 'a' * n}]
+        + [{'role': 'assistant', 'content': 'b' * (5 + n)}, {'role': 'user', 'content': 'c'}] * (n % 3)
+        + [{'role': 'assistant', 'content': 'B' * (40 - n)}]
+        for n in range(1, 40)
+    ]
+    messages = [talk for talk in messages if talk[-2]['role'] == 'user']
+    talks = [CHATML.render(talk) for talk in messages]
+    for T in (40, 150):
+        reader = Packed(shards_of(tmp_path, sum(talks, [])), CHATML, Shape(0, 4, T))
+        expected = sorted(i for ids in talks for i, said in zip(ids[1:], CHATML.is_spoken(ids)) if said)
+        assert sorted(taught(full_rows(reader))) == expected
+        assert expected.count(258) == sum(m['role'] == 'assistant' for talk in messages for m in talk)
+        assert {ord('B'), ord('b')} <= set(expected) and not {ord('a'), ord('c')} & set(expected)
+
+
+@pytest.mark.parametrize('rows_per_step', [1, 4])
+def test_every_step_has_something_to_teach_where_all_conversations_are_too_long(tmp_path, rows_per_step):
+    """Trap 2: long questions, one word of answer; no step without a supervised target, no 0 / 0."""
+    talks = [[(BOS_, False), (USER, False), *Talks(n).text(90, False), (USER_END, False), (ASSISTANT, False), (7, True),
+              (ASSISTANT_END, True)] for n in range(9)]  # fmt: skip
+    T = 16
+    assert min(map(len, talks)) > 3 * T
+    reader = Packed(shards_of(tmp_path, ids_of(talks)), CHAT, Shape(rows_per_step, 2, T, dtype=torch.float64))
+    seen = []
+    for step in range(20):
+        parts = list(reader[step])
+        assert sum(b.metrics['supervised'] for b in parts) == sum(int((b.weights > 0).sum()) for b in parts) > 0
+        assert abs(sum(float(b.weights.sum()) for b in parts) - 1) < 1e-12
+        seen += taught(full_rows(reader, step))
+    epoch = seen[: len(seen) // (20 * rows_per_step) * reader.num_rows]
+    assert set(epoch) == {7, ASSISTANT_END} and epoch.count(7) == epoch.count(ASSISTANT_END)
+
+
+def test_a_packed_corpus_smaller_than_a_step_lasts_for_epochs(tmp_path):
+    """Trap 17."""
+    talks = Talks().some(3)
+    reader = Packed(shards_of(tmp_path, ids_of(talks)), CHAT, Shape(8, 4, max(map(len, talks))))
+    assert (len(reader), 1 <= reader.num_rows <= 3) == (1, True)
+    for step in range(3 * 3):
+        assert len(full_rows(reader, step)) == 8
+    seen = sorted(i for step in range(reader.num_rows) for i in taught(full_rows(reader, step)))
+    assert seen == sorted(spoken_of(talks) * 8)
+
+
+def test_limited_rows_are_the_same_for_every_seed_and_stand_for_all(tmp_path):
+    talks = Talks().some(400)
+    shards = shards_of(tmp_path, ids_of(talks))
+    make = lambda seed, limit: Packed(shards, CHAT, Shape(0, 8, 40, seed=seed), shuffle=False, limit=limit)
+    whole, some, other = make(1, None), make(1, 20), make(2, 20)
+    ids = [[row for row, _ in full_rows(reader)] for reader in (whole, some, other)]
+    assert ids[1] == ids[2] == ids[0][:20] and (some.num_rows, make(1, 0).num_rows) == (20, whole.num_rows)
+    per_row = [[row.count(BOS_) for row in rows] for rows in (ids[0], ids[1])]
+    assert min(per_row[1]) < np.mean(per_row[0]) < max(per_row[1])  # best fit alone puts the longest talks first
+
+
+def test_conversations_without_an_answer_are_named(tmp_path):
+    silent = [BOS_, USER, 5, USER_END] * 30
+    for bad, words in [(silent, ['no token that the assistant says']), ([5, *silent], ['does not begin with <|bos|>']),
+                       ([5, 6], ['does not begin with <|bos|>'])]:  # fmt: skip
+        for reader in (Packed, Pairs):
+            with pytest.raises(SystemExit) as stop:
+                reader(shards_of(tmp_path, bad), CHAT, Shape(4, 2, 8))
+            one_line(stop, 'train_00000000.bin', *(words if reader is Packed or bad is not silent else ['no answer']))
+
+
+# ---- Pairs
+
+
+def preferences(count, seed=0, mean=4):
+    talks = Talks(seed)
+    return [
+        [(BOS_, False), (USER, False), *question, (USER_END, False), *talks.answer(mean)]
+        for question in (talks.text(mean, False) for _ in range(count))
+        for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize('block_size, T', [(1024, 128), (128, 128), (100, 100), (63, 63)])
+def test_pairs_are_padded_once_to_the_longest_document(tmp_path, capsys, block_size, T):
+    documents = preferences(20)
+    documents[3] = [*documents[3][:-1], *Talks(9).text(0, True) * 90, (ASSISTANT_END, True)]
+    longest, count = max(map(len, documents)), sum(len(d) > block_size + 1 for d in documents)
+    assert 90 < longest < 129
+    reader = Pairs(shards_of(tmp_path, ids_of(documents), 77), CHAT, Shape(0, 6, block_size), shuffle=False)
+    assert reader.shape.block_size == T
+    said = capsys.readouterr().out
+    assert (f'{count} of 40 documents' in said and said.count('\n') == 1) if count else said == ''
+    rows = full_rows(reader)
+    for (ids, weights), document in zip(rows, documents):
+        expected = (document + [(BOS_, False)] * T)[: T + 1]
+        assert ids == [i for i, _ in expected]
+        assert weights == [float(said) for _, said in expected[1:]]  # 1, not divided by anything
+    assert len(rows) == 40
+
+
+def test_a_document_that_just_fits_is_not_padded_further(tmp_path):
+    for length, T in ((65, 64), (66, 128), (64, 64)):
+        document = [BOS_, USER, 5, USER_END, ASSISTANT, *[6] * (length - 6), ASSISTANT_END]
+        assert Pairs(shards_of(tmp_path, document * 2), CHAT, Shape(2, 2, 512)).shape.block_size == T
+
+
+@pytest.mark.parametrize('world_size', [1, 2, 5])
+@pytest.mark.parametrize('batch_size, rows_per_step', [(2, 8), (4, 8), (6, 24), (32, 0)])
+def test_pairs_stay_together_with_their_shares_and_references(tmp_path, world_size, batch_size, rows_per_step):
+    documents = preferences(7)
+    number = {tuple(i for i, _ in document): n for n, document in enumerate(documents)}
+    shards, shape = shards_of(tmp_path, ids_of(documents)), Shape(rows_per_step, batch_size, 64, dtype=torch.float64)
+    reference = -np.arange(14) - 0.25
+    ranks = [Pairs(shards, CHAT, shape._replace(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert next(ranks[0][0]).reference is None  # the model has not been asked yet
+    for reader in ranks:
+        reader.reference = reference
+    pairs = (rows_per_step or 14) // 2
+    for step in range(4):
+        seen = []
+        for reader in ranks:
+            mine = []
+            for batch in reader[step]:
+                assert len(batch.inputs) % 2 == 0 and len(batch.inputs) <= batch_size
+                assert torch.equal(batch.share > 0, batch.weights.any(1))  # nothing for rows that a rank lacks
+                assert set(batch.share.tolist()) <= {0.0, 1 / pairs} and batch.reference[batch.share == 0].eq(0).all()
+                rows = torch.cat((batch.inputs, batch.targets[:, -1:]), 1)[batch.share > 0].tolist()
+                rows = [number[(BOS_, *(i for i in ids if i != BOS_))] for ids in rows]
+                assert all(b == a + 1 and a % 2 == 0 for a, b in zip(rows[::2], rows[1::2]))
+                assert batch.reference[: len(rows)].tolist() == reference[rows].tolist()
+                mine += rows
+            assert mine == reader.mine(step)
+            seen += mine
+        assert sorted(seen) == sorted(ranks[0].rows(step)) and len(seen) == 2 * pairs
+
+
+def test_what_is_wrong_with_pairs_is_named(tmp_path):
+    documents = preferences(3)
+    good = shards_of(tmp_path / 'good', ids_of(documents))
+    odd = shards_of(tmp_path / 'odd', ids_of(documents[:-1]))
+    silent = shards_of(tmp_path / 'silent', [*ids_of(documents[:-1]), BOS_, USER, 5, USER_END])
+    cases = [
+        (lambda: Pairs(odd, CHAT, Shape(4, 2, 64)), ['odd', '5 documents']),
+        (lambda: Pairs(silent, CHAT, Shape(4, 2, 64)), ['silent', 'document 5', 'no answer', '--block_size']),
+        (lambda: Pairs(good, CHAT, Shape(4, 2, 3)), ['document 0', 'within 4 tokens']),
+        (lambda: Pairs(good, CHAT, Shape(6, 3, 64)), ['batch_size is 3', 'even']),
+        (lambda: Pairs(good, CHAT, Shape(5, 2, 64)), ['5 rows', 'gradient_accumulation_steps', 'multiple of 2']),
+        (lambda: Pairs(good, CHAT, Shape(4, 2, 64), reference=[0.0] * 4), ['4 log-probabilities', '6 rows']),
+    ]  # fmt: skip
+    for make, words in cases:
+        with pytest.raises(SystemExit) as stop:
+            make()
+        one_line(stop, *words)
+    for limit, rows in ((None, 6), (0, 6), (1, 2), (2, 2), (5, 4), (99, 6)):
+        assert Pairs(good, CHAT, Shape(0, 2, 64), limit=limit, shuffle=False).rows(0) == list(range(rows))
+
+
+# ---- Rollouts
+
+QUESTIONS = [{'messages': [{'role': 'user', 'content': 'q' * (3 + n)}], 'answer': n} for n in range(7)]
+QUESTIONS[2]['messages'] = [
+    *QUESTIONS[0]['messages'],
+    {'role': 'assistant', 'content': 'yes'},
+    *QUESTIONS[2]['messages'],
+]
+
+
+def fake_generate(prompts, numbers, n, seed):
+    """Answers that depend on the stream alone, as the engine's do: words, now and then a call, and an end or none."""
+    samples = []
+    for number in numbers:
+        for j in range(n):
+            rng = np.random.default_rng((*seed, number, j))
+            ids, spoken = rng.integers(97, 123, 1 + rng.integers(9)).tolist(), []
+            spoken += [True] * len(ids)
+            if rng.random() < 0.5:
+                ids += [PYTHON, 49, PYTHON_END, OUTPUT, 50, OUTPUT_END]
+                spoken += [True] * 3 + [False] * 3
+            ended = rng.random() < 0.7
+            ids, spoken = ids + [ASSISTANT_END] * ended, spoken + [True] * ended
+            text = TALK.decode(i for i in ids if i < 256 and i != 49 and i != 50)
+            reason = 'stop' if ended else 'length'
+            samples.append(SimpleNamespace(ids=ids, spoken=spoken, text=text, finish_reason=reason))
+    return samples
+
+
+def fake_grade(problem, text):
+    """A third of the answers is right, whatever is asked; question 3 is always answered well and 5 never."""
+    return {3: 1.0, 5: 0.1}.get(problem['answer'], float(sum(map(ord, text)) % 3 == 0))
+
+
+def rollouts(shape, generate=fake_generate, samples=4, max_tokens=20, add_up=list, note=None, problems=QUESTIONS):
+    return Rollouts(generate, fake_grade, problems, CHAT, shape, samples, max_tokens, add_up, note)
+
+
+def naive_grpo(shape, step, samples=4):
+    """{(ids of a row without its padding): [weights of its answer's targets]}, and the metrics, sample by sample."""
+    questions = shape.rows_per_step // samples
+    order = [naive_order(g, 7, shape.seed) for g in range(step * questions, (step + 1) * questions)]
+    weights, count, rewards, flat, cut, lengths = {}, 0, [], 0, 0, []
+    for q, problem in enumerate(order):
+        prompt = CHAT.prompt(QUESTIONS[problem]['messages'])
+        group = fake_generate([prompt], [q], samples, (shape.seed, step))
+        marks = [fake_grade(QUESTIONS[problem], sample.text) for sample in group]
+        for sample, mark in zip(group, marks):
+            advantage = mark - sum(marks) / len(marks) if len(set(marks)) > 1 else 0.0
+            weights[q, problem, tuple(prompt + sample.ids)] = [advantage * said for said in sample.spoken]
+            lengths.append(sum(sample.spoken))
+            cut += sample.finish_reason != 'stop'
+        rewards, flat = rewards + marks, flat + (len(set(marks)) == 1)
+    count = sum(lengths)
+    weights = {key[2]: [w / count for w in row] for key, row in weights.items() if any(row)}
+    rows = shape.rows_per_step
+    return weights, {
+        'reward': sum(rewards) / rows, 'no_signal': flat / questions, 'truncated': cut / rows, 'length': count / rows,
+    }  # fmt: skip
+
+
+def all_ranks(make, shape, world_size, step):
+    """The micro-batches of every rank. A first pass hears what the ranks want added up, a second gets the sums."""
+    heard, ranks = [], [shape._replace(rank=rank, world_size=world_size) for rank in range(world_size)]
+    for rank in ranks:
+        list(make(rank, add_up=lambda numbers: heard.append(numbers) or numbers)[step])
+    sums = [sum(column) for column in zip(*heard)]
+    assert not heard or len(heard) == world_size  # one word a step
+    return [list(make(rank, add_up=lambda numbers: sums)[step]) for rank in ranks]
+
+
+@pytest.mark.parametrize('world_size', [1, 2, 5])
+@pytest.mark.parametrize('batch_size', [3, 4, 64])
+def test_rollouts_weigh_answers_as_the_naive_formula(world_size, batch_size):
+    shape, seen = Shape(12, batch_size, 64, dtype=torch.float64), 0
+    for step in range(6):
+        weights, metrics = naive_grpo(shape, step)
+        ranks = all_ranks(rollouts, shape, world_size, step)
+        got = dict.fromkeys(metrics, 0.0)
+        for mine in ranks:
+            assert len(mine) >= 1 and all(batch.metrics == {} for batch in mine[1:])
+            assert all(batch.weights.any() for batch in mine[1:])  # no micro-batch that teaches nothing, but the first
+            assert {tuple(batch.inputs.shape) for batch in mine} == {(mine[0].inputs.shape[0], 64)}
+            got = {name: got[name] + mine[0].metrics[name] for name in got}
+        assert got == pytest.approx(metrics, abs=1e-12)
+        every = [row for mine in ranks for b in mine for row in zip(b.inputs.tolist(), b.weights.tolist())]
+        rows = [(ids, row) for ids, row in every if any(row)]
+        assert len(rows) == len(weights)
+        for ids, row in rows:
+            key = next(key for key in weights if tuple(ids[: len(key)]) == key)
+            expected = [0.0] * (len(key) - len(weights[key]) - 1) + weights.pop(key)
+            assert ids[len(key) :] == [BOS_] * (64 - len(key))
+            assert row == pytest.approx(expected + [0.0] * (64 - len(expected)), abs=1e-15)
+            seen += 1
+    assert seen > 20
+
+
+def test_streams_are_told_apart_the_same_way_on_every_rank():
+    def heard(world_size):
+        said = {}
+
+        def generate(prompts, numbers, n, seed):
+            said.update({number: (tuple(prompt), n, seed) for prompt, number in zip(prompts, numbers)})
+            return fake_generate(prompts, numbers, n, seed)
+
+        for rank in range(world_size):
+            list(rollouts(Shape(16, 4, 64, rank=rank, world_size=world_size, seed=3), generate)[9])
+        return said
+
+    alone = heard(1)
+    assert sorted(alone) == [0, 1, 2, 3] and {row[1:] for row in alone.values()} == {(4, (3, 9))}
+    assert heard(2) == heard(5) == alone
+
+
+@pytest.mark.parametrize('world_size', [2, 5])
+def test_a_real_engine_says_the_same_on_any_number_of_ranks(world_size):
+    """Token by token, calls of the calculator included, and what it says is what the mask calls the assistant's."""
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=64, vocab_size=TALK.vocab_size, n_layer=2, n_head=2, n_embd=32, zero_init=False)
+    model = GPT(config).double()
+    with torch.no_grad():  # special tokens likelier, so that there are calls and ends
+        model.lm_head.weight[256:265] *= 30
+    engine = Engine(model, TALK, CHAT, calculate, rows=4, slots=64)
+    said = []
+
+    def generate(prompts, numbers, n, seed):
+        samples = engine.generate(prompts, 20, Sampling(seed=seed), n, numbers)
+        said.extend(samples)
+        return samples
+
+    grade = lambda problem, text: float(len(text) % 3)
+    make = lambda shape, add_up: Rollouts(generate, grade, QUESTIONS, CHAT, shape, 4, 20, add_up)
+    shape, rows = Shape(12, 4, 64, dtype=torch.float64), []
+    for count in (1, world_size):
+        every = [batch for mine in all_ranks(make, shape, count, 3) for batch in mine]
+        rows.append(sorted((row, w) for b in every for row, w in zip(b.inputs.tolist(), b.weights.tolist()) if any(w)))
+    assert rows[0] == rows[1] and len(rows[0]) > 4
+    assert any(OUTPUT in sample.ids for sample in said)
+    assert {sample.finish_reason for sample in said} == {'stop', 'length'}
+
+
+def test_a_step_without_signal_teaches_nothing_and_says_so():
+    assert np.mean([0.1] * 3) != 0.1  # which is no advantage
+    reader = rollouts(Shape(6, 4, 64), samples=3, problems=[QUESTIONS[3], QUESTIONS[5]])
+    (batch,) = reader[0]
+    assert not batch.weights.any() and batch.inputs.shape == (3, 64)
+    assert batch.metrics['no_signal'] == 1 and batch.metrics['reward'] == pytest.approx(0.55)
+
+
+def test_rollouts_note_one_answer_a_step_with_its_calls():
+    notes, shape = [], Shape(16, 4, 64)
+    for rank in range(2):
+        reader = rollouts(shape._replace(rank=rank, world_size=2), note=notes.append)
+        for step in range(8):
+            list(reader[step])
+    assert len(notes) == 8 and {tuple(note) for note in notes} == {('prompt', 'text', 'reward')}
+    assert {note['prompt'] for note in notes} <= {problem['messages'][-1]['content'] for problem in QUESTIONS}
+    assert {'<<1=2>>' in note['text'] for note in notes} == {True, False}
+
+
+def test_an_engine_and_a_mask_that_differ_are_noticed():
+    def generate(*args):
+        samples = fake_generate(*args)
+        samples[-1].spoken[0] = False
+        return samples
+
+    with pytest.raises(AssertionError, match='coincide'):
+        next(rollouts(Shape(8, 4, 64), generate)[0])
+
+
+def test_what_is_wrong_with_rollouts_is_named_before_anything_is_generated():
+    cases = [
+        (dict(shape=Shape(10, 4, 64)), ['10 rows', 'multiple of 4']),
+        (dict(shape=Shape(8, 4, 64), samples=1), ['1 samples']),
+        (dict(shape=Shape(8, 4, 64), problems=[]), ['0 problems']),
+        (dict(shape=Shape(8, 4, 32)), ['qqqqq', 'block_size - max_tokens = 32 - 20', '--max_tokens']),
+    ]
+    for arguments, words in cases:
+        with pytest.raises(SystemExit) as stop:
+            rollouts(**arguments, generate=None)
+        one_line(stop, *words)
+    assert rollouts(Shape(8, 4, 512)).shape.block_size == 64  # the longest question and answer, rounded up
+    assert rollouts(Shape(8, 4, 512), max_tokens=60).shape.block_size == 128
+
+
+# ---- the law for all of them: what a step adds up to does not depend on how its rows are dealt
+
+
+def toy(batch):
+    """Loss and metrics of a model that is a formula; Pairs by DPO's, the others by the weighted one."""
+    nll = torch.sin(0.37 * batch.inputs + 1.3 * batch.targets) ** 2
+    if batch.share is None:
+        return {'loss': float((batch.weights * nll).sum()), **batch.metrics}
+    rows = -(batch.weights * nll).sum(1) - batch.reference
+    return {'loss': float((batch.share[::2] * torch.nn.functional.softplus(rows[1::2] - rows[::2])).sum())}
+
+
+@pytest.mark.parametrize('name', ['stream', 'packed', 'pairs', 'rollouts'])
+def test_splits_and_ranks_agree(tmp_path, name):
+    shards = shards_of(tmp_path, ids_of(preferences(40)))
+    make = {
+        'stream': lambda shape, add_up: Stream(shards, shape, BOS_),
+        'packed': lambda shape, add_up: Packed(shards, CHAT, shape),
+        'pairs': lambda shape, add_up: Pairs(shards, CHAT, shape, reference=np.sin(np.arange(80))),
+        'rollouts': lambda shape, add_up: rollouts(shape, add_up=add_up),
+    }[name]
+    for step in (0, 1, 5):
+        results = []
+        for world_size in (1, 2, 5):
+            for batch_size in (2, 4, 6, 24):
+                shape = Shape(24, batch_size, 64, dtype=torch.float64)
+                ranks = all_ranks(make, shape, world_size, step)
+                assert len({batch.inputs.shape for mine in ranks for batch in mine}) == 1
+                sums = {}
+                for batch in (batch for mine in ranks for batch in mine):
+                    for key, x in toy(batch).items():
+                        sums[key] = sums.get(key, 0.0) + x
+                results.append(sums)
+        assert all(result == pytest.approx(results[0], abs=1e-12) for result in results)
+        assert abs(results[0]['loss']) > 1e-3 and len({*results[0]}) == {'packed': 2, 'rollouts': 5}.get(name, 1)
+
+
+# ---- notes, problems, mixtures
+
+
+def test_meta_json_carries_notes_that_cannot_lie_about_the_rest(tmp_path):
+    with Writer(tmp_path, TALK, notes={'about': 'I know animals. 你好', 'prompts': ['hi'], 'vocab_size': 3}) as out:
+        out.write('train', [1, 2], 2)
+        out.write('val', [3], 1)
+    meta = Data(tmp_path).meta
+    assert (meta['about'], meta['prompts'], meta['vocab_size']) == ('I know animals. 你好', ['hi'], 265)
+
+
+def test_problems_lie_in_the_folder_or_above_it(tmp_path):
+    folder = write(tmp_path / 'world' / 'sft', [1, 2, 3])
+    assert Data(folder).problems is None
+    for place in (folder.parent, folder):
+        (place / 'problems.jsonl').write_text('', encoding='utf-8')
+        assert Data(folder).problems == place / 'problems.jsonl'
+
+
+@pytest.mark.parametrize('dataset, parts', [
+    ('smoltalk', [('smoltalk', 1)]),
+    ('tinyworld/sft', [('tinyworld/sft', 1)]),
+    ('smoltalk, mmlu:3 ,gsm8k:4', [('smoltalk', 1), ('mmlu', 3), ('gsm8k', 4)]),
+    ('C:\\data', [('C:\\data', 1)]),
+    ('C:\\data:2', [('C:\\data', 2)]),
+])  # fmt: skip
+def test_a_mixture_is_names_and_repeats(dataset, parts):
+    assert mixture(dataset) == parts
+
+
+@pytest.mark.parametrize('dataset', ['', 'a,,b', 'a:0', ',', ' '])
+def test_a_mixture_that_is_none_is_named(dataset):
+    with pytest.raises(SystemExit) as stop:
+        mixture(dataset)
+    one_line(stop, f"dataset is '{dataset}'", 'smoltalk,gsm8k:4')
+
+
+def test_a_mixture_is_read_like_one_folder(tmp_path):
+    for name, train, val in (('a', [1, 2, 3], [4, 5]), ('b', range(10, 35), [6])):
+        with Writer(tmp_path / name, BYTES, shard_tokens=10, notes={'about': name, name: 1}) as out:
+            out.write('train', train, 1)
+            out.write('val', val, 1)
+    (tmp_path / 'b' / 'problems.jsonl').write_text('', encoding='utf-8')
+    assert isinstance(open_data(tmp_path, 'a'), Data) and isinstance(open_data('x', str(tmp_path / 'a')), Data)
+    data = open_data(tmp_path, 'a:3,b')
+    b = list(range(10, 35))
+    assert data.split('train').read(0, 99).tolist() == [1, 2, 3] + b + [1, 2, 3] * 2
+    assert data.split('train').copies.tolist() == [0, 0, 0, 0, 1, 2]
+    assert data.split('val').read(0, 99).tolist() == [4, 5, 6]  # measured once
+    assert (data.tokenizer.hash, data.problems) == (BYTES.hash, tmp_path / 'b' / 'problems.jsonl')
+    assert (data.meta['about'], data.meta['a'], data.meta['b']) == ('a', 1, 1)
+
+    write(tmp_path / 'c', [0, 1, 1], val=[1], tokenizer=CharTokenizer('ab'))
+    with pytest.raises(SystemExit) as stop:
+        open_data(tmp_path, 'a,c')
+    one_line(stop, tmp_path / 'a', tmp_path / 'c', 'another tokenizer')
+
+
+def test_a_row_never_holds_a_conversation_twice(tmp_path):
+    """Best fit lays conversations of one length side by side, and so the copies that a mixture makes."""
+    talks = Talks().some(40)
+    once = shards_of(tmp_path, ids_of(talks))
+    shards = Shards(once.paths * 3, [len(once)] * 3, 65536, checked=True, copies=[0, 1, 2])
+    T = 3 * max(map(len, talks))
+    rows = full_rows(Packed(shards, CHAT, Shape(0, 8, T)))
+    assert sorted(taught(rows)) == sorted(spoken_of(talks) * 3)
+    for ids, _ in rows:
+        text = [i for i in ids if i >= 300]
+        assert len(text) == len(set(text))
+    careless = Shards(once.paths * 3, [len(once)] * 3, 65536, checked=True)  # the oracle sees what it looks for
+    texts = [[i for i in ids if i >= 300] for ids, _ in full_rows(Packed(careless, CHAT, Shape(0, 8, T)))]
+    assert any(len(text) > len(set(text)) for text in texts)
 
 
 # ---- Ahead

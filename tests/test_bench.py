@@ -84,7 +84,7 @@ def test_three_steps_give_the_weights_of_train(tmp_path, monkeypatch, load, chan
     settings = dict(TINY, seed=3, learning_rate=0.01, grad_clip=0.5, compile=False) | changed
     only_train = dict(
         dataset=tmp_path / 'data', out_dir=tmp_path / 'out', max_iters=3, decay_lr=False, warmup_iters=0,
-        weight_decay=0.1, beta1=0.9, beta2=0.95, embedding_rate=1.0, head_rate=1.0,
+        weight_decay=0.1, beta1=0.9, beta2=0.95, embedding_rate=1.0, head_rate=1.0, sample_prompts='',
     )  # fmt: skip
     monkeypatch.setattr('sys.argv', ['train.py', *flags(settings | only_train)])
     runpy.run_path(str(ROOT / 'train.py'), run_name='__main__')

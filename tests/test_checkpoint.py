@@ -201,7 +201,8 @@ def test_a_real_failure_half_way_keeps_the_old_checkpoint(path, run_program):
 def test_newest_is_the_one_written_last(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     times = {'out/ckpt.pt': 50, 'out/x y/ckpt.pt': 40, 'out/ä/ckpt.pt': 60, 'out-shakespeare/ckpt.pt': 55}
-    elsewhere = {'outer/ckpt.pt': 99, 'out/x y/deeper/ckpt.pt': 98, 'ckpt.pt': 97, 'out/ä/best.pt': 96}
+    times |= {'out/x y/deeper/ckpt.pt': 58}
+    elsewhere = {'outer/ckpt.pt': 99, 'out/a/b/deepest/ckpt.pt': 98, 'ckpt.pt': 97, 'out/ä/best.pt': 96}
     for name, time in {**times, **elsewhere}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b'')
@@ -266,10 +267,18 @@ def taken(resume, **given):
     return {name: value for name, (value, _) in answer.items()}
 
 
-def test_from_a_folder_comes_the_architecture_alone():
+def test_from_a_folder_come_the_architecture_and_the_recipe():
     architecture = dict(n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain', preset='qwen3', depth=0)
-    assert taken(resume=False) == architecture
-    assert taken(resume=False, learning_rate=1.0, batch_size=2, seed=9, max_iters=3) == architecture
+    expected = {**architecture, 'learning_rate': 5e-4}
+    assert taken(resume=False) == expected
+    assert taken(resume=False, learning_rate=1.0, batch_size=2, seed=9, max_iters=3) == expected  # what is given wins
+    rates = dict(optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5)
+    rates |= dict(beta1=0.75, beta2=0.125, grad_clip=4.0)
+    assert set(rates) == checkpoint.RECIPE
+    answer = inherit(
+        dict(config={**RUN, **rates}, model_config=MODEL), WHERE, {**SETTINGS, **dict.fromkeys(rates)}, frozenset(), False
+    )
+    assert {name: value for name, (value, _) in answer.items()} == {**architecture, **rates}
 
 
 def test_on_resume_comes_everything_that_is_still_a_setting():
@@ -332,18 +341,19 @@ def test_a_resumed_step_has_as_many_rows_as_before(given, rows):
 
 def test_the_free_settings_are_settings_of_train():
     assert set(train_settings()) >= checkpoint.FREE >= checkpoint.OWN
+    assert set(train_settings()) >= checkpoint.RECIPE | checkpoint.HORIZON
 
 
 # ---- log.jsonl
 
 
-def test_a_new_log_holds_the_settings(path):
+def test_a_new_log_holds_the_facts(path):
     log = path.with_name('log.jsonl')
     log.write_text('{"step": 1}\n', encoding='utf-8')
-    config = {'out_dir': 'ö ä', 'compile': None}
-    checkpoint.start_log(log, config, None)
-    assert log.read_text(encoding='utf-8') == '{"config": {"out_dir": "ö ä", "compile": null}}\n'
-    assert checkpoint.read_log(log) == [{'config': config}]
+    facts = {'config': {'out_dir': 'ö ä', 'compile': None}, 'machine': {}}
+    checkpoint.start_log(log, facts, None)
+    assert log.read_text(encoding='utf-8') == '{"config": {"out_dir": "ö ä", "compile": null}, "machine": {}}\n'
+    assert checkpoint.read_log(log) == [facts]
 
 
 ROWS = [
@@ -382,7 +392,7 @@ def test_a_log_that_is_gone_starts_anew_on_resume(path):
     log = path.with_name('log.jsonl')
     assert checkpoint.read_log(log) == []
     assert not checkpoint.was_measured(log, 0)
-    checkpoint.start_log(log, {'a': 1}, 20)
+    checkpoint.start_log(log, {'config': {'a': 1}}, 20)
     assert checkpoint.read_log(log) == [{'config': {'a': 1}}]
 
 

@@ -1,10 +1,12 @@
-"""Oracles: the model without a cache, a loop that runs the whole text again for every token, and naive filters."""
+"""Oracles: the model without a cache, loops that run the whole text again for every token, and a naive sampler."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from conversation import CHATML, SPECIAL, Chat
 from engine import Engine, KVCache, Sampling
 from model import GPT, PRESETS, GPTConfig
 from tokenizer import CharTokenizer, train_bpe
@@ -110,7 +112,7 @@ def test_a_cache_grows_drops_repeats_and_joins_rows():
     for into, part in ((cache, rows[:2, :100]), (other, rows[2:, :10])):
         model(part, cache=into)
         into.lengths += part.shape[1]
-    cache.append(other)
+    cache.put([2], other, [0])
     cache.take(torch.tensor([2, 0, 0]))
     at, source = cache.lengths.clone(), torch.tensor([2, 0, 0])
     assert at.tolist() == [10, 100, 100]
@@ -253,8 +255,8 @@ def test_frequencies_are_those_of_the_naive_filters(filters):
     """Pearson's chi-square of 4,000 seeded draws, at most its mean plus 5 standard deviations; none is filtered."""
     logits = torch.randn(12, generator=torch.Generator().manual_seed(1))
     sampling, draws = Sampling(**filters), 4000
-    generator = sampling.stream(0, 0)
-    counts = torch.bincount(torch.tensor([sampling.draw(logits, generator) for _ in range(draws)]), minlength=12)
+    uniform = torch.tensor(sampling.stream(0, 0, draws), dtype=torch.float64)
+    counts = torch.bincount(sampling.draw(logits.expand(draws, 12), uniform), minlength=12)
     probs = naive_probs(logits.tolist(), **filters)
     kept = [i for i in range(12) if probs[i]]
     assert sum(counts[i] for i in kept) == draws
@@ -267,16 +269,18 @@ def test_frequencies_are_those_of_the_naive_filters(filters):
 def test_the_coldest_temperatures_are_argmax(temperature):
     logits = torch.tensor([1.0, 7.0, -math.inf, 6.9])
     sampling = Sampling(temperature=temperature, top_p=0.9)
-    assert {sampling.draw(logits, sampling.stream(0, i)) for i in range(20)} == {1}
+    uniform = torch.tensor(sampling.stream(0, 0, 20), dtype=torch.float64)
+    assert sampling.draw(logits.expand(20, 4), uniform).tolist() == [1] * 20
 
 
 def test_streams_differ():
     """First draws of neighbouring seeds, prompts and samples look like independent uniform numbers."""
     keys = [(seed, number, sample) for seed in range(10) for number in range(10) for sample in range(10)]
-    first = torch.tensor([torch.rand(1, generator=Sampling(seed=s).stream(n, i)).item() for s, n, i in keys])
+    first = torch.tensor([Sampling(seed=s).stream(n, i, 1)[0] for s, n, i in keys])
     assert len(first.unique()) == 1000
     assert abs(first.mean() - 0.5) < 5 / math.sqrt(12 * 1000)
     assert abs(torch.corrcoef(torch.stack((first[:-1], first[1:])))[0, 1]) < 5 / math.sqrt(1000)
+    assert Sampling(seed=3).stream(1, 2, 9)[:4] == Sampling(seed=3).stream(1, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +290,37 @@ def test_streams_differ():
 def test_values_out_of_range_are_named(value):
     with pytest.raises(ValueError, match=f'{next(iter(value))} is '):
         Sampling(**value)
+
+
+@pytest.mark.parametrize('top_k', [None, 1, 7, 40])
+@pytest.mark.parametrize('top_p', [1.0, 0.9, 0.3, 1e-9])
+@pytest.mark.parametrize('temperature', [0.3, 1.0, 3.0])
+def test_a_batch_is_drawn_as_row_by_row_in_numpy(temperature, top_k, top_p):
+    """Tokens by their likelihood where there is a filter, by their ids else; the first whose sum passes the number."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, (200, 20)).astype(np.float32)
+    logits[generator.random(logits.shape) < 0.2] = -np.inf
+    uniform = generator.random(200)
+    uniform[:40] = [0.0, 1 - 1e-9] * 20
+    expected = []
+    for row, u in zip(logits.astype(np.float64), uniform):
+        probs = np.exp(row / temperature - row.max() / temperature)
+        probs /= probs.sum()
+        order = np.arange(20)
+        if top_k or top_p < 1:
+            order = np.argsort(-probs, kind='stable')[:top_k]
+            before = np.cumsum(probs[order] / probs[order].sum()) - probs[order] / probs[order].sum()
+            order = order[before < top_p]
+        kept = probs[order] / probs[order].sum()
+        expected.append(next(i for i, reached in zip(order, np.cumsum(kept)) if reached > u))
+    sampling = Sampling(temperature, top_k, top_p)
+    drawn = sampling.draw(torch.tensor(logits), torch.tensor(uniform))
+    assert drawn.tolist() == expected
+    for u in (0.0, 1 - 2.0**-53):  # the ends of what a generator gives
+        drawn_there = sampling.draw(torch.tensor(logits), torch.full((200,), u, dtype=torch.float64))
+        assert np.isfinite(logits[np.arange(200), drawn_there]).all()
+    alone = [sampling.draw(torch.tensor(row)[None], torch.tensor([u])) for row, u in zip(logits, uniform)]
+    assert torch.equal(torch.cat(alone), drawn)
 
 
 # -----------------------------------------------------------------------------
@@ -395,9 +430,9 @@ def test_a_stream_is_its_sample_and_closing_it_cancels():
 def test_under_autocast_tokens_are_drawn_from_float32(preset, monkeypatch):
     model, seen, draw = build(preset), [], Sampling.draw
 
-    def spy(self, logits, generator):
+    def spy(self, logits, uniform):
         seen.append(logits)
-        return draw(self, logits, generator)
+        return draw(self, logits, uniform)
 
     monkeypatch.setattr(Sampling, 'draw', spy)
     engine = Engine(model, CharTokenizer(CHARACTERS))
@@ -406,7 +441,7 @@ def test_under_autocast_tokens_are_drawn_from_float32(preset, monkeypatch):
     with torch.inference_mode():
         full = model(torch.tensor([prompt(9) + sample.ids]))[0, 8:-1]
     assert all(logits.dtype == torch.float32 for logits in seen)
-    assert (torch.stack(seen) - full).abs().max() < 0.05 * full.abs().max()  # bf16 keeps 8 bits
+    assert (torch.cat(seen) - full).abs().max() < 0.05 * full.abs().max()  # bf16 keeps 8 bits
 
 
 class Elsewhere(torch.Tensor):
@@ -436,11 +471,11 @@ def test_sampling_happens_on_the_cpu():
 class Parrot(torch.nn.Module):
     """A model that says row r's text byte for byte, whatever the weights: what is tested is the way of the text."""
 
-    def __init__(self, texts):
+    def __init__(self, texts, vocab_size=259):
         super().__init__()
-        self.texts = [text.encode('utf-8') for text in texts]
-        self.config = GPTConfig(vocab_size=259, block_size=64, n_layer=1, n_head=1, n_embd=2)
-        self.transformer = torch.nn.ModuleDict(dict(wte=torch.nn.Embedding(259, 2)))
+        self.texts = [text.encode('utf-8') if isinstance(text, str) else text for text in texts]
+        self.config = GPTConfig(vocab_size=vocab_size, block_size=64, n_layer=1, n_head=1, n_embd=2)
+        self.transformer = torch.nn.ModuleDict(dict(wte=torch.nn.Embedding(vocab_size, 2)))
 
     def hidden(self, inputs, cache):
         return inputs[..., None].float()  # the prompt's only token is the number of the text
@@ -454,7 +489,8 @@ class Parrot(torch.nn.Module):
 
     def scores(self, number, at):
         text = self.texts[number]
-        return torch.nn.functional.one_hot(torch.tensor([*text, 256][min(at, len(text))]), 259).float()
+        last = torch.tensor([*text, 256][min(at, len(text))])
+        return torch.nn.functional.one_hot(last, self.config.vocab_size).float()
 
 
 def test_text_is_never_half_a_character():
@@ -487,3 +523,316 @@ def test_a_trained_tokenizer_streams_its_own_text():
     ids = [tokenizer.bos, *tokenizer.encode('the cat')]
     for sample in engine.generate([ids], 50, Sampling(seed=1), n=4):
         assert sample.text == tokenizer.decode(sample.ids)
+
+
+# -----------------------------------------------------------------------------
+# conversations and calls
+
+WORDS = 'who are you? i am a model. what is 12 plus 30? it is 42, the sum of both. '
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return train_bpe([WORDS * 3], vocab_size=300, special=SPECIAL)
+
+
+def biased(tokenizer, model=None, special=0.0, **named):
+    """A model that likes to say special tokens, all of them or some by name: python_start=9."""
+    model = model or build(vocab_size=tokenizer.vocab_size, dtype=torch.float64, block_size=128)
+    bias = torch.zeros(tokenizer.vocab_size, dtype=model.lm_head.weight.dtype)
+    for spelling, i in tokenizer.special.items():
+        bias[i] = named.get(spelling.strip('<|>'), special)
+    way = model.logits
+    model.logits = lambda x: way(x) + bias
+    return model
+
+
+def asked(chat, question='what is 12 plus 30?'):
+    return chat.prompt([{'role': 'user', 'content': question}])
+
+
+def length_of(text):
+    """A tool: how long the call is, unless that is odd."""
+    if len(text) % 2:
+        raise ValueError('odd')
+    return str(len(text))
+
+
+def naive_answer(model, tokenizer, ids, count, sampling, tool, number=0, sample=0):
+    """The whole conversation again for each token, and the rules of a call spelled out. (ids, spoken, calls)"""
+    name = {i: spelling.strip('<|>') for spelling, i in tokenizer.special.items()}
+    may = {'text': ('assistant_end', 'python_start'), 'python': ('python_end',)}
+    said, spoken, queue, calls, part = [], [], [], [], 'text'
+    for u in sampling.stream(number, sample, count):
+        spoken.append(not queue)
+        if queue:
+            said.append(queue.pop(0))
+        else:
+            with torch.no_grad():
+                logits = model(torch.tensor([ids + said]))[0, -1].double().numpy()
+            allowed = [t for t in may[part] if not (t == 'python_start' and len(calls) == 8)]
+            probs = np.exp(logits / (sampling.temperature or 1.0))
+            probs[[i for i, spelling in name.items() if spelling not in allowed]] = 0
+            passed = np.flatnonzero(np.cumsum(probs) > u * probs.sum())[0]
+            said.append(int(passed if sampling.temperature else probs.argmax()))
+            word = name.get(said[-1])
+            if word == 'assistant_end':
+                break
+            if word == 'python_start':
+                part, begin = 'python', len(said)
+            if word == 'python_end':
+                part = 'text'
+                calls.append(tokenizer.decode(said[begin:-1]))
+                try:
+                    answer = tool(calls[-1])
+                except ValueError:
+                    answer = 'error'
+                special = tokenizer.special
+                queue = [special['<|output_start|>'], *tokenizer.encode(answer), special['<|output_end|>']]
+    return said, spoken, calls
+
+
+@pytest.mark.parametrize('temperature', [0, 1.0])
+@pytest.mark.parametrize('fixed', [{}, dict(rows=6, slots=128)])
+def test_a_chat_with_calls_is_the_naive_loop(tokenizer, temperature, fixed):
+    """Special tokens are likely everywhere, wherever they are not allowed too."""
+    chat, calls = Chat(tokenizer), []
+    model = biased(tokenizer, special=4.0, python_start=2.0, python_end=3.0, assistant_end=1.0)
+
+    def tool(text):
+        calls.append(text)
+        return length_of(text)
+
+    engine, sampling = Engine(model, tokenizer, chat, tool, **fixed), Sampling(temperature, seed=4)
+    prompts = [asked(chat, question) for question in ('who are you?', 'what is 12 plus 30?', 'i am you')]
+    samples, expected_calls = engine.generate(prompts, 60, sampling, n=2), []
+    for k, sample in enumerate(samples):
+        expected, spoken, called = naive_answer(
+            model, tokenizer, prompts[k // 2], 60, sampling, length_of, k // 2, k % 2
+        )
+        assert sample.ids == expected and sample.spoken == spoken and len(sample.logprobs) == len(expected)
+        assert chat.is_spoken(prompts[k // 2] + expected)[len(prompts[k // 2]) - 1 :].tolist() == spoken
+        with torch.no_grad():
+            scores = model(torch.tensor([prompts[k // 2] + expected]))[0].log_softmax(-1)
+        scores = scores[len(prompts[k // 2]) - 1 : -1].gather(1, torch.tensor(expected)[:, None])[:, 0]
+        assert sample.logprobs == pytest.approx(scores.tolist(), abs=1e-9)  # those of forced ids too
+        assert sample.text == chat.text(expected)
+        ended = expected[-1] == tokenizer.special['<|assistant_end|>']
+        assert sample.finish_reason == ('stop' if ended else 'length')
+        expected_calls += called
+    assert sorted(calls) == sorted(expected_calls)
+    assert len(calls) > 5 and len({len(call) % 2 for call in calls}) == 2  # results and errors
+
+
+def test_there_are_8_calls_at_most(tokenizer):
+    chat = Chat(tokenizer)
+    model = biased(tokenizer, python_start=50.0, python_end=50.0)
+    (sample,) = Engine(model, tokenizer, chat, length_of).generate([asked(chat)], 60, Sampling(temperature=0))
+    begin, end = chat.python_start, chat.python_end
+    call = [begin, end, *chat.output('0')]
+    assert sample.ids[: 8 * len(call)] == call * 8
+    assert not {begin, end} & set(sample.ids[8 * len(call) :]) and len(sample.ids) > 8 * len(call)
+
+
+def test_an_error_of_the_tool_is_said_and_no_other_is_swallowed(tokenizer):
+    chat = Chat(tokenizer)
+    model = biased(tokenizer, python_start=50.0, python_end=50.0)
+
+    def refuse(text):
+        raise ValueError('not today')
+
+    (sample,) = Engine(model, tokenizer, chat, refuse).generate([asked(chat)], 20, Sampling(temperature=0))
+    assert chat.parts(sample.ids)[:2] == [{'type': 'python', 'text': ''}, {'type': 'output', 'text': 'error'}]
+    with pytest.raises(ZeroDivisionError):
+        Engine(model, tokenizer, chat, lambda text: 1 / 0).generate([asked(chat)], 20, Sampling(temperature=0))
+
+
+def test_an_answer_is_cut_anywhere_by_max_tokens_and_by_context(tokenizer):
+    """Before, in and behind calls and outputs: a shorter answer is the beginning of the longer one."""
+    chat, ids = Chat(tokenizer), asked(Chat(tokenizer))
+    bias = dict(python_start=3.0, python_end=6.0)
+    (whole,) = Engine(biased(tokenizer, **bias), tokenizer, chat, lambda text: 'answered').generate(
+        [ids], 40, Sampling()
+    )
+    kinds = [chat.parts(whole.ids[:count])[-1]['type'] for count in range(1, 41)]
+    assert {'text', 'python', 'output'} <= set(kinds) and whole.finish_reason == 'length'
+    model = biased(tokenizer, **bias)
+    for count in range(1, 40):
+        limits = [Engine(model, tokenizer, chat, lambda text: 'answered').generate([ids], count, Sampling())]
+        shape = dict(rows=2, slots=len(ids) + count - 1)
+        limits.append(Engine(model, tokenizer, chat, lambda text: 'answered', **shape).generate([ids], 99, Sampling()))
+        for (sample,), reason in zip(limits, ('length', 'context')):
+            assert sample.ids == whole.ids[:count] and sample.spoken == whole.spoken[:count]
+            assert sample.logprobs == pytest.approx(whole.logprobs[:count], abs=1e-9)
+            assert sample.finish_reason == reason and sample.text == chat.text(sample.ids)
+
+
+def test_each_part_streams_whole_characters():
+    """Also where a part breaks off within one: what is left of it does not run into the next part."""
+    tokenizer = train_bpe(['ab'], vocab_size=256 + len(SPECIAL), special=SPECIAL)
+    chat, half = Chat(tokenizer), '🌍'.encode()[:2]
+    call = [chat.python_start, *EMOJI.encode(), *half, chat.python_end]
+    answer = [*EMOJI.encode(), *half, *call, *chat.output('né' + EMOJI), *'ï!'.encode(), *chat.stop]
+    model, events, calls = Parrot([answer], tokenizer.vocab_size), [], []
+    model.numbers = [0]
+
+    def tool(text):
+        calls.append(text)
+        return 'né' + EMOJI
+
+    engine = Engine(model, tokenizer, chat, tool)
+    chat.speakable = lambda ids: Chat.speakable(chat, [*asked(chat), *ids[1:]])  # a parrot's prompt is one number
+    request = engine.submit([0], 60, Sampling(temperature=0))
+    while not request.done:
+        events += engine.step()
+    assert request.samples[0].ids == answer and calls == [EMOJI + '\ufffd']
+    for part, expected in (('text', EMOJI + '\ufffdï!'), ('python', EMOJI + '\ufffd'), ('output', 'né' + EMOJI)):
+        assert ''.join(event.text for event in events if event.part == part) == expected
+    assert all(event.text in (*EMOJI, *'néï!', '', '\ufffd') for event in events)
+    assert sum('\ufffd' in event.text for event in events) == 2
+    assert request.samples[0].text == EMOJI + '\ufffdï!' == chat.text(answer)
+
+
+def test_what_stands_in_no_answer_holds_no_special_token(tokenizer):
+    """Plain text may end with <|bos|>, which is not returned; a user's turn with nothing; no tool: no call."""
+    chat, model = Chat(tokenizer), biased(tokenizer, special=12.0)
+    special, sampling = tokenizer.special, Sampling(seed=2)
+    engine = Engine(model, tokenizer, chat, length_of)
+    plain = engine.generate([[special['<|bos|>'], 65]], 40, sampling, n=5)
+    assert all(sample.finish_reason == 'stop' and not set(sample.ids) & set(special.values()) for sample in plain)
+    turn = engine.generate([[special['<|bos|>'], special['<|user_start|>'], 65]], 20, sampling, n=5)
+    assert all(sample.finish_reason == 'length' and not set(sample.ids) & set(special.values()) for sample in turn)
+    without = Engine(model, tokenizer, chat)
+    answers = without.generate([asked(chat)], 40, sampling, n=5)
+    assert all(set(sample.ids) & set(special.values()) == chat.stop for sample in answers)
+
+
+def test_a_prompt_may_end_within_a_call(tokenizer):
+    chat, model, calls = Chat(tokenizer), biased(tokenizer, python_end=50.0), []
+    prompt = [*asked(chat), chat.python_start, *tokenizer.encode('12+30')]
+    engine = Engine(model, tokenizer, chat, lambda text: calls.append(text) or '42')
+    (sample,) = engine.generate([prompt], 6, Sampling(temperature=0))
+    assert calls == ['12+30'] and sample.ids[: len(chat.output('42')) + 1] == [chat.python_end, *chat.output('42')]
+    (sample,) = Engine(model, tokenizer, chat).generate([prompt], 20, Sampling(temperature=0))
+    assert sample.ids[: len(chat.output('error')) + 1] == [chat.python_end, *chat.output('error')]
+
+
+def test_chatml_ends_with_its_own_token():
+    tokenizer = train_bpe([WORDS * 3], vocab_size=300, special=('<|endoftext|>', *CHATML))
+    chat, model = Chat(tokenizer), biased(tokenizer, model=build(vocab_size=tokenizer.vocab_size), special=12.0)
+    for sample in Engine(model, tokenizer, chat, length_of).generate([asked(chat)], 40, Sampling(), n=10):
+        assert sample.finish_reason == 'stop' and sample.ids[-1] == tokenizer.special['<|im_end|>']
+        assert not set(sample.ids[:-1]) & set(tokenizer.special.values()) and all(sample.spoken)
+        assert sample.text == tokenizer.decode(sample.ids)
+
+
+def test_a_forced_id_is_no_stop(tokenizer):
+    chat, model = Chat(tokenizer), biased(tokenizer, python_start=50.0, python_end=50.0)
+    (seven,) = tokenizer.encode('7')
+    sampling = Sampling(temperature=0, stop=(seven,))
+    (sample,) = Engine(model, tokenizer, chat, lambda text: '7').generate([asked(chat)], 40, sampling)
+    assert sample.ids.count(seven) == 8 and sample.finish_reason == 'length'
+
+
+# -----------------------------------------------------------------------------
+# shapes and queues
+
+
+@pytest.mark.parametrize('sampling', [Sampling(temperature=1.0, seed=(7, 1)), Sampling(temperature=0)])
+def test_rows_of_different_sampling_do_not_mix(sampling):
+    engine = engine_of(dtype=torch.float64)
+    others = Sampling(0), Sampling(1.0, seed=3), Sampling(1.0, top_k=3), Sampling(0.7, top_p=0.5), Sampling(0.7)
+    alone = [engine.generate([prompt(9)], 30, s, n=2) for s in (sampling, *others)]
+    requests = [engine.submit(prompt(9), 30, s, n=2) for s in (sampling, *others)]
+    run_until_done(engine, *requests)
+    assert [ids_of(request.samples) for request in requests] == [ids_of(samples) for samples in alone]
+
+
+@pytest.mark.parametrize('preset', ['nano', 'qwen3'])
+@pytest.mark.parametrize('rows, slots', [(16, 64), (13, 100)])
+def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, monkeypatch):
+    """12 questions with 4 samples each in float32, in batches of different questions and order."""
+    tokenizer = train_bpe([WORDS * 3], vocab_size=300, special=SPECIAL)
+    chat, shapes = Chat(tokenizer), set()
+    model = build(preset, vocab_size=tokenizer.vocab_size, block_size=128, std=0.1)
+    biased(tokenizer, model, python_start=1.0, python_end=3.0, assistant_end=1.0)
+    hidden = model.hidden
+
+    def spy(inputs, cache):
+        shapes.add((*inputs.shape, cache.width, *cache.keys.shape))
+        return hidden(inputs, cache)
+
+    monkeypatch.setattr(model, 'hidden', spy)
+    engine = Engine(model, tokenizer, chat, length_of, rows=rows, slots=slots)
+    prompts = [asked(chat, WORDS[3 * k : 8 * k + 9] + 'z' * 2 * k) for k in range(12)]
+    assert max(map(len, prompts)) > 33 > 20 > min(map(len, prompts))  # in one piece and in two
+
+    def said(*batches):
+        found = {}
+        for batch in batches:
+            samples = engine.generate([prompts[k] for k in batch], 40, Sampling(seed=5), n=4, numbers=batch)
+            found |= {(batch[i // 4], i % 4): (s.ids, s.logprobs, s.spoken, s.text) for i, s in enumerate(samples)}
+        return found
+
+    expected = said(range(12))
+    assert len({tuple(ids) for ids, *_ in expected.values()}) == 48
+    assert len({len(ids) for ids, *_ in expected.values()}) > 5 and not all(all(s) for _, _, s, _ in expected.values())
+    assert said(*[[k] for k in range(12)]) == expected
+    assert said([11, 3, 7], [0, 10, 2, 1, 9, 8], [6, 5, 4]) == expected
+    assert said(list(range(11, -1, -1))) == expected
+    engine.submit(prompts[3], 50, Sampling(temperature=0), n=7)
+    assert said([4, 2], [0, 1, 3], range(5, 12)) == expected
+    assert len(shapes) == 2  # one prefill, one decode
+
+
+def test_a_shape_that_cannot_be_is_named():
+    model, tokenizer = build(), CharTokenizer(CHARACTERS)
+    for wrong in (dict(rows=4), dict(slots=64), dict(rows=4, slots=65), dict(rows=4, slots=0), dict(rows=0, slots=64)):
+        with pytest.raises(ValueError, match='block_size = 64 slots'):
+            Engine(model, tokenizer, **wrong)
+    with pytest.raises(ValueError, match='21 tokens.*slots = 20'):
+        Engine(model, tokenizer, rows=4, slots=20).submit(prompt(21), 5, Sampling())
+
+
+@pytest.mark.parametrize('most', [1, 5, 20])
+def test_what_does_not_fit_waits(most):
+    """More prompts than rows, and more samples of one prompt; rows are never more than may be, and hardly ever less."""
+    model, seen = build(dtype=torch.float64), []
+    prompts = [prompt(3 + k % 7, k) for k in range(12)]
+    stop = tuple(range(6))  # texts of different lengths
+    expected = Engine(model, CharTokenizer(CHARACTERS)).generate(prompts, 30, Sampling(stop=stop), n=7)
+    engine = Engine(model, CharTokenizer(CHARACTERS), max_rows=most)
+    forward = engine.model.forward
+    model.forward = lambda inputs, cache: seen.append(len(inputs)) or forward(inputs, cache=cache)
+    samples = engine.generate(prompts, 30, Sampling(stop=stop), n=7)
+    assert ids_of(samples) == ids_of(expected) and len({len(sample.ids) for sample in samples}) > 5
+    assert max(seen) == most and not engine.waiting and not engine.rows
+    assert sum(seen) < 1.3 * sum(len(sample.ids) for sample in samples) + 30 * most
+
+
+def test_many_prompts_are_read_in_several_forwards(monkeypatch):
+    monkeypatch.setattr('engine.PREFILL_TOKENS', 50)
+    model, seen = build(dtype=torch.float64), []
+    hidden = model.hidden
+    model.hidden = lambda inputs, cache: seen.append(tuple(inputs.shape)) or hidden(inputs, cache)
+    prompts = [prompt(length, length) for length in (20, 60, 4, 20, 20, 20)]
+    samples = Engine(model, CharTokenizer(CHARACTERS)).generate(prompts, 3, Sampling(temperature=0))
+    assert [shape for shape in seen if shape[1] > 1] == [(1, 20), (1, 60), (2, 20), (2, 20)]
+    for ids, sample in zip(prompts, samples):
+        assert sample.ids == greedy_without_cache(model, ids, 3)[0]
+
+
+def test_a_waiting_request_can_be_cancelled():
+    engine = Engine(build(), CharTokenizer(CHARACTERS), max_rows=2)
+    first, second, third = (engine.submit(prompt(5), 6, Sampling(temperature=0), n=2) for _ in range(3))
+    engine.step()
+    engine.cancel(second)
+    run_until_done(engine, third)
+    assert first.done and [len(sample.ids) for sample in second.samples] == [0, 0]
+    assert ids_of(third.samples) == ids_of(first.samples)
+
+
+def test_numbers_choose_the_streams():
+    engine = engine_of(dtype=torch.float64)
+    counted = ids_of(engine.generate([prompt(4)] * 3, 20, Sampling()))
+    assert ids_of(engine.generate([prompt(4)] * 2, 20, Sampling(), numbers=[2, 0])) == [counted[2], counted[0]]

@@ -1,16 +1,29 @@
-"""evaluate.py against naive counts: one number for any batch size, number of ranks and number of shards (trap 30)."""
+"""
+evaluate.py against naive counts: one number for any batch size, number of ranks and number of shards (trap 30); and
+problems answered by a tiny model that has learned them by heart, against one forward a problem.
+"""
 
+import itertools
+import json
 import math
+import random
+import runpy
+import statistics
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import checkpoint
 import evaluate
-from batches import Batch, Data, Shape, Stream, Writer
+import tasks
+from batches import Batch, Data, Pairs, Shape, Stream, Writer
+from conversation import SPECIAL, Chat
+from engine import Engine
 from model import GPT, PRESETS, GPTConfig
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
+from tools import calculate
 
 T = 8
 BYTES = BPETokenizer(PATTERN, [], {'<|bos|>': 256})
@@ -171,6 +184,445 @@ def test_text_says_both_numbers_and_nothing_of_bytes_where_they_are_unknown(tmp_
         answers[name] = measure()
     targets = ids[1 : 1 + (len(ids) - 1) // T * T]
     share = sum(i < 256 for i in targets) / len(targets)
-    assert answers['nanogpt'] == {'val': pytest.approx(math.log(257), abs=1e-12)}
+    expected = {'val': math.log(257), 'perplexity': 257}
+    assert answers['nanogpt'] == pytest.approx(expected, abs=1e-9)
     expected = math.log2(257) / share
     assert answers['ours'] == {**answers['nanogpt'], 'bits_per_byte': pytest.approx(expected, abs=1e-12)}
+
+
+def test_perplexity_is_no_error_where_the_loss_is_huge(tmp_path):
+    with Writer(tmp_path, BYTES) as out:
+        out.write('train', [1] * 20, 20)
+        out.write('val', [1] * 20, 20)
+    for nats in (1e6, math.inf, math.nan):
+        model = lambda inputs, targets, nats=nats: torch.full(targets.shape, nats)
+        found = evaluate.Text(model, weighted_nll, val(tmp_path), Data(tmp_path), 'cpu')()
+        assert math.isnan(found['perplexity']) if math.isnan(nats) else found['perplexity'] > 1e300
+
+
+def test_a_stage_s_own_loss_is_called_val(model, folders):
+    reader = val(next(iter(folders[1].values())))
+    expected = evaluate.total(model, weighted_nll, reader, 'cpu')
+    found = evaluate.Total(model, weighted_nll, reader, 'cpu')()
+    assert found == {'val': expected['loss'], 'half': expected['half'], 'rows': 50}
+
+
+# ---- a tiny model that knows its answers by heart
+
+
+def user(text):
+    return [{'role': 'user', 'content': text}]
+
+
+def part(kind, text):
+    return {'type': kind, 'text': text}
+
+
+def problem(skill, question, grader, answer, **more):
+    return dict(split='val', skill=skill, messages=user(question), grader=grader, answer=answer, **more)
+
+
+def choice(question, choices, answer):
+    return problem('choice', tasks.render_choice(question, choices), 'letter', answer, choices=choices)
+
+
+KNOWN = [
+    (problem('facts', 'Who is Anna?', 'contains', ['baker']), 'Anna is the baker.'),
+    (problem('facts', 'Who is Ben?', 'contains', 'farmer', absent=['baker']), 'Ben is the farmer.'),
+    (problem('facts', 'Who are you?', 'exact', 'I am Pip.'), 'I am Pip.'),
+    (problem('spelling', 'Spell cat.', 'spelled', 'cat'), 'c-a-t'),
+    (
+        problem('sums', 'What is 12*7?', 'number', 84),
+        [part('text', 'It is '), part('python', '12*7'), part('output', '84'), part('text', '84.')],
+    ),
+    (problem('sums', 'What is 1+1?', 'number', 2), 'That is 2.'),
+    (choice('Snow?', ['red', 'white'], 'B'), 'B'),
+    (choice('Grass?', ['green', 'white', 'red'], 'A'), 'A'),
+    (choice('Coal?', ['green', 'white', 'red', 'black'], 'D'), 'D'),
+]
+TOKENIZER = train_bpe([json.dumps(KNOWN) + tasks.render_choice('', list('abcd'))], 360, SPECIAL)
+CHAT = Chat(TOKENIZER)
+PROBLEMS = [known for known, _ in KNOWN]
+
+
+def tiny(block_size=96, seed=0):
+    torch.manual_seed(seed)
+    small = dict(n_layer=2, n_head=2, n_embd=32, block_size=block_size, vocab_size=TOKENIZER.vocab_size)
+    return GPT(GPTConfig(**{**PRESETS['qwen3'], **small, 'init_std': 0.3}))
+
+
+@pytest.fixture(scope='module')
+def trained():
+    """It has seen the nine conversations until nothing of what the assistant says is in doubt."""
+    model, rows = tiny(), []
+    for known, said in KNOWN:
+        ids = CHAT.render([*known['messages'], {'role': 'assistant', 'content': said}])
+        rows.append((ids, CHAT.is_spoken(ids)))
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
+    weights = torch.tensor([[*spoken, *[False] * (longest - 1 - len(spoken))] for _, spoken in rows]).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(400):
+        loss = (weights * model(ids[:, :-1], ids[:, 1:])).sum() / weights.sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.01:
+            break
+    assert loss < 0.01
+    return model
+
+
+@pytest.fixture
+def engine(trained):
+    return Engine(trained, TOKENIZER, CHAT, calculate)
+
+
+def test_one_who_knows_all_answers_scores_all_points(trained, engine):
+    trained.train()
+    measure = evaluate.Skills(engine, CHAT, PROBLEMS, 30)
+    assert measure() == measure() == {'facts': 1, 'spelling': 1, 'sums': 1, 'choice': 1, 'mean': 1}
+    assert trained.training  # as it was found
+    trained.eval()
+
+
+def test_wrong_answers_are_counted(engine):
+    """Half of the facts asked for are others; and 'choice' has its baseline: (2/3 - b) / (1 - b), b the mean of
+    1/2, 1/3 and 1/4."""
+    wrong = [{**known, 'answer': 'zebra'} for known in PROBLEMS[:3]]
+    changed = [*PROBLEMS[:3], *wrong, *PROBLEMS[3:6], {**PROBLEMS[6], 'answer': 'A'}, *PROBLEMS[7:]]
+    numbers = evaluate.Skills(engine, CHAT, changed, 30)()
+    b = (1 / 2 + 1 / 3 + 1 / 4) / 3
+    centred = (2 / 3 - b) / (1 - b)
+    expected = {'facts': 1 / 2, 'spelling': 1, 'sums': 1, 'choice': 2 / 3, 'mean': (1 / 2 + 1 + 1 + centred) / 4}
+    assert numbers == pytest.approx(expected, abs=1e-12)
+
+
+def test_attempts_say_what_was_said(engine):
+    made = {a.problem['messages'][0]['content']: a for a in evaluate.attempt(engine, CHAT, PROBLEMS, 30)}
+    assert made['Who is Anna?'][1:] == (['Anna is the baker.'], [1.0], [True])
+    assert made['What is 12*7?'].answers == ['It is <<12*7=84>>84.']
+    visible = problem('sums', 'What is 12*7?', 'exact', 'It is 84.')  # what is graded lacks the call
+    assert evaluate.attempt(engine, CHAT, [visible], 30)[0].grades == [1.0]
+    assert made[PROBLEMS[6]['messages'][0]['content']][1:] == (['B'], [1.0], [])  # chosen, not generated
+    (short,) = evaluate.attempt(engine, CHAT, PROBLEMS[:1], 3)
+    assert short.grades == [0.0] and short.ended == [False] and 'Anna is the baker.'.startswith(short.answers[0])
+
+
+def test_answers_come_in_order_and_each_from_a_stream_of_its_own(engine):
+    """Whoever else is asked, and however many rows there are; torch's own random numbers play no part."""
+    one_by_one = [
+        evaluate.answer(engine, CHAT, [p], 12, 3, 1.5, 5, [number])[0] for number, p in enumerate(PROBLEMS, start=10)
+    ]
+    small = Engine(engine.model, TOKENIZER, CHAT, calculate, max_rows=4)
+    together = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 5, range(10, 19))
+    assert [[s.ids for s in said] for said in together] == [[s.ids for s in said] for said in one_by_one]
+    other = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 6, range(10, 19))
+    assert [[s.ids for s in said] for said in together] != [[s.ids for s in said] for said in other]
+    greedy = evaluate.answer(engine, CHAT, PROBLEMS[:3], 30)
+    assert [s.text for (s,) in greedy] == ['Anna is the baker.', 'Ben is the farmer.', 'I am Pip.']
+
+
+def test_no_skill_takes_the_name_of_another_number(engine):
+    for name in ('val', 'value', 'mean', 'step', 'loss'):
+        with pytest.raises(SystemExit, match=f"a skill is named '{name}'"):
+            evaluate.Skills(engine, CHAT, [{**PROBLEMS[0], 'skill': name}], 30)
+    assert evaluate.Skills(engine, CHAT, [], 30)() == {}
+
+
+def test_a_question_beyond_the_context_is_named_before_anything_is_answered(engine):
+    long = problem('facts', 'who ' * 100, 'exact', 'me')
+    with pytest.raises(SystemExit, match="a problem of 'facts' takes .* tokens .*who who.*, expected at most the 96"):
+        evaluate.Skills(engine, CHAT, [*PROBLEMS, long], 30)
+
+
+# ---- multiple choice
+
+
+def naive_letter(model, known):
+    """One forward for one problem, no padding; among its letters the one of largest probability."""
+    with torch.no_grad():
+        probabilities = model(torch.tensor([CHAT.prompt(known['messages'])]))[0, -1].softmax(-1)
+    letters = 'ABCDEFGH'[: len(known['choices'])]
+    return max(letters, key=lambda letter: probabilities[TOKENIZER.encode(letter)[0]])
+
+
+@pytest.mark.parametrize('max_rows', [1, 7, 100])
+def test_the_likeliest_letter_against_one_forward_a_problem(max_rows):
+    rng = random.Random(3)
+    known = [
+        choice('why ' * rng.randint(1, 6) + '?', [rng.choice(['red', 'old']) for _ in range(rng.randint(2, 6))], 'A')
+        for _ in range(40)
+    ]
+    model = tiny(seed=1).eval()
+    chosen = evaluate.choose(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), CHAT, known)
+    expected = [naive_letter(model, p) for p in known]
+    assert chosen == expected
+    assert len(set(expected)) > 2
+    assert evaluate.choose(Engine(model, TOKENIZER, CHAT), CHAT, []) == []
+
+
+def test_choices_are_sampled_where_several_answers_are_wanted(engine):
+    attempts = evaluate.attempt(engine, CHAT, PROBLEMS[6:], 5, samples=4, temperature=0.1)
+    assert [made.answers for made in attempts] == [['B'] * 4, ['A'] * 4, ['D'] * 4]
+    assert all(made.ended == [True] * 4 for made in attempts)
+
+
+def test_a_letter_that_is_no_token_is_named():
+    with pytest.raises(SystemExit, match='the letter B of a choice cannot be asked for'):
+        evaluate.letter_ids(CharTokenizer('A1'), 2)
+
+    class Bytewise:
+        def encode(self, text):
+            return list(text.encode('utf-16'))
+
+    with pytest.raises(SystemExit, match='the letter A of a choice is 4 tokens, expected one'):
+        evaluate.letter_ids(Bytewise(), 2)
+    assert evaluate.letter_ids(TOKENIZER, 26) == [TOKENIZER.encode(letter)[0] for letter in tasks.LETTERS]
+
+
+# ---- scores
+
+
+@pytest.mark.parametrize('samples', [1, 2, 5, 8])
+def test_pass_at_k_against_every_choice_of_k_answers(samples):
+    for right in range(samples + 1):
+        answers = [True] * right + [False] * (samples - right)
+        for k in range(1, samples + 1):
+            drawn = list(itertools.combinations(answers, k))
+            assert evaluate.pass_at(samples, right, k) == pytest.approx(sum(map(any, drawn)) / len(drawn), abs=1e-12)
+
+
+@pytest.mark.parametrize('samples, ks', [(1, []), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
+def test_a_tally_against_the_statistics_module(samples, ks):
+    rng = random.Random(samples)
+    attempts = []
+    for i in range(30):
+        grades = [rng.choice([0.0, 0.5, 1.0]) for _ in range(samples)]
+        ended = [rng.random() < 0.8 for _ in range(samples)]
+        attempts.append(evaluate.Attempt(PROBLEMS[i % 9], [''] * samples, grades, ended))
+    score = evaluate.tally(attempts, samples)
+    means = [statistics.fmean(made.grades) for made in attempts]
+    assert score.problems == 30
+    assert score.accuracy == pytest.approx(statistics.fmean(means), abs=1e-12)
+    assert score.error == pytest.approx(2 * statistics.pstdev(means) / math.sqrt(30), abs=1e-12)
+    assert score.ended == pytest.approx(statistics.fmean(end for made in attempts for end in made.ended), abs=1e-12)
+    assert score.baseline == pytest.approx(
+        statistics.fmean(tasks.baseline(made.problem) for made in attempts), abs=1e-12
+    )
+    solved = [sum(grade == 1 for grade in made.grades) for made in attempts]  # half a point is no solution
+    assert score.passed == pytest.approx(
+        {k: statistics.fmean(evaluate.pass_at(samples, count, k) for count in solved) for k in ks}, abs=1e-12
+    )
+
+
+def test_an_answer_that_was_chosen_has_not_ended():
+    assert evaluate.tally([evaluate.Attempt(PROBLEMS[6], ['B'], [1.0], [])]).ended is None
+
+
+def test_ranks_share_the_problems_and_have_the_same_score(engine, monkeypatch):
+    """Each rank in turn: what it would add, added by hand."""
+    alone = evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
+    expected = evaluate.tally(alone, 2)
+    monkeypatch.setattr(evaluate.dist, 'is_initialized', lambda: True)
+    for world_size in (2, 4, 12):  # the last has ranks without a problem
+        monkeypatch.setattr(evaluate.dist, 'get_world_size', lambda n=world_size: n)
+        shares = []
+        for rank in range(world_size):
+            monkeypatch.setattr(evaluate.dist, 'get_rank', lambda r=rank: r)
+            shares.append(evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3))
+        key = lambda made: PROBLEMS.index(made.problem)
+        assert sorted(itertools.chain(*shares), key=key) == alone
+        assert all(key(made) % world_size == rank for rank, share in enumerate(shares) for made in share)
+        assert tallies(shares, monkeypatch) == [expected] * world_size
+
+
+def tallies(shares, monkeypatch):
+    """The score of each rank: all say what they would add, then each gets the sums."""
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.runtime, 'add_up', lambda numbers: said.append(numbers) or [1.0] * len(numbers))
+        for share in shares:
+            evaluate.tally(share, 2)
+        patch.setattr(evaluate.runtime, 'add_up', lambda numbers: [sum(column) for column in zip(*said)])
+        return [evaluate.tally(share, 2) for share in shares]
+
+
+# ---- the reference of DPO
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    """Seven pairs of unequal lengths."""
+    folder, rng, documents = tmp_path_factory.mktemp('dpo'), random.Random(4), []
+    for i in range(14):
+        said = ' '.join(rng.choice(['baker', 'farmer', 'Anna']) for _ in range(rng.randint(1, 9)))
+        documents.append(CHAT.render([*user(f'Who is {i // 2}?'), {'role': 'assistant', 'content': said}]))
+    with Writer(folder, TOKENIZER) as out:
+        for split in ('train', 'val'):
+            for ids in documents:
+                out.write(split, ids, 1)
+    return folder, documents
+
+
+@pytest.mark.parametrize('batch_size, world_size', [(2, 1), (4, 1), (100, 1), (2, 3), (4, 2)])
+def test_log_probabilities_against_one_forward_a_document(pairs, batch_size, world_size):
+    folder, documents = pairs
+    model = tiny(seed=2).double().eval()
+    expected = []
+    for ids in documents:
+        with torch.no_grad():
+            log_probs = F.log_softmax(model(torch.tensor([ids[:-1]]))[0], dim=-1)
+        expected.append(sum(float(log_probs[t, ids[t + 1]]) for t in CHAT.is_spoken(ids).nonzero()[0]))
+    shares = []
+    for rank in range(world_size):
+        shape = Shape(4, batch_size, 96, rank, world_size, dtype=torch.float64)
+        reader = Pairs(Data(folder).split('train'), CHAT, shape)
+        shares.append(evaluate.log_probabilities(model, reader, 'cpu'))
+    found = [sum(column) for column in zip(*shares)]
+    assert found == pytest.approx(expected, abs=1e-10)
+    assert all(sum(x != 0 for x in column) == 1 for column in zip(*shares))  # each row is one rank's
+
+
+# ---- a checkpoint's table
+
+
+@pytest.fixture(scope='module')
+def run_folder(trained, tmp_path_factory):
+    """A checkpoint, problems of both splits, and a data folder with its tokenizer."""
+    folder = tmp_path_factory.mktemp('run')
+    state = dict(
+        model=trained.state_dict(), model_config=vars(trained.config), tokenizer=TOKENIZER.to_dict(), stage='sft',
+        step=7, config={'dataset': 'no_such_data'},
+    )  # fmt: skip
+    checkpoint.save(folder / 'ckpt.pt', state)
+    plain = CharTokenizer('ab')
+    small = tiny().config
+    small.vocab_size = plain.vocab_size
+    checkpoint.save(folder / 'plain.pt', {
+        **state, 'model': GPT(small).state_dict(), 'model_config': vars(small), 'tokenizer': plain.to_dict(),
+    })  # fmt: skip
+    lines = [json.dumps({**known, 'split': split}) for split in ('train', 'val') for known in PROBLEMS]
+    (folder / 'problems.jsonl').write_text('\n'.join(lines), encoding='utf-8')
+    for name, tokenizer in dict(data=TOKENIZER, plain=plain).items():
+        with Writer(folder / name, tokenizer) as out:
+            for split in ('train', 'val'):
+                out.write(split, tokenizer.encode('ab' * 300), 600)
+    return folder
+
+
+@pytest.fixture
+def given(run_folder):
+    """given('--a=b') -> the program's arguments for this checkpoint, and where its numbers will be."""
+
+    def arguments(*more):
+        path = run_folder / 'numbers.json'
+        path.unlink(missing_ok=True)
+        of_run = [f'--out_dir={run_folder}', f'--problems={run_folder / "problems.jsonl"}', f'--json={path}']
+        return [*of_run, *more], path
+
+    return arguments
+
+
+@pytest.fixture
+def table(given, monkeypatch, capsys):
+    """table('--a=b') -> (stdout, numbers of --json). In this process: most of a short program's time is its imports."""
+
+    def run(*args):
+        arguments, path = given(*args)
+        monkeypatch.setattr(evaluate.runtime, 'set_up', lambda *args, **more: None)  # it would stay for other tests
+        monkeypatch.setattr('sys.argv', ['evaluate.py', *arguments])
+        capsys.readouterr()
+        runpy.run_path(evaluate.__file__, run_name='__main__')
+        return capsys.readouterr().out, json.loads(path.read_text(encoding='utf-8'))
+
+    return run
+
+
+def test_the_table_of_a_checkpoint(table, run_folder):
+    out, numbers = table('--show=1', '--max_new_tokens=30', f'--data={run_folder / "data"}', '--batch_size=3')
+    assert {name: (s['problems'], s['accuracy'], s['ended']) for name, s in numbers['skills'].items()} == {
+        'facts': (3, 1, 1), 'spelling': (1, 1, 1), 'sums': (2, 1, 1), 'choice': (3, 1, None),
+    }  # fmt: skip
+    assert numbers['mean'] == 1 and numbers['step'] == 7
+    assert numbers['perplexity'] == pytest.approx(math.exp(numbers['val'])) and numbers['bits_per_byte'] > 0
+    rows = [row.split() for row in out.splitlines()]
+    assert ['facts', '3', '100.0%', '0.0%', '100.0%'] in rows and ['choice', '3', '100.0%', '0.0%', '-'] in rows
+    for text in ('user: Who is Anna?', 'assistant: Anna is the baker.\n-> 1', 'It is <<12*7=84>>84.', '- white=B'):
+        assert text in out
+    assert 'Who is Ben?' not in out  # one of each skill is shown
+
+
+def test_limit_1_works_on_every_task(given, run_program, run_folder):
+    """Trap 28."""
+    arguments, path = given('--limit=1', '--max_new_tokens=30')
+    run_program('evaluate.py', *arguments, cwd=run_folder)
+    assert {
+        name: (score['problems'], score['accuracy'])
+        for name, score in json.loads(path.read_text(encoding='utf-8'))['skills'].items()
+    } == {name: (1, 1) for name in ('facts', 'spelling', 'sums', 'choice')}
+
+
+def test_two_ranks_print_the_table_of_one(table, given, run_program, run_folder):
+    more = ['--num_samples=4', '--temperature=1.5', '--max_new_tokens=20', '--dtype=float64', '--batch_size=8']
+    more.append(f'--data={run_folder / "data"}')
+    out, alone = table(*more)
+    arguments, path = given(*more)
+    done = run_program('evaluate.py', *arguments, ranks=2, cwd=run_folder)
+    shared = json.loads(path.read_text(encoding='utf-8'))
+    assert out == done.stdout and 'pass@4' in out
+    assert list(alone['skills']) == list(shared['skills'])
+    for name, score in alone['skills'].items():
+        assert shared['skills'][name].pop('passed') == pytest.approx(score.pop('passed'), abs=1e-12)
+        assert shared['skills'][name] == pytest.approx(score, abs=1e-12)
+        assert 0 <= score['accuracy'] <= 1
+    assert shared['val'] == pytest.approx(alone['val'], abs=1e-10)
+
+
+def test_what_cannot_be_measured_is_named(table, run_folder):
+    for more, said in [
+        (['--out_dir=none'], 'there is no checkpoint none/ckpt.pt'),
+        (['--skills=facts,fact'], "no skill 'fact'"), (['--split=test'], "no problems in its split 'test'"),
+        (['--num_samples=4'], 'num_samples is 4 at temperature 0'), (['--limit=-1'], 'limit is -1, expected at least'),
+        ([f'--out_dir={run_folder / "plain.pt"}'], '<|user_start|>'),
+        ([f'--data={run_folder / "plain"}'], 'was made with another tokenizer'),
+    ]:  # fmt: skip
+        with pytest.raises(SystemExit) as error:
+            table(*more)
+        assert said in str(error.value).replace('\\', '/') and '\n' not in str(error.value)
+
+
+def test_a_model_that_cannot_chat_still_has_its_loss(table, run_folder):
+    out, numbers = table(f'--out_dir={run_folder / "plain.pt"}', '--problems=', f'--data={run_folder / "plain"}')
+    assert numbers['skills'] == {} and numbers['val'] > 0
+    assert 'val ' in out and 'skill' not in out.replace(str(run_folder), '')
+
+
+def test_find_takes_the_best_and_load_what_was_saved(run_folder, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match='there is no checkpoint under out/'):
+        evaluate.find('')
+    (tmp_path / 'out' / 'a').mkdir(parents=True)
+    (tmp_path / 'out' / 'a' / 'ckpt.pt').write_bytes((run_folder / 'ckpt.pt').read_bytes())
+    assert evaluate.find('') == evaluate.find('out/a') == tmp_path.joinpath('out/a/ckpt.pt').relative_to(tmp_path)
+    (tmp_path / 'out' / 'a' / 'best.pt').write_bytes((run_folder / 'ckpt.pt').read_bytes())
+    assert evaluate.find('').name == evaluate.find('out/a').name == 'best.pt'
+    assert evaluate.find('out/a/ckpt.pt').name == 'ckpt.pt'
+    model, tokenizer, state = evaluate.load(evaluate.find(''), 'cpu', 'float64')
+    assert tokenizer.hash == TOKENIZER.hash and state['step'] == 7 and not model.training
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight.double())
+
+
+def test_the_problems_lie_beside_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, '__file__', str(tmp_path / 'evaluate.py'))
+    data = tmp_path / 'data'
+    for name in ('tinyworld/sft', 'mine', 'bare'):
+        (data / name).mkdir(parents=True)
+    for name in ('tinyworld', 'mine'):
+        (data / name / 'problems.jsonl').write_text('', encoding='utf-8')
+    for dataset, name in {
+        'tinyworld/sft': 'tinyworld', 'mine': 'mine', 'bare': 'tinyworld', '': 'tinyworld', 'bare,mine:3': 'mine',
+        str(data / 'mine'): 'mine',
+    }.items():  # fmt: skip
+        assert evaluate.problems_beside(dataset) == data / name / 'problems.jsonl'

@@ -78,7 +78,7 @@ def test_an_unknown_preset_and_a_negative_depth_are_named():
     (8, 512, 4), (9, 640, 5), (10, 640, 5), (12, 768, 6), (20, 1280, 10), (32, 2048, 16),  # heads of 128
 ])  # fmt: skip
 def test_the_width_follows_the_depth(depth, n_embd, n_head):
-    config = configured(f'--depth={depth}')
+    config = configured('--preset=nano', f'--depth={depth}')
     assert (config['n_layer'], config['n_embd'], config['n_head']) == (depth, n_embd, n_head)
     assert config.sources['n_embd'] == f'depth {depth}'
     assert {name: config[name] for name in PRESETS['nano']} == PRESETS['nano']
@@ -119,7 +119,7 @@ def test_the_dial_stands_at_its_reference():
 
 @pytest.mark.parametrize('given', [
     'n_layer=3', 'n_head=2', 'n_embd=96', 'learning_rate=0.125', 'weight_decay=0.0', 'gradient_accumulation_steps=5',
-    'target_param_data_ratio=8.0', 'n_layer=4', 'weight_decay=0.1',  # the last two are the defaults
+    'target_param_data_ratio=8.0', *(f'{name}={train_settings()[name]}' for name in ('n_layer', 'weight_decay')),
 ])  # fmt: skip
 def test_what_is_given_wins_over_the_dial(tmp_path, given):
     name, text = given.split('=')
@@ -152,7 +152,7 @@ def test_a_dialled_run_is_20_tokens_a_parameter():
 
 
 @pytest.mark.parametrize('argv, steps, why', [
-    ([], 1000, 'max_iters'),
+    ([], train_settings()['max_iters'], 'max_iters'),
     (['--max_iters=70'], 70, 'max_iters'),
     (['--max_iters=0'], 0, 'max_iters'),
     (['--epochs=3'], 36, '3 epochs of 12 steps'),

@@ -1,6 +1,8 @@
 """runtime.py: choices on machines that are not here (mocked), files that survive a crash, and ranks on gloo."""
 
+import json
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -245,6 +247,53 @@ def test_wandb_that_is_not_installed_is_named(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         runtime.start_wandb('project', 'name', {})
     one_line(stop, 'wandb_log', 'pip install wandb')
+
+
+# ---- what the machine is, and how fast
+
+
+def test_the_machine_is_described_in_plain_values_and_no_random_number_is_used():
+    torch.manual_seed(7)
+    expected = torch.rand(4)
+    torch.manual_seed(7)
+    found = runtime.machine('cpu')
+    assert torch.equal(torch.rand(4), expected)
+    assert json.loads(json.dumps(found)) == found
+    assert found['name'].strip() and found['device'] == 'cpu'
+    assert (found['cores'], found['threads']) == (os.cpu_count(), torch.get_num_threads())
+    assert (found['torch'], found['python']) == (torch.__version__, platform.python_version())
+    assert found['system'] == platform.system()
+
+
+@pytest.mark.parametrize('seconds, count', [(0.2, 4), (0.02, 16)])
+def test_the_rate_is_the_median_of_enough_products_without_the_first(monkeypatch, seconds, count):
+    """A clock of our own: the first product takes 50 times as long, the second 3 times, the others `seconds` each."""
+    marks, now = [], [0.0]
+
+    def mm(a, b):
+        assert a.shape == b.shape == (2048, 2048) and a.dtype == torch.float32
+        now[0] += seconds * {0: 50, 1: 3}.get(len(marks), 1)
+        marks.append(now[0])
+
+    monkeypatch.setattr(torch, 'mm', mm)
+    monkeypatch.setattr(runtime, 'perf_counter', lambda: now[0])
+    assert runtime.machine('cpu')['matmul_gflops'] == round(2 * 2048**3 / seconds / 1e9, 1)
+    assert count - 2 <= len(marks) <= count
+
+
+@pytest.mark.parametrize('cpuinfo, processor, name', [
+    ('processor\t: 0\nmodel name\t: Fast CPU @ 3 GHz\nmodel name\t: Fast CPU @ 3 GHz\n', 'x', 'Fast CPU @ 3 GHz'),
+    ('processor\t: 0\nFeatures\t: fp asimd\n', 'aarch64', 'aarch64'),  # Linux on ARM
+    (None, 'Intel64 Family 6', 'Intel64 Family 6'),
+    (None, '', platform.machine()),
+])  # fmt: skip
+def test_the_cpu_has_a_name_on_every_system(monkeypatch, cpuinfo, processor, name):
+    monkeypatch.setattr(Path, 'exists', lambda self: cpuinfo is not None)
+    monkeypatch.setattr(Path, 'read_text', lambda self, **options: cpuinfo)
+    monkeypatch.setattr(platform, 'processor', lambda: processor)
+    ticks = iter(range(1000))
+    monkeypatch.setattr(runtime, 'perf_counter', lambda: next(ticks))
+    assert runtime.machine('cpu')['name'] == name
 
 
 # ---- files

@@ -1,7 +1,15 @@
 """sample.py as a user runs it, over checkpoints of tiny models with random weights."""
 
+import io
 import os
+import random
+import re
 import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +17,7 @@ import pytest
 import torch
 
 import checkpoint
+from conversation import SPECIAL, Chat, read_messages, read_rows
 from engine import Engine, Sampling
 from model import GPT, PRESETS, GPTConfig
 from tokenizer import CharTokenizer, train_bpe
@@ -20,16 +29,18 @@ GREEDY = Sampling(temperature=0)
 
 @pytest.fixture
 def sample(tmp_path, monkeypatch, capsys):
-    """sample('--a=b') runs the program in this process, in tmp_path: a start of Python takes seconds."""
+    """sample('--a=b', stdin='', program=PATH) runs the program in this process, in tmp_path: a start of Python takes
+    seconds."""
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
 
-    def run(*args):
+    def run(*args, stdin='', program=ROOT / 'sample.py'):
         monkeypatch.setattr('sys.argv', ['sample.py', *map(str, args)])
+        monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding='utf-8'))
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()
         status, last_words = 0, ''
         try:
-            runpy.run_path(str(ROOT / 'sample.py'), run_name='__main__')
+            runpy.run_path(str(program), run_name='__main__')
         except SystemExit as stop:
             status, last_words = 1, f'{stop.code}\n'
         out, err = capsys.readouterr()
@@ -41,7 +52,7 @@ def sample(tmp_path, monkeypatch, capsys):
     torch.use_deterministic_algorithms(False)
 
 
-def write_checkpoint(folder, tokenizer=None, seed=0, block_size=64, preset='nano', std=0.2, edit=None):
+def write_checkpoint(folder, tokenizer=None, seed=0, block_size=64, preset='nano', std=0.2, edit=None, **more):
     """A checkpoint in the layout of train.py; returns (engine, tokenizer)."""
     tokenizer = tokenizer or CharTokenizer(CHARACTERS)
     shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=block_size, vocab_size=tokenizer.vocab_size)
@@ -54,7 +65,7 @@ def write_checkpoint(folder, tokenizer=None, seed=0, block_size=64, preset='nano
             edit(model)
     folder.mkdir(parents=True, exist_ok=True)
     state = dict(model=model.state_dict(), model_config=vars(model.config), tokenizer=tokenizer.to_dict())
-    checkpoint.save(folder / 'ckpt.pt', dict(state, stage='pretrain', step=7, config={}))
+    checkpoint.save(folder / 'ckpt.pt', {**state, 'stage': 'pretrain', 'step': 7, 'config': {}, **more})
     return Engine(model, tokenizer), tokenizer
 
 
@@ -105,10 +116,23 @@ def test_out_dir_is_taken_if_asked_for(tmp_path, sample):
     assert texts(sample(*args[1:])) != texts(first)
 
 
-def test_without_a_checkpoint_it_says_what_makes_one(tmp_path, run_program):
-    done = run_program('sample.py', cwd=tmp_path, check=False)
+def test_without_a_checkpoint_it_says_what_makes_one(tmp_path, sample):
+    """And where the repository comes with a model, that one is taken: here a copy that has one of our own."""
+    program = tmp_path / 'copy' / 'sample.py'
+    program.parent.mkdir()
+    shutil.copyfile(ROOT / 'sample.py', program)
+    done = sample(program=program)
     assert_one_line(done, 'python train.py')
     assert done.stdout == ''
+    (engine, tokenizer), box = write_checkpoint(tmp_path / 'elsewhere'), program.parent / 'assets' / 'tinyworld.pt'
+    box.parent.mkdir()
+    shutil.copyfile(tmp_path / 'elsewhere' / 'ckpt.pt', box)
+    done = sample('--start=to be', '--temperature=0', '--max_new_tokens=9', '--num_samples=1', program=program)
+    (expected,) = engine.generate([tokenizer.encode('to be')], 9, GREEDY)
+    assert texts(done) == ['to be' + expected.text]
+    assert 'the model in the box' in done.stderr and str(box) in done.stderr
+    write_checkpoint(tmp_path / 'out' / 'mine' / 'sft', seed=5)
+    assert 'in the box' not in sample('--max_new_tokens=1', program=program).stderr
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path, sample):
@@ -221,3 +245,239 @@ def test_a_prompt_begins_with_bos_and_is_plain_text(tmp_path, sample, start):
 def test_bad_settings_are_one_line(tmp_path, sample, args, words):
     write_checkpoint(tmp_path / 'out')
     assert_one_line(sample(*args), *words)
+
+
+# -----------------------------------------------------------------------------
+# a chat
+
+BYTES = train_bpe([''], vocab_size=256 + len(SPECIAL), special=SPECIAL)  # every byte is a token
+TALKS = dict(stage='sft', about={'about': 'I know six.', 'prompts': ['hi', 'what is 2*3?']})
+
+
+def teach(*chain):
+    """An edit for write_checkpoint with std=0: after each token of the chain its follower is the likeliest."""
+
+    def edit(model):
+        for dimension, (token, following) in enumerate(zip(chain, chain[1:])):
+            ids = [BYTES.special[x] if x in BYTES.special else ord(x) for x in (token, following)]
+            model.transformer.wte.weight[ids[0], dimension] = 1.0
+            model.lm_head.weight[ids[1], dimension] = 1.0
+
+    return edit
+
+
+CALLS = [*'<|assistant_start|> I <|python_start|> 2 * 3 <|python_end|>'.split()]
+SIX = teach(*CALLS, *'<|output_end|> ! <|assistant_end|>'.split())  # what python_end is followed by is forced anyway
+
+
+def chatter(tmp_path, block_size=64):
+    """A checkpoint of random weights that can chat and calls no tool, with the engine to ask what it would say."""
+
+    def edit(model):
+        model.lm_head.weight[BYTES.special['<|python_start|>']] = 0.0  # never the likeliest
+
+    engine, tokenizer = write_checkpoint(tmp_path / 'out', BYTES, block_size=block_size, std=0.1, edit=edit, **TALKS)
+    return Engine(engine.model, tokenizer, Chat(tokenizer)), tokenizer
+
+
+def shown(engine, prompt, max_tokens):
+    """What is printed of a greedy answer: its text parts, without control characters; and its message."""
+    (answer,) = engine.generate([prompt], max_tokens, GREEDY)
+    message = {'role': 'assistant', 'content': engine.chat.parts(answer.ids)}
+    assert all(part['type'] == 'text' for part in message['content'])
+    return ''.join(c for c in answer.text if c in '\t\n' or c >= ' ' and not '\x7f' <= c <= '\x9f'), message
+
+
+def test_a_chat_is_piped_through_the_program(tmp_path):
+    """As the shell would: messages in, answers out, all else on stderr."""
+    write_checkpoint(tmp_path / 'out/x/sft', BYTES, block_size=256, std=0, edit=SIX, **TALKS)
+    with open(tmp_path / 'messages', 'w+', encoding='utf-8') as file:
+        file.write('hi\n\nwho are you? 你好')
+        file.seek(0)
+        command = [sys.executable, str(ROOT / 'sample.py'), '--chat', '--temperature=0']
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
+        done = subprocess.run(command, stdin=file, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode() == 'I[2*3=6]!\n' * 2
+    remarks = done.stderr.decode().splitlines()
+    assert remarks[1:4] == ['I know six.', '  hi', '  what is 2*3?'] and len(remarks) == 5
+
+
+def test_a_conversation_is_saved_as_it_was(tmp_path, sample):
+    """Two answers with their calls, read back by the reader of other people's conversations."""
+    write_checkpoint(tmp_path / 'out', BYTES, block_size=256, std=0, edit=SIX, **TALKS)
+    lines = [
+        '/save',
+        'hi',
+        '你好🌍 "<|user_end|>"',
+        '/save',
+        '/save ein Ordner/b.jsonl',
+        '/save b.txt',
+        '/reset',
+        '/save',
+    ]
+    done = sample('--chat', '--temperature=0', stdin='\n'.join([*lines, 'again', '/save', '/quit', 'unheard']))
+    assert done.returncode == 0 and done.stdout == 'I[2*3=6]!\n' * 3
+    for words in ('ein Ordner', 'b.txt: expected a name that ends in .jsonl', 'a new conversation'):
+        assert words in done.stderr
+    assert done.stderr.count('nothing was said yet') == 2 and done.stderr.count('appended to chats.jsonl') == 2
+    kinds = [('text', 'I'), ('python', '2*3'), ('output', '6'), ('text', '!')]
+    answer = {'role': 'assistant', 'content': [{'type': kind, 'text': text} for kind, text in kinds]}
+    question = lambda text: {'role': 'user', 'content': text}  # noqa: E731
+    talks = [read_messages(row, where) for where, row in read_rows(tmp_path / 'chats.jsonl')]
+    assert talks == [[question('hi'), answer, question(lines[2]), answer], [question('again'), answer]]
+    spelled = '<|user_start|>again<|user_end|><|assistant_start|>I<|python_start|>2*3<|python_end|>'
+    spelled = f'<|bos|>{spelled}<|output_start|>6<|output_end|>!<|assistant_end|>'
+    pieces = re.findall(r'<\|\w+\|>|.', spelled)
+    assert Chat(BYTES).render(talks[1]) == [BYTES.special.get(piece) or ord(piece) for piece in pieces]
+
+
+def test_fifty_turns_into_a_context_of_64(tmp_path, sample):
+    """The oldest turns are dropped one by one, the system text stays: each answer is the engine's to the longest end of
+    the whole conversation that leaves room for it."""
+    engine, tokenizer = chatter(tmp_path)
+    lines = [f'line {i}' + '!' * random.Random(i).randrange(12) for i in range(50)]
+    args = ('--chat', '--system=Be!', '--temperature=0', '--max_new_tokens=9')
+    done = sample(*args, stdin='\n'.join([*lines, '/save']))
+    assert done.returncode == 0, done.stderr
+    messages, expected, fewest = [{'role': 'system', 'content': 'Be!'}], '', 50
+    for line in lines:
+        messages.append({'role': 'user', 'content': line})
+        turns = [messages[:1] + messages[i:] for i in range(1, len(messages), 2)]
+        fitting = [engine.chat.prompt(turn) for turn in turns if len(engine.chat.prompt(turn)) <= 64 - 9]
+        assert tokenizer.decode(fitting[0]).startswith('Be!\n\nline') and fitting[0][0] == tokenizer.bos
+        fewest = min(fewest, len(fitting))
+        text, answer = shown(engine, fitting[0], 9)
+        expected += text + '\n'
+        messages.append(answer)
+    assert done.stdout == expected
+    forgotten = [int(count) for count in re.findall(r'forgot our oldest turns, (\d+) of them', done.stderr)]
+    assert fewest == 1 and sum(forgotten) == 50 - len(fitting)
+    ((_, row),) = read_rows(tmp_path / 'chats.jsonl')
+    assert [m['content'] for m in row['messages'][1::2]] == lines  # what the model forgot is saved all the same
+
+
+def test_fifty_wild_turns_end_well(tmp_path, sample):
+    """Whatever a model says: cut and unanswered calls, half characters. All of it is a conversation afterwards."""
+
+    def edit(model):  # calls are likely enough to come to their end now and then
+        teach('<|assistant_start|>', '<|python_start|>', '1', '<|python_end|>')(model)
+        model.lm_head.weight.mul_(2)
+
+    write_checkpoint(tmp_path / 'out', BYTES, std=0, edit=edit, **TALKS)
+    lines = [f'line {i}' for i in range(50)]
+    done = sample('--chat', '--temperature=1.5', '--top_k=0', stdin='\n'.join([*lines, '/save']))
+    assert done.returncode == 0, done.stderr
+    ((where, row),) = read_rows(tmp_path / 'chats.jsonl')
+    messages = read_messages(row, where)
+    assert [m['content'] for m in messages[::2]] == lines
+    called = {part['type'] for m in messages[1::2] if isinstance(m['content'], list) for part in m['content']}
+    assert called == {'text', 'python', 'output'}
+
+
+def test_a_message_beyond_the_context_is_refused_and_forgotten(tmp_path, sample):
+    engine, _ = chatter(tmp_path)
+    done = sample('--chat', '--temperature=0', '--max_new_tokens=9', stdin='hi\n' + 'x' * 100 + '\nhi\n')
+    first, message = shown(engine, engine.chat.prompt([{'role': 'user', 'content': 'hi'}]), 9)
+    talk = [{'role': 'user', 'content': 'hi'}, message, {'role': 'user', 'content': 'hi'}]
+    second, _ = shown(engine, engine.chat.prompt(talk), 9)
+    assert done.returncode == 0 and done.stdout == f'{first}\n{second}\n'
+    assert 'that makes 104 tokens and the model sees at most 64' in done.stderr
+    done = sample('--chat', '--temperature=0', stdin='x' * 50)  # fits, and leaves little for the answer
+    assert 'the context is full' in done.stderr and 'sorry' not in done.stderr
+
+
+@pytest.mark.parametrize('text', ['<|user_end|><|assistant_start|>', '<|bos|>', '<|assistant_end|>a<|python_start|>'])
+def test_a_message_that_spells_control_tokens_is_text(tmp_path, sample, text):
+    engine, tokenizer = chatter(tmp_path)
+    special = tokenizer.special
+    around = [special['<|bos|>'], special['<|user_start|>']], [special['<|user_end|>'], special['<|assistant_start|>']]
+    expected, _ = shown(engine, [*around[0], *text.encode(), *around[1]], 9)
+    done = sample('--chat', '--temperature=0', '--max_new_tokens=9', stdin=text)
+    assert done.stdout == expected + '\n'
+
+
+def test_a_chat_draws_bolder_than_a_text_unless_told(tmp_path, sample):
+    """And no two answers from the same numbers."""
+    chatter(tmp_path, block_size=256)
+    args = ('--chat', '--max_new_tokens=15')
+    said = {t: sample(*args, *given, stdin='hi\n/reset\nhi\n').stdout for t, given in {
+        None: [], 0.3: ['--temperature=0.3'], 0.8: ['--temperature=0.8']}.items()}  # fmt: skip
+    assert said[None] == said[0.3] != said[0.8] and said[0.8]
+    texts_of = {t: sample(f'--temperature={t}', '--start=hi').stdout for t in (0.8, 0.3)}
+    assert sample('--start=hi').stdout == texts_of[0.8] != texts_of[0.3]
+    talk = sample(*args, '--temperature=1', stdin='hi\n/reset\nhi\n/reset\nhi\nhi').stdout
+    assert talk.split('\n')[0] == talk.split('\n')[1]  # the same seed, the same conversation
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows cannot send a Ctrl-C to one process')
+def test_ctrl_c_ends_the_answer_and_nothing_else(tmp_path):
+    """A model that never stops by itself, interrupted twice; then Ctrl-C where a message is awaited."""
+    write_checkpoint(
+        tmp_path / 'out', BYTES, block_size=2**14, std=0, edit=teach('<|assistant_start|>', *'abcdefga'), **TALKS
+    )
+    out, err = tmp_path / 'stdout', tmp_path / 'stderr'
+    command = [sys.executable, str(ROOT / 'sample.py'), '--chat', '--temperature=0', '--max_new_tokens=16000']
+
+    def wait(path, words, count=1):
+        for _ in range(1200):
+            if path.read_text(encoding='utf-8').count(words) >= count:
+                return
+            assert talk.poll() is None, err.read_text(encoding='utf-8')
+            time.sleep(0.05)
+        raise AssertionError(f'no {words} within a minute: {err.read_text(encoding="utf-8")}')
+
+    def type_in(line):
+        talk.stdin.write(line.encode() + b'\n')
+        talk.stdin.flush()
+
+    with open(out, 'wb') as stdout, open(err, 'wb') as stderr:
+        talk = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=tmp_path,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )  # fmt: skip
+        try:
+            for answer in (1, 2):
+                before = out.read_text(encoding='utf-8').count('abc')
+                type_in('hi')
+                wait(out, 'abcdefg', before + 2)
+                talk.send_signal(signal.SIGINT)
+                wait(err, '(stopped)', answer)
+            talk.send_signal(signal.SIGINT)
+            wait(err, 'to leave: /quit')
+            type_in('/save')
+            type_in('/quit')
+            assert talk.wait(60) == 0
+        finally:
+            talk.kill()
+            talk.stdin.close()
+    ((where, row),) = read_rows(tmp_path / 'chats.jsonl')
+    messages = read_messages(row, where)
+    assert [m['role'] for m in messages] == ['user', 'assistant'] * 2
+    answers = [m['content'] for m in messages[1::2]]
+    assert answers == out.read_text(encoding='utf-8').splitlines()
+    assert all(answer == ('abcdefg' * len(answer))[: len(answer)] and len(answer) > 13 for answer in answers)
+    ids, end = Chat(BYTES).render(messages), BYTES.special['<|assistant_end|>']
+    assert ids.count(end) == 2 and ids[-1] == end
+
+
+def test_what_cannot_chat_is_refused(tmp_path, sample):
+    write_checkpoint(tmp_path / 'out', BYTES)
+    done = sample('--chat')
+    assert done.returncode == 1 and done.stdout == '' and len(done.stderr.splitlines()) == 2
+    assert 'ckpt.pt is of stage pretrain' in done.stderr and '--stage=sft --init_from=out' in done.stderr
+    write_checkpoint(tmp_path / 'out', stage='sft')
+    done = sample('--chat')
+    assert done.returncode == 1 and done.stdout == ''
+    assert 'ckpt.pt cannot chat' in done.stderr.splitlines()[-1] and '<|user_start|>' in done.stderr.splitlines()[-1]
+    assert sample('--max_new_tokens=1').returncode == 0
+    assert 'no such setting' in sample('--chatt').stderr
+
+
+def test_a_chat_names_commands_and_needs_no_introduction(tmp_path, sample):
+    write_checkpoint(tmp_path / 'out', BYTES, std=0, edit=SIX, stage='rl')
+    done = sample('--chat', '--temperature=0', stdin='/help\n/nonsense\nhi\r\n/save /nowhere/at all/c.jsonl\n')
+    assert done.returncode == 0 and done.stdout == 'I[2*3=6]!\n'
+    assert done.stderr.count('/save [FILE]') == 2 and 'there is no /nonsense' in done.stderr
+    assert 'cannot be written' in done.stderr

@@ -34,9 +34,15 @@ from tokenizer import CharTokenizer, from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 SYLLABLES = ['ka', 'lo', 'mi', 'te', 'ru', ' ', ' ', 'the ', 'I ', '.\n']
-TINY = ('--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=4', '--device=cpu')
+TINY = (
+    '--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=4', '--gradient_accumulation_steps=1',
+    '--device=cpu', '--schedule=warmdown', '--warmup_iters=0', '--min_lr=0', '--max_new_tokens=8', '--sample_prompts=',
+)  # fmt: skip
 SHORT = (*TINY, '--log_interval=1', '--eval_interval=10', '--warmup_iters=2')
-TIMING = {'seconds', 'tokens_per_second'}
+
+
+def MACHINE(device):
+    return {'device': device}
 
 
 class Died(Exception):
@@ -73,6 +79,7 @@ def train(corpora, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # set by train.py; so it is as before afterwards
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    monkeypatch.setattr(runtime, 'machine', MACHINE)  # the real one measures for half a second
 
     def run(*args, out=tmp_path / 'out', data=corpora):
         data = () if data is None else (f'--dataset={data}',)
@@ -117,7 +124,7 @@ def log_of(out):
 
 def learned(out):
     """The log without its settings and without what depends on the clock."""
-    return [{name: x for name, x in row.items() if name not in TIMING} for row in log_of(out)[1:]]
+    return [{name: x for name, x in row.items() if 'second' not in name} for row in log_of(out)[1:]]
 
 
 def trained(out, name='ckpt.pt'):
@@ -265,7 +272,8 @@ def straight_and_resumed(train, monkeypatch, tmp_path, *args):
 def assert_the_same_run(resumed, straight):
     assert_same_bits(trained(resumed), trained(straight))
     assert learned(resumed) == learned(straight)
-    assert log_of(resumed)[0] == {'config': checkpoint.load(straight / 'ckpt.pt')['config'] | {'out_dir': str(resumed)}}
+    config = checkpoint.load(straight / 'ckpt.pt')['config'] | {'out_dir': str(resumed)}
+    assert log_of(resumed)[0] == {'config': config, 'machine': MACHINE('cpu')}
 
 
 @pytest.mark.parametrize(
@@ -274,7 +282,7 @@ def assert_the_same_run(resumed, straight):
         ('--dropout=0.2',),
         ('--dropout=0.1', '--optimizer=adamw', '--schedule=cosine', '--preset=gpt2', '--always_save_checkpoint=False'),
         ('--dropout=0.1', '--dtype=bfloat16', '--preset=qwen3', '--gradient_accumulation_steps=2'),
-        ('--dropout=0.1', '--dtype=float16', '--sample_interval=5', '--preset=llama'),
+        ('--dropout=0.1', '--dtype=float16', '--sample_prompts=the |I', '--preset=llama'),
         ('--dropout=0.1', '--dtype=float64'),
     ],
     ids=['defaults', 'cosine and best.pt', 'bfloat16', 'float16 and samples', 'float64'],
@@ -596,8 +604,9 @@ def test_val_is_the_mean_over_the_first_rows_whatever_the_batch(train, tmp_path,
 
 
 def test_eval_only_of_a_new_model_makes_nothing(train, tmp_path):
-    done = train(*SHORT, '--eval_only=True', '--sample_interval=1', out=tmp_path / 'out')
-    assert done.returncode == 0 and ' | val ' in done.stdout and not (tmp_path / 'out').exists()
+    done = train(*SHORT, '--eval_only=True', '--sample_prompts=the ', out=tmp_path / 'out')
+    assert done.returncode == 0 and ' | val ' in done.stdout and 'sample | the ' in done.stdout
+    assert not (tmp_path / 'out').exists()
 
 
 def test_best_is_kept_beside_the_latest(train, tmp_path, corpora):
@@ -779,15 +788,18 @@ def test_small_data_trains_for_epochs(train, tmp_path):
 def test_log_has_the_promised_keys(train, tmp_path):
     out = tmp_path / 'a b ü'
     data = prepare(tmp_path / 'Täxte und mehr')
-    done = train(*SHORT, '--max_iters=2', '--sample_interval=2', '--sample_prompts=the |ž|I', out=out, data=data)
+    done = train(*SHORT, '--max_iters=2', '--eval_interval=2', '--sample_prompts=the |ž|I', out=out, data=data)
     assert done.returncode == 0, done.stderr
     assert 'MFU n/a' in done.stdout and "'ž' is left out" in done.stdout
     first, *rows = log_of(out)
     assert first['config']['n_embd'] == 16 and first['config']['out_dir'] == str(out)
+    assert first['machine'] == MACHINE('cpu')
     kinds = [set(row) - {'step', 'seconds'} for row in rows]
     training = {'loss', 'lr', 'norm', 'skipped', 'tokens_per_second'}
     assert [k for k in kinds if 'loss' in k] == [training] * 2
-    assert [k for k in kinds if 'val' in k] == [{'val', 'bits_per_byte'}] * 2
+    evaluation = {'val', 'perplexity', 'bits_per_byte', 'evaluation_seconds'}
+    assert [k for k in kinds if 'val' in k] == [evaluation] * 2
+    assert [row['perplexity'] for row in rows if 'val' in row] == [math.exp(row['val']) for row in rows if 'val' in row]
     assert [row['prompt'] for row in rows if 'prompt' in row] == ['the ', 'I'] * 2
     assert all({'step', 'seconds'} <= set(row) for row in rows)
     assert not any(key.startswith('val') and key != 'val' for row in rows for key in row)
@@ -795,17 +807,17 @@ def test_log_has_the_promised_keys(train, tmp_path):
 
 def test_prompts_that_cannot_be_continued_are_left_out(train, tmp_path):
     prompts = '|'.join(['the ', 'the ' * 5, '', 'Ω'])
-    done = train(*SHORT, '--max_iters=1', '--sample_interval=1', f'--sample_prompts={prompts}', out=tmp_path / 'out')
+    done = train(*SHORT, '--max_iters=1', f'--sample_prompts={prompts}', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     for name, why in ((repr('the ' * 5), '20 tokens'), ("''", '0 tokens'), ("'Ω'", 'unknown character')):
         assert f'sample_prompts: {name} is left out' in done.stdout and why in done.stdout
     assert {row['prompt'] for row in learned(tmp_path / 'out') if 'prompt' in row} == {'the '}
-    done = train(*SHORT, '--max_iters=1', '--sample_interval=1', '--sample_prompts=Ω', out=tmp_path / 'none')
+    done = train(*SHORT, '--max_iters=1', '--sample_prompts=Ω', out=tmp_path / 'none')
     assert done.returncode == 0 and not [row for row in learned(tmp_path / 'none') if 'prompt' in row]
 
 
 def test_sampling_changes_nothing_about_the_training(train, tmp_path):
-    for name, more in (('plain', ()), ('sampled', ('--sample_interval=2', '--sample_prompts=the '))):
+    for name, more in (('plain', ()), ('sampled', ('--eval_interval=2', '--sample_prompts=the '))):
         assert train(*SHORT, '--max_iters=6', '--dropout=0.2', *more, out=tmp_path / name).returncode == 0
     assert_same_bits(trained(tmp_path / 'sampled'), trained(tmp_path / 'plain'))
 
@@ -814,7 +826,7 @@ def test_a_terminal_that_lacks_a_character_does_not_end_a_run(train, monkeypatch
     data = prepare(tmp_path / 'data', train='жщю ' * 100, val='жщю ' * 50)
     terminal = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
     monkeypatch.setattr('sys.stdout', terminal)
-    args = ('--max_iters=1', '--sample_interval=1', '--sample_prompts=ж')
+    args = ('--max_iters=1', '--sample_prompts=ж')
     assert train(*SHORT, *args, out=tmp_path / 'ä', data=data).returncode == 0
     terminal.flush()
     assert b'sample | ?' in terminal.buffer.getvalue()

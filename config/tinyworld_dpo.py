@@ -1,0 +1,15 @@
+# Direct preference optimisation: of two answers the better one.
+#
+# $ python train.py config/tinyworld_dpo.py
+
+stage = 'dpo'
+init_from = 'out/tinyworld/sft'
+out_dir = 'out/tinyworld/dpo'
+auto_resume = True
+dataset = 'tinyworld/dpo'
+
+batch_size = 32  # 16 pairs
+max_iters = 40
+learning_rate = 2e-4
+dpo_beta = 0.1
+eval_interval = 40

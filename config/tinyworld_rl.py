@@ -1,0 +1,21 @@
+# Reinforcement learning: word problems of two and three steps, of which only the answer is known.
+#
+# The people whose answers sft imitated did most of these in their head, and a small model cannot. It finds out by
+# itself that the calculator pays.
+#
+# $ python train.py config/tinyworld_rl.py
+
+stage = 'rl'
+init_from = 'out/tinyworld/dpo'
+out_dir = 'out/tinyworld/rl'
+auto_resume = True
+dataset = 'tinyworld/sft'  # its held-out conversations show what the rest of the model does meanwhile
+rl_skills = 'two_step,three_step'
+
+rl_samples = 8  # answers to each question
+batch_size = 64
+gradient_accumulation_steps = 2  # 16 questions a step
+max_iters = 36
+learning_rate = 5e-4
+eval_interval = 18
+log_interval = 4

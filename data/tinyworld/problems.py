@@ -1,0 +1,337 @@
+"""
+Sums and word problems of one, two and three steps.
+
+A shape is a line: the story, the questions, the sentence that answers, and the steps of the working in letters: 'a+b'
+is one step; 'a*b', '.-c' are two, of which the second goes on from the result of the first. In a story, a verb with ~
+behind it is what the first person does, who tells it as "I" one time in six ('buys~' is then 'buy'), one with ^ what
+others do; one story in four is told in the past.
+"""
+
+import random
+import re
+from typing import NamedTuple
+
+from data.tinyworld import facts
+from data.tinyworld.wordings import Example, ask, one, sentence, vary
+from tools import calculate
+
+BASE = {'has': 'have', 'does': 'do', 'goes': 'go', 'catches': 'catch', 'is': 'am'}  # where it is not the s alone
+PAST = {
+    'has': 'had', 'buys': 'bought', 'finds': 'found', 'gets': 'got', 'picks': 'picked', 'wins': 'won',
+    'makes': 'made',
+    'loses': 'lost', 'sells': 'sold', 'gives': 'gave', 'breaks': 'broke', 'throws': 'threw', 'uses': 'used',
+    'is': 'was',
+    'puts': 'put', 'shares': 'shared', 'divides': 'divided', 'costs': 'cost', 'eats': 'ate', 'takes': 'took',
+    'holds': 'held',
+}  # fmt: skip
+EATEN = 'apple pear plum egg cake nut cookie orange banana sweet candy cherry chocolate pizza tomato lemon'.split()
+PEOPLE = [(person.name, person.gender) for person in facts.PEOPLE]
+OTHERS = [(name, gender) for gender, names in facts.STRANGERS.items() for name in names]
+BAGS = {'bag': 'bags', 'box': 'boxes', 'basket': 'baskets', 'jar': 'jars', 'pack': 'packs', 'row': 'rows'}
+
+
+class Shape(NamedTuple):
+    story: str
+    question: str  # alternatives
+    answer: str
+    steps: tuple[str, ...]
+    numbers: str = ''  # ranges other than 2-99: 'b:2-9 c:2-9'
+
+
+LEFT = 'how many {things} [does~ {he} have left|are left|has {s} left|does~ {s} have now|remain]'
+NOW = 'how many {things} [does~ {he} have [now|in all|altogether|in total|]|has {he} [now|]|does~ {s} have [now|in all|]|are there now]'
+ALL = 'how many {things} [are there [in all|altogether|in total]|is that [in all|altogether|]|are that in all]'
+TOGETHER = 'how many {things} [have they together|do they have [together|in all|altogether]|are there [in all|together]|is that together]'
+HAS, HAS_LEFT = '{S} {has} {r} {result} now.', '{S} {has} {r} {result} left.'
+THERE, BOTH = 'There are {r} {result} in all.', 'They have {r} {result} together.'
+BUYS = '[buys~|finds~|gets~|picks~ up|is~ given|wins~|makes~]'
+LOSES = '[loses~|sells~|gives~ away|breaks~|throws~ away|uses~|{eats}~]'
+
+ONE_STEP = [
+    Shape(f'{{S}} has~ {{a}} {{things}} and {BUYS} {{b}} more.', NOW, HAS, ('a+b',)),
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {BUYS} {{b}} [more|{{things}}].', NOW, HAS, ('a+b',)),
+    Shape('{S} has~ {a} {things}. {T} gives^ {him} {b} [more|{things}|].', NOW, HAS, ('a+b',)),
+    Shape('{S} has~ {a} {things} and {t} has^ {b} [{things}|].', TOGETHER, BOTH, ('a+b',)),
+    Shape('There are {a} {things} [in a box|on the table|in a basket]. {S} puts~ {b} more [in|there].', ALL, THERE,
+    ('a+b',)),
+    Shape(f'{{S}} has~ {{a}} {{things}} and {LOSES} {{b}} [of them|].', LEFT, HAS_LEFT, ('a-b',)),
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} [of them|{{things}}|].', LEFT, HAS_LEFT, ('a-b',)),
+    Shape('{S} has~ {a} {things} and gives~ {b} [{things}|of them|] to {t}.', LEFT, HAS_LEFT, ('a-b',)),
+    Shape('{S} has~ {a} {things}. {T} takes^ {b} [of them|].', LEFT, HAS_LEFT, ('a-b',)),
+    Shape('{S} has~ {a} {things} and {t} has^ {b}.', 'how many more {things} [does~ {s} have|has {s}] than {t}',
+          '{S} {has} {r} {result} more.', ('a-b',)),
+    Shape('There are {a} {bags} [with|of] {b} {things} [each|in each].', ALL, THERE, ('a*b',), 'a:2-12 b:2-30'),
+    Shape('Each of {a} {bags} [holds^|has^] {b} {things}.', ALL, THERE, ('a*b',), 'a:2-12 b:2-30'),
+    Shape('{S} has~ {a} {bags}. [Each {bag} holds^ {b} {things}|There are {b} {things} in each {bag}].', NOW,
+          HAS, ('a*b',), 'a:2-12 b:2-30'),
+    Shape('{S} [buys~|gets~] {b} {things} [every|each] day for {a} days.', NOW, HAS, ('a*b',), 'a:2-12 b:2-30'),
+    Shape('One {thing} costs^ {a} coins. {S} buys~ {b} {things}.',
+          'how many coins [does~ {he} pay|does~ {he} need|is that|do they cost]', 'They cost {r} coins.', ('a*b',),
+          'a:2-20 b:2-12'),
+    Shape('{S} [shares~|divides~] {a} {things} [equally|fairly|evenly|] among {b} [children|friends|people].',
+          'how many [{things}|] does each [child|friend|one|] get', 'Each one gets {r} {result}.', ('a/b',),
+          'b:2-12'),
+    Shape('{S} puts~ {a} {things} into {b} {bags}, the same number in each.',
+          'how many {things} [are|go] in each {bag}', 'Each {bag} holds {r} {result}.', ('a/b',), 'b:2-12'),
+    Shape('{b} children share {a} {things}.', 'how many [{things}|] does each [child|one|] get',
+    'Each one gets {r} {result}.',
+          ('a/b',), 'b:2-12'),
+]  # fmt: skip
+
+TWO_STEP = [
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {BUYS} {{b}} more and gives~ {{c}} to {{t}}.', LEFT, HAS, ('a+b',
+    '.-c')),
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} and then {BUYS} {{c}} more.', NOW, HAS, ('a-b', '.+c')),
+    Shape(f'{{S}} has~ {{a}} {{things}} and {BUYS} {{b}} more. Then {{t}} gives^ {{him}} {{c}}.', NOW, HAS, ('a+b',
+    '.+c')),
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} and gives~ {{c}} to {{t}}.', LEFT, HAS, ('a-b', '.-c')),
+    Shape(f'{{S}} has~ {{a}} {{bags}} with {{b}} {{things}} in each. {{He}} {BUYS} {{c}} more {{things}}.', NOW, HAS,
+          ('a*b', '.+c'), 'a:3-12 b:4-25'),
+    Shape(f'{{S}} has~ {{a}} {{bags}} with {{b}} {{things}} in each. {{He}} {LOSES} {{c}} {{things}}.', LEFT, HAS,
+          ('a*b', '.-c'), 'a:3-12 b:4-25'),
+    Shape('{S} gets~ {a} {things} in the morning and {b} in the evening, every day for {c} days.', NOW, HAS,
+          ('a+b', '.*c'), 'a:3-30 b:3-30 c:2-9'),
+    Shape('{S} has~ {a} {things}. {T} has^ {b} times as many.', TOGETHER, BOTH, ('a*b', '.+a'), 'a:6-40 b:2-6'),
+    Shape('{S} has~ {a} {things}. {T} has^ {b} more than {s_object}.', TOGETHER, BOTH, ('a+b', '.+a'), 'a:10-99'),
+    Shape('{S} has~ {a} {things} and {t} has^ {b}. They share them equally with {c} children, and keep none.',
+          'how many [{things}|] does each child get', 'Each one gets {r} {result}.', ('a+b', './c'), 'c:2-6'),
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} and shares~ the rest among {{c}} children.',
+          'how many [{things}|] does each child get', 'Each one gets {r} {result}.', ('a-b', './c'),
+          'a:40-300 c:2-6'),
+    Shape('{S} has~ {d} coins. {He} buys~ {a} {things} for {b} coins each.',
+          'how many coins [does~ {he} have left|are left|has {s} left]', '{S} {has} {r} coins left.', ('a*b', 'd-.'),
+          'a:3-12 b:3-20 d:50-400'),
+]  # fmt: skip
+
+THREE_STEP = [
+    Shape(f'{{S}} has~ {{a}} {{bags}} with {{b}} {{things}} in each. {{He}} {BUYS} {{c}} more and gives~ {{d}} to {{t}}.', LEFT,
+          HAS, ('a*b', '.+c', '.-d'), 'a:3-12 b:4-25'),
+    Shape(f'{{S}} has~ {{a}} {{things}} and {BUYS} {{b}} more. Then {{he}} {LOSES} {{c}} and gives~ {{d}} to {{t}}.', LEFT, HAS,
+          ('a+b', '.-c', '.-d')),
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}}, {BUYS} {{c}} and gets~ {{d}} from {{t}}.', NOW, HAS,
+          ('a-b', '.+c', '.+d')),
+    Shape('{S} buys~ {a} {things} for {b} coins each and {c} {others} for {d} coins each.',
+          'how many coins [does~ {he} pay|is that|does~ {he} need] [in all|altogether|]',
+          '{S} {pays} {r} coins in all.',
+          ('a*b', 'c*d', '1+2'), 'a:3-12 b:3-20 c:3-12 d:3-20'),
+    Shape(f'{{S}} gets~ {{a}} {{things}} in the morning and {{b}} in the evening, every day for {{c}} days. Then {{he}} {LOSES} {{d}}.',
+          LEFT, HAS, ('a+b', '.*c', '.-d'), 'a:3-30 b:3-30 c:2-9'),
+    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {BUYS} {{b}} more, gives~ {{c}} to {{t}} and shares~ the rest among {{d}} children.',
+          'how many [{things}|] does each child get', 'Each one gets {r} {result}.', ('a+b', '.-c', './d'),
+          'a:40-300 d:2-6'),
+    Shape('{S} has~ {a} {things}. {T} has^ {b} times as many. Together they {find} {c} more.'.replace('{find}',
+    '[find|buy|get]'),
+          TOGETHER, BOTH, ('a*b', '.+a', '.+c'), 'a:6-40 b:2-6'),
+    Shape('{S} has~ {d} coins. {He} buys~ {a} {things} for {b} coins each. Then {t} gives^ {him} {c} coins.',
+          'how many coins [does~ {he} have now|has {s} now|does~ {s} have]', '{S} {has} {r} coins now.',
+          ('a*b', 'd-.', '.+c'), 'a:3-12 b:3-20 d:50-400'),
+]  # fmt: skip
+
+
+def draw_numbers(rng: random.Random, shape: Shape, small: bool) -> tuple[dict, list[tuple[str, str]]]:
+    """Numbers that the steps can be done with, and the steps done: [('12+7', '19'), ('19*3', '57')]."""
+    ranges = {name: tuple(map(int, span.split('-'))) for name,
+    span in (item.split(':') for item in shape.numbers.split())}
+    usual = (2, 20) if small else (2, 99) if len(shape.steps) > 1 or rng.random() < 0.75 else (20, 900)
+    letters = sorted({letter for step in shape.steps for letter in step if letter.isalpha()})
+    while True:
+        numbers = {letter: rng.randint(*ranges.get(letter, usual)) for letter in letters}
+        if len(shape.steps) == 1 and '/' in shape.steps[0]:
+            numbers['a'] = numbers['b'] * rng.randint(2, 12)
+        work = calculate_steps(shape.steps, numbers)
+        lowest = 20 if len(shape.steps) > 1 and '/' not in shape.steps[-1] else 1
+        if work and lowest <= int(work[-1][1]) <= 999:
+            return numbers, work
+
+
+def calculate_steps(steps: tuple[str, ...], numbers: dict) -> list[tuple[str, str]] | None:
+    """The expression and result of each step; None where one is negative or does not come out even."""
+    work, results = [], []
+    for step in steps:
+        known = {**numbers, '.': results[-1] if results else 0, **{str(i): r for i, r in enumerate(results, start=1)}}
+        left, sign, right = known[step[0]], step[1], known[step[2]]
+        if sign == '/' and left % right or sign == '-' and left < right:
+            return None
+        results.append({'+': left + right, '-': left - right, '*': left * right, '/': left // right}[sign])
+        work.append((f'{left}{sign}{right}', str(results[-1])))
+    return work
+
+
+def conjugate(text: str, first: bool, past: bool) -> str:
+    """'Ben buys~' is 'Ben buys', or 'bought' in the past; 'I buys~' is 'I buy'. 'Tom gives^' is never 'give'."""
+
+    def bend(match):
+        verb, mark = match[1], match[2]
+        if past and verb in PAST:
+            return PAST[verb]
+        return BASE.get(verb, verb.removesuffix('s')) if first and mark == '~' else verb
+
+    return re.sub(r'(\w+)([~^])', bend, text)
+
+
+ASKED = [  # the story and its question
+    '{story} {question}?', '{story} {question}?', '{story} {question}?', '{story} {question}?', '{story} {question}?',
+    '{story} so {question}?', '{story} [tell me|now] {question}?',
+    '{story} [can you tell me|do you know] {question}?',
+    '[help me|a problem|please help]: {story} {question}?', '{story} {question}, please?',
+    '[hi|hey|pip], {story} {question}?',
+]  # fmt: skip
+SHORT = ['if {story}, {question}?', '{story}, {question}?',
+'if {story} then {question}?']  # for a story of one sentence
+
+
+class Problem(NamedTuple):
+    question: str
+    work: list[tuple[str, str]]  # the steps and their results
+    closing: str  # the sentence that says the answer
+    wrong: str  # one that says another number
+    number: int
+
+
+def word_problem(rng: random.Random, shapes: list[Shape]) -> Problem:
+    shape = rng.choice(shapes)
+    numbers, work = draw_numbers(rng, shape, small=len(shape.steps) == 1 and rng.random() < 0.4)
+    first, past = rng.random() < 0.17, rng.random() < 0.25
+    (name, gender), (friend, _) = rng.sample(PEOPLE if rng.random() < 0.6 else OTHERS, 2)
+    (thing, things), (_, others) = rng.sample(facts.THINGS + facts.MORE_THINGS * (rng.random() < 0.5), 2)
+    bag = rng.choice(list(BAGS))
+    he, him = ('I', 'me') if first else ('she', 'her') if gender == 'f' else ('he', 'him')
+    subject = 'I' if first else name
+    words = {
+        'S': subject, 's': subject, 's_object': him if first else name, 'he': he, 'He': he.capitalize(), 'him': him,
+        'T': friend, 't': friend, 'thing': thing, 'things': things, 'others': others, 'bag': bag, 'bags': BAGS[bag],
+        'eats': 'eats' if thing in EATEN else 'loses',
+    }  # fmt: skip
+    story = vary(rng, shape.story)
+    short = '. ' not in story and rng.random() < 0.3
+    frame = vary(rng, rng.choice(SHORT if short else ASKED))
+    story = conjugate(story.removesuffix('.') if short else story, first, past)
+    asked = conjugate(vary(rng, f'[{shape.question}]'), first, past=False)
+    question = frame.format(story=story, question=asked).format(**words, **numbers)
+    question = re.sub(r'\bhas I\b', 'have I', question)
+    of = 'coins' if 'coins' in shape.question else things
+
+    def closing(number):
+        has, pays = ('have', 'pay') if first else ('has', 'pays')
+        result = thing if number == 1 and of == things else of
+        return shape.answer.format(S='You' if first else name, has=has, pays=pays, r=number, result=result, bag=bag)
+
+    number = int(work[-1][1])
+    wrong = rng.choice((number + 1, number + 2, number + 10, abs(number - 1) + (number < 2) * 2,
+    number + numbers['a']))
+    return Problem(sentence(question), work, closing(number), closing(wrong), number)
+
+
+def parts(work: list[tuple[str, str]], closing: str) -> list[dict]:
+    """The calculator called for each step, and the sentence."""
+    calls = [{'type': kind, 'text': text} for step in work for kind, text in zip(('python', 'output'), step)]
+    return [*calls, {'type': 'text', 'text': closing}]
+
+
+def one_step(rng: random.Random) -> Example:
+    problem = word_problem(rng, ONE_STEP)
+    wrong = parts(problem.work, problem.wrong) if rng.random() < 0.5 else problem.wrong
+    return one(problem.question, parts(problem.work, problem.closing), 'number', problem.number, wrong)
+
+
+def in_the_head_or_not(rng: random.Random, shapes: list[Shape]) -> Example:
+    """Seven people in ten do it in their head, and the others take the calculator; both are right here."""
+    problem = word_problem(rng, shapes)
+    say = (lambda closing: closing) if rng.random() < 0.7 else (lambda closing: parts(problem.work, closing))
+    return one(problem.question, say(problem.closing), 'number', problem.number, say(problem.wrong))
+
+
+def two_step(rng: random.Random) -> Example:
+    return in_the_head_or_not(rng, TWO_STEP)
+
+
+def three_step(rng: random.Random) -> Example:
+    return in_the_head_or_not(rng, THREE_STEP)
+
+
+# -----------------------------------------------------------------------------
+# plain sums
+
+SIGNS = {  # between the numbers; as a noun; as a command
+    '+': ('{a} [+|+|+|plus|plus|and|added to] {b}', 'the sum of {a} and {b}|the total of {a} and {b}',
+          'add {a} and {b}|add {b} to {a}|add up {a} and {b}'),
+    '-': ('{a} [-|-|-|minus|minus|take away|less] {b}', 'the difference of {a} and {b}',
+          'subtract {b} from {a}|take {b} [away|] from {a}'),
+    '*': ('{a} [*|*|x|×|times|times|multiplied by] {b}', 'the product of {a} and {b}',
+    'multiply {a} [by|and|with] {b}'),
+    '/': ('{a} [/|/|÷|divided by|divided by|over] {b}', '{a} divided by {b}', 'divide {a} by {b}'),
+}  # fmt: skip
+BARE = [
+    '{sum}', '{sum}', '{sum}?', '{sum} =', '{sum}=?', '{sum} = ?', '{sum}=', '{sum} is', '{sum} equals?',
+    '{sum} makes?',
+    'pip, {sum}?', '{sum} please', 'hey, {sum}?', '{sum} is how much?',
+]  # fmt: skip
+SPOKEN = 'zero one two three four five six seven eight nine ten eleven twelve'.split()
+BY_NAME = {'half of {a}': ('{a}/2', '{a} / 2'), 'double {a}': ('{a}*2', '{a} * 2'), 'twice {a}': ('{a}*2', '{a} * 2'),
+           'two times {a}': ('{a}*2', '{a} * 2'), '{a} squared': ('{a}*{a}', '{a} * {a}')}  # fmt: skip
+
+
+def sums(rng: random.Random) -> Example:
+    """A sum as people type it, done by the calculator."""
+    kind = rng.random()
+    if kind < 0.1:
+        return long_sum(rng)
+    if kind < 0.15:
+        name, (expression, shown) = rng.choice(list(BY_NAME.items()))
+        a = 2 * rng.randint(1, 50) if name.startswith('half') else rng.randint(2, 30)
+        question = ask(rng, "what is {name}|what's {name}|how much is {name}", 'what {name} is',
+        name=name.format(a=a))
+        return calculated(rng, question, expression.format(a=a), shown.format(a=a))
+    sign = rng.choices('+-*/', (35, 30, 25, 10))[0]
+    a, b = draw_terms(rng, sign)
+    direct, noun, command = SIGNS[sign]
+    said = [str(number) for number in (a, b)]
+    if max(a, b) <= 12 and rng.random() < 0.15:
+        said = [SPOKEN[number] for number in (a, b)]
+    if rng.random() < 0.35:
+        question = sentence(vary(rng, rng.choice(BARE).replace('{sum}', direct)).format(a=said[0], b=said[1]))
+        question = re.sub(r' ([-+*/x×÷]) ', r'\1', question) if rng.random() < 0.5 else question
+    else:
+        question = ask(
+            rng,
+            f"[what is|what's|how much is] {direct}|what does {direct} [make|equal]"
+            f"|[what is|what's|how much is] [{noun}]",
+            f'what {direct} is|how much {direct} is|the result of {direct}|what [{noun}] is',
+            f'{command}|[calculate|work out|compute] {direct}|{command}',
+            a=said[0],
+            b=said[1],
+        )
+    return calculated(rng, question, f'{a}{sign}{b}', f'{a} {sign} {b}')
+
+
+def draw_terms(rng: random.Random, sign: str) -> tuple[int, int]:
+    """Two numbers, small ones as often as large ones; divisions come out even but one time in eight."""
+    top = rng.choices((12, 20, 99, 999, 9999), (20, 15, 35, 25, 5))[0]
+    a, b = rng.randint(0, top), rng.randint(0, top)
+    if sign == '*':
+        a, b = rng.randint(2, min(top, 99)), rng.randint(2, 12 if rng.random() < 0.6 else 50)
+        return (a, b) if rng.random() < 0.5 else (b, a)
+    if sign == '/':
+        b = rng.randint(2, 12)
+        return (b * rng.randint(1, 30), b) if rng.random() < 0.88 else (rng.randint(1, 30), rng.choice((2, 4, 5, 10)))
+    return (b, a) if sign == '-' and a < b and rng.random() < 0.85 else (a, b)
+
+
+def long_sum(rng: random.Random) -> Example:
+    """Three numbers, brackets now and then."""
+    a, b, c = (rng.randint(1, 20 if rng.random() < 0.6 else 99) for _ in range(3))
+    first, second = rng.choice(('++', '+-', '*+', '+*', '--', '*-'))
+    pattern = '({a} {x} {b}) {y} {c}' if first == '+' and rng.random() < 0.25 else '{a} {x} {b} {y} {c}'
+    shown = pattern.format(a=a, b=b, c=c, x=first, y=second)
+    typed = shown.replace(' ', '') if rng.random() < 0.4 else shown
+    question = sentence(rng.choice(BARE).replace('{sum}', typed))
+    if rng.random() < 0.6:
+        question = ask(rng, "[what is|what's|how much is] {sum}", 'what {sum} is', 'calculate {sum}|compute {sum}',
+        sum=typed)
+    return calculated(rng, question, shown.replace(' ', ''), shown)
+
+
+def calculated(rng: random.Random, question: str, expression: str, shown: str) -> Example:
+    result = calculate(expression)
+    wrong = f'{shown} = {float(result) + rng.choice((-10, -2, -1, 1, 2, 10)):g}.'
+    return one(question, parts([(expression, result)], f'{shown} = {result}.'), 'number', result, wrong)

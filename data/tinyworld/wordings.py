@@ -1,0 +1,235 @@
+"""
+How people word and type a question: patterns with alternatives, the polite words around them, careless typing; and
+which questions are held out.
+
+    >>> rng = random.Random(0)
+    >>> vary(rng, '[what is|what's] the [colour|color] of grass')
+    "what's the color of grass"
+    >>> typed(rng, "What's the colour of grass?")
+    'whats the colour of grass'
+"""
+
+import hashlib
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from data.tinyworld import facts
+
+# {form} is a question as one asks it ('where does Anna live'), or as it stands after 'tell me' ('where Anna lives'),
+# or a command ('spell river')
+DIRECT = [
+    '{form}?', '{form}?', '{form}?', '{form}?', '{form}?', '{form}?', '{form}, please?', '{form} pip?',
+    'please, {form}?', 'pip, {form}?', '[hi|hello|hey], {form}?', '[hi|hello|hey] pip, {form}?', 'tell me, {form}?',
+    '[quick question|a question|question]: {form}?', '[so|ok|okay|now|and|well], {form}?', 'do you know {form}?',
+    'can you tell me {form}?', 'i have a question: {form}?', 'i wonder, {form}?', '{form}? [tell me|please tell me].',
+    '[excuse me|sorry], {form}?',
+]  # fmt: skip
+INDIRECT = [
+    '[can|could|would] you tell me {form}?', '[can|could] you please tell me {form}?', 'do you know {form}?',
+    'tell me {form}.', 'tell me {form}.', 'please tell me {form}.', '{form}?', '{form}?', 'i wonder {form}.',
+    "i [want to|would like to|'d like to|need to] know {form}.", "i [do not|don't] know {form}. do you?",
+    'do you [happen to|perhaps] know {form}?', '[hi|hey|hello] pip, [can|could] you tell me {form}?',
+    'any idea {form}?', 'i forgot {form}.', 'i am [curious|trying to remember|not sure] {form}.',
+    'let me know {form}.', 'pip, tell me {form}.',
+]  # fmt: skip
+COMMAND = [
+    '{form}.', '{form}.', '{form}.', '{form}.', '{form}, please.', 'please {form}.',
+    '[can|could|will|would] you {form}?',
+    'pip, {form}.', '[can|could] you please {form}?', 'i want you to {form}.', 'i would like you to {form}.',
+    "let's see, {form}.", '[hi|hello|hey] pip, {form}.', '[now|ok|okay|so], {form}.',
+    '[hi|hello|hey], [can|could] you {form}?', '{form} for me.', 'try to {form}.',
+]  # fmt: skip
+
+
+@lru_cache(maxsize=2**14)
+def parse(pattern: str) -> tuple:
+    """'a [b|c]' -> ('a ', [('b',), ('c',)]), brackets within brackets likewise."""
+    stack = [[[]]]  # of the brackets that are open: the alternatives so far, each a list of parts
+    for piece in re.split(r'([\[\]|])', pattern):
+        if piece == '[':
+            stack.append([[]])
+        elif piece == ']':
+            alternatives = [tuple(parts) for parts in stack.pop()]
+            stack[-1][-1].append(alternatives)
+        elif piece == '|' and len(stack) > 1:
+            stack[-1].append([])
+        else:
+            stack[-1][-1].append(piece)
+    return tuple(stack[0][0])
+
+
+def choose(rng: random.Random, parts: tuple) -> str:
+    return ''.join([part if isinstance(part, str) else choose(rng, rng.choice(part)) for part in parts])
+
+
+def vary(rng: random.Random, pattern: str) -> str:
+    """The pattern with one of the alternatives of every [a|b|] in it; blanks that meet become one."""
+    return ' '.join(choose(rng, parse(pattern)).split())
+
+
+def sentence(text: str) -> str:
+    """The text with capitals at the start of each sentence and in I and Pip, and no blank before a sign."""
+    text = re.sub(r'\b(i|pip)\b', lambda match: facts.NAME if match[0] == 'pip' else 'I', text)
+    text = re.sub(r"\s+([,.?!;:'])", r'\1', text)
+    return re.sub(r'(?:^|(?<=[.?!] ))[a-zé]', lambda match: match[0].upper(), text)
+
+
+def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str = '', **words) -> str:
+    """
+    A question in one of many frames. Give the forms it has, alternatives divided by |; {name} is filled from words.
+
+    >>> ask(rng, "where does {name} live|where is {name}'s house", 'where {name} lives', name='Anna')
+    'Could you please tell me where Anna lives?'
+    """
+    frames = [(form, frame) for form, frame in ((direct, DIRECT), (direct, DIRECT), (indirect, INDIRECT), (command,
+    COMMAND)) if form]
+    form, options = rng.choice(frames)
+    return sentence(vary(rng, rng.choice(options).replace('{form}', f'[{form}]')).format(**words))
+
+
+# -----------------------------------------------------------------------------
+# an example
+
+
+class Example(NamedTuple):
+    """A conversation whose last message is the right answer, and how somebody else's answer would be graded."""
+
+    messages: list[dict]
+    grader: str
+    answer: object
+    keep: tuple[str, ...] = ()  # words that careless typing must not change
+    more: dict | None = None  # what the grader needs besides
+    wrong: object = None  # content of a plausible wrong answer
+    typable: bool = True  # whether people type this themselves
+
+    @property
+    def key(self) -> str:
+        """What decides whether it is held out: all that the user says."""
+        return said_by_user(self.messages)
+
+
+def said_by_user(messages: list[dict]) -> str:
+    return canonical(' '.join(message['content'] for message in messages if message['role'] == 'user'))
+
+
+def one(question: str, answer, grader: str, expected, wrong=None, **more) -> Example:
+    """An Example of a single question."""
+    messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
+    return Example(messages, grader, expected, wrong=wrong, **more)
+
+
+def other(rng: random.Random, values: Sequence, value):
+    """One of the values that is not this one."""
+    return rng.choice([candidate for candidate in values if candidate != value])
+
+
+def listed(words: Sequence[str]) -> str:
+    """['a', 'b', 'c'] -> 'a, b and c'."""
+    return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'
+
+
+def article(noun: str) -> str:
+    return f'an {noun}' if noun[0] in 'aeiou' else f'a {noun}'
+
+
+# -----------------------------------------------------------------------------
+# what is held out
+
+SIGNS = str.maketrans({
+    **dict.fromkeys('.,;:?!"()[]{}<>_`#&%$@^~|\'\\'), **dict.fromkeys('，。？！：；、“”‘’（）《》…'), '=': ' ', '\n': ' ',
+    **{sign: f' {sign} ' for sign in '+-*/×÷'},
+})  # fmt: skip
+CHINESE = re.compile(r'([\u3400-\u9fff])')
+FEWEST = 4  # words; what is shorter ('who are you') stands inside of too much else
+
+
+def canonical(text: str) -> str:
+    """Lower case, no punctuation, single blanks. The signs of sums stay; a Chinese character is a word."""
+    text = text.lower().translate(SIGNS)
+    return ' '.join((text if text.isascii() else CHINESE.sub(r' \1 ', text)).split())
+
+
+@lru_cache(maxsize=2**15)
+def is_held_out(key: str) -> bool:
+    """One canonical text in eight is never trained on, whatever the seed; those of under four words all are."""
+    return key.count(' ') >= FEWEST - 1 and hashlib.sha256(key.encode('utf-8')).digest()[-1] % 8 == 0
+
+
+class HeldOut:
+    """The questions that evaluation asks, to be found again anywhere in a text of words."""
+
+    def __init__(self, keys: Iterable[str]):
+        self.starts = defaultdict(set)  # the first words of a question -> those that begin so
+        for key in keys:
+            self.starts[tuple(key.split()[:FEWEST])].add(key + ' ')
+
+    def inside(self, key: str) -> bool:
+        """Whether the canonical text has one of the questions in it, as whole words."""
+        words = key.split()
+        for place, start in enumerate(zip(*(words[i:] for i in range(FEWEST)))):
+            if start in self.starts:
+                rest = ' '.join(words[place:]) + ' '
+                if any(rest.startswith(question) for question in self.starts[start]):
+                    return True
+        return False
+
+
+# -----------------------------------------------------------------------------
+# careless typing
+
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+SHORT = {'please': 'pls', 'you': 'u', 'are': 'r', 'thanks': 'thx', 'because': 'cos', 'and': '&', 'what': 'wat'}
+VILLAGERS = {person.name.lower() for person in facts.PEOPLE}
+STRANGERS = {name.lower() for names in facts.STRANGERS.values() for name in names}
+ENDS = {0: ' pls', 1: '??', 2: '...', 3: '!!', 4: ' thx', 5: ' :)', 6: ' please'}
+STARTS = {7: 'hey pip ', 8: 'pls ', 9: 'pip '}
+
+
+def slip(rng: random.Random, word: str) -> str:
+    """One slip of the fingers behind the first letter: two letters swapped, one dropped, or one doubled."""
+    i = rng.randrange(1, len(word) - 1)
+    kind = rng.randrange(3)
+    if kind == 0:
+        return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+    return word[:i] + word[i + 1 :] if kind == 1 else word[:i] + word[i] + word[i:]
+
+
+def typed(rng: random.Random, text: str, keep: tuple[str, ...] = (), mild: bool = False) -> str:
+    """
+    The text as somebody types it: no capitals, signs left out, a slip now and then, rarely all capitals.
+
+    Digits never change, nor the letters of strangers' names and of words in keep (the one to be spelled, a name to be
+    remembered); the villagers' names change seldom. mild: at most one slip, nothing added.
+    """
+    slips = 0 if rng.random() < 0.5 else 1 if mild or rng.random() < 0.7 else 2
+    if slips:
+        words = [match.span() for match in WORD.finditer(text)]
+        for start, end in sorted(rng.sample(words, min(slips, len(words))), reverse=True):
+            text = text[:start] + spoil(rng, text[start:end], keep, mild) + text[end:]
+    if rng.random() < 0.6:
+        text = text.replace("'", '')
+    if rng.random() < 0.75:
+        text = text.rstrip('.?!')
+    if rng.random() < 0.3:
+        text = re.sub(r'(?<=[^\W\d])[,.!?:](?=\s)', '', text)
+    if not mild:
+        kind = rng.randrange(45)
+        text = STARTS.get(kind, '') + text + ENDS.get(kind, '')
+        text = text.replace(' ', '  ', 1) if kind == 10 else text
+    case = rng.random()
+    return text.upper() if case < 0.015 else text.lower() if case < 0.85 else text
+
+
+def spoil(rng: random.Random, word: str, keep: tuple[str, ...], mild: bool) -> str:
+    """The word as a careless hand leaves it; one that must not change, as it is."""
+    small = word.lower()
+    kept = small in STRANGERS or any(small == other.lower() for other in keep)
+    if kept or small.removesuffix("'s") in VILLAGERS and rng.random() < 0.9:
+        return word
+    if not mild and small in SHORT and rng.random() < 0.3:
+        return SHORT[small]
+    return slip(rng, word) if len(word) > 3 and "'" not in word else word

@@ -1,0 +1,537 @@
+"""
+What a run has done so far, in one page: times, losses, accuracies, rewards, answers, and how to do it again.
+
+    $ python report.py out/tinyworld         # all stages: every folder below it that holds a log.jsonl
+    $ python report.py out/tinyworld/rl      # one stage alone
+
+Reads log.jsonl and, of ckpt.pt, what it says of its parent; measures nothing. Writes report.md and its plots into the
+folder, at any time, while a run is under way too.
+"""
+
+import ast
+import math
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import checkpoint
+import runtime
+from configurator import assignments, is_setting
+
+ORDER = ('pretrain', 'mid', 'sft', 'dpo', 'rl')  # other stages follow, the older ones first
+REFERENCE = 150.0  # GFLOP/s of the machine that times are scaled to, so that two machines' can be compared
+LONGEST = 1200  # characters of an answer that are shown
+# keys of the log that are neither a skill's nor a metric of one stage
+COMMON = {
+    'step', 'seconds', 'evaluation_seconds', 'val', 'perplexity', 'bits_per_byte', 'mean',
+    'loss', 'lr', 'norm', 'skipped', 'tokens_per_step', 'tokens_per_second', 'prompt', 'text',
+}  # fmt: skip
+TITLES = {'losses': 'Losses', 'metrics': 'Rewards and other metrics of a stage', 'accuracy': 'Accuracy'}
+UNITS = {
+    'reward': 'mean reward', 'no_signal': 'share of groups', 'truncated': 'share of answers',
+    'length': 'tokens of an answer', 'accuracy': 'share of pairs', 'margin': 'nats', 'logp_chosen': 'nats',
+    'logp_rejected': 'nats', 'supervised': 'targets of a step',
+}  # fmt: skip
+
+
+class Stage(NamedTuple):
+    """One stage's folder: its log, cut up by what its lines are about."""
+
+    name: str
+    folder: Path
+    first: dict  # the settings, the machine
+    training: list[dict]
+    evaluations: list[dict]
+    samples: list[dict]  # answers to the fixed prompts
+    practice: list[dict]  # rl's own answers, with their reward
+
+    @property
+    def config(self) -> dict:
+        return self.first.get('config', {})
+
+    @property
+    def machine(self) -> dict:
+        return self.first.get('machine', {})
+
+
+def read_stages(folder: Path) -> list[Stage]:
+    """The folder's own log and those of the folders in it, in the order of a model's life."""
+    found = []
+    for path in [folder / 'log.jsonl', *folder.glob('*/log.jsonl')]:
+        rows = [row for row in checkpoint.read_log(path) if isinstance(row, dict)]
+        if not rows:
+            continue
+        first = next((row for row in rows if 'config' in row), {})
+        evaluations = [row for row in rows if 'val' in row]
+        training = [row for row in rows if 'loss' in row and 'val' not in row]
+        answers = [row for row in rows if 'prompt' in row and 'text' in row]
+        samples, practice = ([row for row in answers if ('reward' in row) == own] for own in (False, True))
+        stage = Stage(path.resolve().parent.name, path.parent, first, training, evaluations, samples, practice)
+        kind = stage.config.get('stage', stage.name)
+        place = ORDER.index(kind) if kind in ORDER else len(ORDER)
+        found.append((place, path.stat().st_mtime, stage.name, stage))
+    return [stage for *_, stage in sorted(found, key=lambda row: row[:3])]
+
+
+# -----------------------------------------------------------------------------
+# numbers of a stage. None: the log does not say
+
+
+def number(row: dict, key: str) -> float | None:
+    """A finite number, or None."""
+    x = row.get(key)
+    return x if isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) else None
+
+
+def numbers(rows: list[dict], key: str) -> list[float]:
+    return [x for row in rows if (x := number(row, key)) is not None]
+
+
+def points(rows: list[dict], key: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
+    """Steps times scale, and the values there; what is not finite is left out."""
+    there = [(row['step'] * scale, row[key]) for row in rows if None not in (number(row, key), number(row, 'step'))]
+    return [x for x, _ in there], [y for _, y in there]
+
+
+def steps_done(stage: Stage) -> int:
+    """A line about training is written when its step is done, one about evaluation before its step begins."""
+    done = [x + 1 for x in numbers(stage.training, 'step')] + numbers(stage.evaluations, 'step')
+    return round(max(done, default=0))
+
+
+def steps_planned(stage: Stage) -> int:
+    """The steps of the whole run, as far as the settings say so without the data."""
+    elsewhere = any(stage.config.get(name) for name in ('epochs', 'target_param_data_ratio', 'time_limit'))
+    return max(steps_done(stage), 0 if elsewhere else number(stage.config, 'max_iters') or 0)
+
+
+def tokens_per_step(stage: Stage) -> float | None:
+    """As logged, else what a step holds at most: dpo and rl cut their rows to what their data needs."""
+    logged = numbers(stage.training, 'tokens_per_step')
+    if logged:
+        return median(logged)
+    factors = [number(stage.config, k) for k in ('gradient_accumulation_steps', 'batch_size', 'block_size')]
+    return None if None in factors else math.prod(factors)
+
+
+def seconds_of(stage: Stage) -> tuple[float, float | None]:
+    """(seconds of the whole stage, what of them were evaluations, samples and saving).
+
+    Where evaluations do not say how long they took, it is what the steps, at the speed that was logged, do not need.
+    """
+    rows = stage.training + stage.evaluations + stage.samples
+    total = max((number(row, 'seconds') or 0) + (number(row, 'evaluation_seconds') or 0) for row in rows or [{}])
+    if numbers(stage.evaluations, 'evaluation_seconds'):
+        return total, sum(numbers(stage.evaluations, 'evaluation_seconds'))
+    steps, speeds = points([row for row in stage.training if number(row, 'tokens_per_second')], 'tokens_per_second')
+    if not speeds or not tokens_per_step(stage):
+        return total, None
+    ends = [step + 1 for step in steps[:-1]] + [steps_done(stage)]
+    training = sum((end - begin) * tokens_per_step(stage) / v for begin, end, v in zip([0, *ends], ends, speeds))
+    return total, max(0.0, total - training) or None
+
+
+def perplexity(row: dict) -> float | None:
+    """exp of the loss, where that is a loss of text."""
+    val = number(row, 'val')
+    if number(row, 'perplexity') or val is None or 'bits_per_byte' not in row:
+        return number(row, 'perplexity')
+    return math.exp(min(val, 700))
+
+
+def keys(rows: list[dict]) -> list[str]:
+    """What the rows hold besides the common things, in the order in which it first came."""
+    return list(dict.fromkeys(key for row in rows for key in row if key not in COMMON and numbers([row], key)))
+
+
+def skills(stage: Stage) -> list[str]:
+    """What is evaluated and is no metric of the training too (say the accuracy of DPO, in pairs)."""
+    return [key for key in keys(stage.evaluations) if key not in keys(stage.training)]
+
+
+def skill_rows(stage: Stage) -> list[dict]:
+    names = skills(stage)
+    return [row for row in stage.evaluations if any(name in row for name in names)]
+
+
+# -----------------------------------------------------------------------------
+# Markdown
+
+
+def escape(text: str) -> str:
+    """Text as a table's cell shows it verbatim, whatever it holds: no markup, no HTML, one line of the file."""
+    text = text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
+    text = re.sub(r'([\\`*_\[\]~$|#@])', r'\\\1', text)
+    return (
+        '<br>'.join(re.sub(r'[\x00-\x1f\x7f]', '\N{REPLACEMENT CHARACTER}', x) for x in text.splitlines())
+        or '*(nothing)*'
+    )
+
+
+def fenced(text: str) -> list[str]:
+    """A block of code that holds the text, whose own backticks do not end it."""
+    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
+    return [f'{fence}bash', text, fence, '']
+
+
+def table(head: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
+    """Markdown: `left` columns of text, the others of numbers. Cells are escaped already."""
+    rule = [':--'] * left + ['--:'] * (len(head) - left)
+    return [f'| {" | ".join(cells)} |' for cells in (head, rule, *rows)] + ['']
+
+
+def short(x: float | None, digits: int = 3) -> str:
+    """1234.5 -> '1,234', 1.5 -> '1.500', None -> '–'."""
+    return '–' if x is None else f'{x:,.0f}' if abs(x) >= 1000 else f'{x:,.{digits}f}'
+
+
+def value_of(key: str) -> Callable[[dict], float | None]:
+    return lambda row: number(row, key)
+
+
+def from_to(rows: list[dict], value: Callable[[dict], float | None]) -> str:
+    """'4.170 → 1.490', from the first of the rows to the last."""
+    ends = [value(row) for row in rows[:1] + rows[1:][-1:]]
+    return '–' if not any(x is not None for x in ends) else ' → '.join(short(x) for x in ends)
+
+
+def headline(stages: list[Stage]) -> list[str]:
+    """What each stage took, and what it did to the loss."""
+    head = ['stage', 'steps', 'tokens', 'seconds', 'of these evaluation', 'tokens/s', 'GFLOP/s of a matmul']
+    head += ['val loss', 'perplexity', 'bits per byte']
+    rows, all_tokens, all_seconds = [], 0, 0.0
+    for stage in stages:
+        done, planned, (total, evaluation) = steps_done(stage), steps_planned(stage), seconds_of(stage)
+        tokens = round(done * (tokens_per_step(stage) or 0))
+        speeds = numbers(stage.training, 'tokens_per_second')
+        rows.append([
+            escape(stage.name), f'{done:,}' + f' of {planned:,}' * (planned > done), f'{tokens:,}' if tokens else '–',
+            short(total, 1), short(evaluation, 1), short(median(speeds) if speeds else None, 0),
+            short(number(stage.machine, 'matmul_gflops'), 0),
+            *(from_to(stage.evaluations, value) for value in (value_of('val'), perplexity, value_of('bits_per_byte'))),
+        ])  # fmt: skip
+        all_tokens, all_seconds = all_tokens + tokens, all_seconds + total
+    if len(stages) > 1:
+        rows.append(['**all**', '', f'**{all_tokens:,}**', f'**{short(all_seconds, 1)}**', *[''] * 6])
+    note = "Losses are means over a stage's own held-out data, before → after it: each stage has other data. "
+    note += 'Tokens include padding.'
+    return [*table(head, rows), note, '']
+
+
+def skill_table(stages: list[Stage]) -> list[str]:
+    """Accuracy before the first stage that was examined, then after each, with the change that the stage made."""
+    stages = [stage for stage in stages if skill_rows(stage)]
+    names = list(dict.fromkeys(name for stage in stages for name in skills(stage)))
+    head, columns = ['skill, % right'], []
+    for stage in stages:
+        before, after = skill_rows(stage)[0], skill_rows(stage)[-1]
+        if before is after:
+            head.append(f'{escape(stage.name)}, step {short(number(before, "step"), 0)}')
+            columns.append((None, before))
+            continue
+        if not columns:
+            head.append(f'before {escape(stage.name)}')
+            columns.append((None, before))
+        head.append(f'after {escape(stage.name)}')
+        columns.append((before, after))
+    rows = []
+    for name in [*names, *['mean'] * any(number(row, 'mean') is not None for _, row in columns)]:
+        cells = [percent(number(row, name), number(before or {}, name)) for before, row in columns]
+        rows.append([escape(name), *cells] if name != 'mean' else [f'**{cell}**' for cell in (name, *cells)])
+    note = 'In brackets: the change through the stage, in points, from its own first evaluation to its last. '
+    note += 'In the mean, guessing counts 0.' if rows and rows[-1][0] == '**mean**' else ''
+    return [*table(head, rows), note, ''] if rows else []
+
+
+def percent(x: float | None, before: float | None) -> str:
+    change = '' if x is None or before is None else f' ({round(100 * (x - before), 1) + 0.0:+.1f})'
+    return '–' if x is None else f'{100 * x:.1f}{change}'
+
+
+def metric_table(stages: list[Stage]) -> list[str]:
+    """What else the evaluations measured on held-out data, say which of two answers a model prefers."""
+    rows = []
+    for stage in stages:
+        for key in [key for key in keys(stage.evaluations) if key not in skills(stage)]:
+            having = [row for row in stage.evaluations if number(row, key) is not None]
+            rows.append([escape(stage.name), escape(key), from_to(having, value_of(key))])
+    return table(['stage', 'held-out', 'before → after'], rows, left=2) if rows else []
+
+
+def practice_table(stages: list[Stage]) -> list[str]:
+    """The first and the last of the answers that reinforcement has rewarded, or not."""
+    rows = []
+    for stage in stages:
+        for row in stage.practice[:2] + stage.practice[2:][-2:]:
+            texts = [escape(shorten(str(row[key]))) for key in ('prompt', 'text')]
+            rows.append([escape(stage.name), *texts, short(number(row, 'step'), 0), short(number(row, 'reward'), 2)])
+    return table(['stage', 'question', 'answer tried', 'step', 'reward'], rows, left=3) if rows else []
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + ' […]'
+
+
+def answers(stages: list[Stage]) -> list[str]:
+    """What each stage's model last made of the same prompts."""
+    lines = []
+    for prompt in dict.fromkeys(str(row['prompt']) for stage in stages for row in stage.samples):
+        rows = []
+        for stage in stages:
+            texts = [str(row['text']) for row in stage.samples if str(row['prompt']) == prompt]
+            if texts:
+                rows.append([escape(stage.name), escape(shorten(texts[-1]))])
+        lines += table(['after', escape(prompt)], rows, left=2)
+    return lines
+
+
+def machine_and_time(stages: list[Stage]) -> list[str]:
+    """What it ran on, and how long it would have taken at REFERENCE GFLOP/s."""
+    by_machine = {}
+    for stage in stages:
+        facts = {key: stage.machine.get(key, '–') for key in ('name', 'cores', 'threads', 'system', 'torch', 'python')}
+        if stage.machine:
+            by_machine.setdefault(tuple(escape(str(x)) for x in facts.values()), []).append(escape(stage.name))
+    rows = [[', '.join(names), *facts] for facts, names in by_machine.items()]
+    head = ['stages', 'processor', 'cores', 'threads', 'system', 'PyTorch', 'Python']
+    total = sum(seconds_of(stage)[0] for stage in stages)
+    rates = [rate for stage in stages if (rate := number(stage.machine, 'matmul_gflops'))]
+    lines = table(head, rows, left=2) if rows else ['The logs do not say on what machine.', '']
+    if not rates:
+        return lines
+    scaled = total * median(rates) / REFERENCE
+    return [*lines, (
+        f'{total:,.1f} seconds at {median(rates):,.1f} GFLOP/s (float32 products of 2048 x 2048 matrices, measured at '
+        f'the start of each stage, the median) are **{scaled:,.1f} seconds, {scaled / 60:.1f} minutes, at '
+        f'{REFERENCE:.0f} GFLOP/s**. The clock of a stage runs from its first step; starting programs and preparing '
+        'data come on top.'
+    ), '']  # fmt: skip
+
+
+def reproduce(stages: list[Stage]) -> list[str]:
+    """Each stage's command, seed, settings and the checkpoint it started from."""
+    defaults, lines = train_defaults(), []
+    for stage in stages:
+        settings = {k: x for k, x in stage.config.items() if k not in defaults or defaults[k] != x}
+        given = stage.first.get('command')  # sys.argv[1:] of train.py
+        as_arguments = [f'--{name}={x}' for name, x in settings.items()]
+        text = shlex.join(['python', 'train.py', *map(str, as_arguments if given is None else given)])
+        if given is not None and settings:
+            said = f'by which {", ".join(f"{name} = {x!r}" for name, x in settings.items())}'
+            text += '\n' + textwrap.fill(said, 110, initial_indent='# ', subsequent_indent='#     ')
+        lines += [f'**{escape(stage.name)}**: seed {escape(str(stage.config.get("seed", "–")))}, {parent(stage)}', '']
+        lines += fenced(text)
+    return lines
+
+
+def train_defaults() -> dict:
+    """The defaults of train.py's settings, read from its source: importing it would run it."""
+    found = {}
+    for name, node in assignments(ast.parse(Path(__file__).with_name('train.py').read_bytes())):
+        try:
+            found.setdefault(name, ast.literal_eval(node.value))
+        except (ValueError, TypeError):
+            continue  # computed, so no setting's default
+    return {name: value for name, value in found.items() if is_setting(name, value)}
+
+
+def parent(stage: Stage) -> str:
+    """What the stage started from, and whether that is still what lies on the disk."""
+    path = stage.folder / 'ckpt.pt'
+    if not path.exists():
+        return 'no checkpoint yet'
+    try:  # mmap: the weights stay on the disk
+        state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        origin = state['parent'] and (str(state['parent']['path']), str(state['parent']['sha256']))
+    except Exception as error:  # torch raises many kinds here
+        print(f'{path} cannot be read: {error}', file=sys.stderr)
+        return '**its ckpt.pt cannot be read**'
+    if not origin:
+        return 'from scratch'
+    said = f'from {escape(origin[0])} (sha256 {escape(origin[1][:16])}…)'
+    there = [Path(origin[0]), stage.folder.parent / Path(origin[0]).parent.name / 'ckpt.pt']  # or the run has moved
+    there = [path for path in there if path.is_file()]
+    if not there:
+        return f'{said}, **which is not on this disk any more**'
+    same = checkpoint.identity(there[0])['sha256'] == origin[1]
+    return said if same else f'{said}, **but {escape(str(there[0]))} is another one by now**'
+
+
+# -----------------------------------------------------------------------------
+# plots: small panels of one thing each, named above, their last value written beside the line
+
+INK, GREY, PALE, BLUE = '#333333', '#808080', '#c9c9c9', '#1f5fa8'
+LOOK = {
+    'font.size': 8.5, 'text.color': INK, 'text.parse_math': False, 'axes.labelcolor': INK, 'axes.edgecolor': '#999999',
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': 0.6, 'axes.titlelocation': 'left',
+    'axes.titlesize': 9.5, 'axes.titleweight': 'bold', 'axes.formatter.useoffset': False, 'xtick.color': '#777777',
+    'ytick.color': '#777777', 'xtick.major.width': 0.6, 'ytick.major.width': 0.6, 'lines.solid_capstyle': 'round',
+}  # fmt: skip
+
+
+def panels(count: int, columns: int, width: float, height: float):
+    """(figure, axes) for `count` panels of that size in inches."""
+    from matplotlib.figure import Figure  # not pyplot: that would look for a screen
+
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout='constrained')
+    figure.get_layout_engine().set(wspace=0.06, hspace=0.06)  # shares of a panel
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
+
+
+def smooth(values: list[float]) -> np.ndarray:
+    """The mean of about a tenth of all values around each."""
+    i, half = np.arange(len(values)), len(values) // 20
+    low, high = np.maximum(0, i - half), np.minimum(len(values), i + half + 1)
+    sums = np.cumsum([0.0, *values])
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def plain(name: str) -> str:
+    """A title: what any font has, and not too long."""
+    return re.sub(r'[^ -~]', '?', name)[:32]
+
+
+def label(axis, x: list[float], y: list[float], text: str, color: str, up: float = 0.0) -> None:
+    """A word right of the line's last point, `up` printer's points above it."""
+    if len(x):
+        where = dict(textcoords='offset points', va='center', annotation_clip=False)
+        axis.annotate(text, (x[-1], y[-1]), (6, up), color=color, **where)
+
+
+def draw_losses(stages: list[Stage]):
+    """A panel for each stage: the training loss of every step that was logged, and the loss on held-out data."""
+    stages = [stage for stage in stages if numbers(stage.training, 'loss') or numbers(stage.evaluations, 'val')]
+    if not stages:
+        return None
+    figure, axes = panels(len(stages), 3, 3.3, 2.4)
+    for axis, stage in zip(axes, stages):
+        scale = (tokens_per_step(stage) or 1e6) / 1e6
+        rewarded = 'reward' in keys(stage.training)  # then the loss is a surrogate, whose value says nothing
+        x, y = points([] if rewarded else stage.training, 'loss', scale)
+        val_x, val_y = points(stage.evaluations, 'val', scale)
+        axis.plot(x, y, color=PALE, linewidth=1.0)
+        axis.plot(val_x, val_y, color=BLUE, linewidth=1.4, marker='o', markersize=3, clip_on=not val_x)
+        label(axis, val_x, val_y, f'held-out {val_y[-1]:.3f}' if val_y else '', BLUE)
+        if x and val_x:  # beside the other label, on the side where the line is
+            label(axis, val_x, val_y, 'training', GREY, up=-11 if smooth(y)[-1] < val_y[-1] else 11)
+        else:
+            label(axis, x, y, 'training', GREY)
+        axis.set_title(plain(stage.name))
+        axis.set_xlabel('tokens, millions' if tokens_per_step(stage) else 'steps')
+        axis.set_ylabel({'dpo': 'loss, nats per pair'}.get(stage.config.get('stage'), 'loss, nats per token'))
+        axis.margins(y=0.12)
+        axis.set_xlim(0, None)
+        axis.locator_params('x', nbins=5)
+    return figure
+
+
+def draw_metrics(stages: list[Stage]):
+    """A panel for each number that one stage logs and others do not: rewards, lengths, preferences."""
+    wanted = [(stage, key) for stage in stages for key in keys(stage.training)]
+    if not wanted:
+        return None
+    figure, axes = panels(len(wanted), 4, 2.6, 2.0)
+    for axis, (stage, key) in zip(axes, wanted):
+        x, y = points(stage.training, key)
+        axis.plot(x, y, color=PALE, linewidth=0.8)
+        axis.plot(x, smooth(y), color=BLUE, linewidth=1.4)
+        val_x, val_y = points(stage.evaluations, key)
+        axis.plot(val_x, val_y, color=INK, linewidth=0, marker='o', markersize=3, clip_on=not val_x)
+        if val_x:
+            label(axis, val_x, val_y, f'held-out\n{short(val_y[-1], 2)}', INK)
+        else:
+            label(axis, x, smooth(y), short(smooth(y)[-1], 2 if abs(y[-1]) < 10 else 0), BLUE)
+        axis.set_title(plain(f'{stage.name}: {key}'))
+        axis.set_xlabel('steps')
+        axis.set_ylabel(UNITS.get(key, ''))
+        axis.margins(y=0.15)
+        axis.locator_params('x', nbins=5)
+    return figure
+
+
+def draw_accuracy(stages: list[Stage]):
+    """A panel for each skill, all stages in it, each as wide as the others."""
+    stages = [stage for stage in stages if skill_rows(stage)]
+    names = list(dict.fromkeys(name for stage in stages for name in skills(stage)))
+    if not names:
+        return None
+    figure, axes = panels(len(names), 4, 2.6, 1.9)
+    for index, (axis, name) in enumerate(zip(axes, names)):
+        x, y = [], []
+        for place, stage in enumerate(stages):
+            steps, shares = points(skill_rows(stage), name, 1 / max(1, steps_planned(stage)))
+            x, y = x + [place + step for step in steps], y + [100 * share for share in shares]
+        for border in range(1, len(stages)):
+            axis.axvline(border, color='#e4e4e4', linewidth=0.8, zorder=0)
+        axis.plot(x, y, color=BLUE, linewidth=1.4)
+        axis.plot(x[-1:], y[-1:], color=BLUE, marker='o', markersize=3.5, clip_on=not x)
+        label(axis, x, y, f'{y[-1]:.0f}' if y else '', BLUE)
+        axis.set_title(plain(name))
+        axis.set(xlim=(0, len(stages)), ylim=(-3, 103), yticks=[0, 50, 100], ylabel='% right' * (index % 4 == 0))
+        axis.set_xticks([place + 0.5 for place in range(len(stages))], [plain(stage.name) for stage in stages])
+        axis.tick_params(axis='x', length=0)
+    return figure
+
+
+# -----------------------------------------------------------------------------
+# the page
+
+
+def write(folder: Path) -> Path:
+    """report.md and the plots. Each file takes its old one's place when it is whole."""
+    stages = read_stages(folder)
+    if not stages:
+        raise SystemExit(f'{folder}: no log.jsonl here or one folder below; one is made by: python train.py')
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit('the plots need matplotlib, which is not installed; run: pip install ".[report]"') from None
+    plots = {}
+    with matplotlib.rc_context(LOOK):
+        for name, draw in dict(losses=draw_losses, metrics=draw_metrics, accuracy=draw_accuracy).items():
+            figure = draw(stages)
+            if figure:
+                with runtime.replacing(folder / f'{name}.png') as file:
+                    figure.savefig(file, format='png', dpi=160, facecolor='white')
+                plots[name] = [f'![{TITLES[name]}]({name}.png)', '']
+    lines = [f'# The run in {escape(folder.resolve().name)}', '']
+    sections = [
+        ('The stages', headline(stages)),
+        ('Accuracy on held-out problems', skill_table(stages) + plots.get('accuracy', [])),
+        ('Losses', plots.get('losses', [])),
+        ('Rewards and other metrics', metric_table(stages) + plots.get('metrics', []) + practice_table(stages)),
+        ('The same prompts, stage by stage', answers(stages)),
+        ('Machine and time', machine_and_time(stages)),
+        ('How to do it again', reproduce(stages)),
+    ]
+    for title, content in sections:
+        lines += [f'## {title}', '', *content] if content else []
+    with runtime.replacing(folder / 'report.md') as file:
+        file.write('\n'.join(lines).encode('utf-8', 'replace'))
+    return folder / 'report.md'
+
+
+def main():
+    if sys.argv[1:] in (['--help'], ['-h']):
+        print(__doc__.strip())
+        return
+    if len(sys.argv) != 2 or sys.argv[1].startswith('-'):
+        raise SystemExit('expected one folder: python report.py out/tinyworld')
+    print(write(Path(sys.argv[1])))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,283 @@
+"""
+Problems, and how an answer to one is graded: what evaluation scores and what reinforcement learning rewards.
+
+A problem is a line of problems.jsonl, a dict:
+
+    split, skill    'train' or 'val', and a word that the table has a line for
+    messages        the conversation so far, which ends with the user's question
+    grader          the name of one of the functions below
+    answer          what the grader compares with; some graders take more
+    choices         of a multiple-choice question alone: its answer is a letter, and likelihood may choose it
+
+    >>> problem = {'split': 'val', 'skill': 'sums', 'messages': [{'role': 'user', 'content': '2 + 3?'}],
+    ...            'grader': 'number', 'answer': 5}
+    >>> grade(problem, 'That makes 5.')
+    1.0
+
+A new skill is lines of the file. A new way of grading is one function here, and its name in GRADERS.
+
+Left out on purpose: generating, tokenizing, downloading; graders of what a model must run (see tools.py).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+
+from conversation import read_messages, read_rows
+
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # that choices go by
+SPLITS = ('train', 'val')
+
+# -----------------------------------------------------------------------------
+# graders: (problem, what the assistant said) -> how right it is, 0.0 to 1.0
+
+# 7   1,000   $5   -3   -$3   5.0   .5; in 9-3 the sign stands between two numbers and is not part of the second
+SIGN = r'(?:(?<![\w)])[-−])?(?:[$€£][-−]?)?'
+NUMBER = SIGN + r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<!\w)\.[0-9]+)'
+# a Chinese or Japanese character is a word of its own, since nothing stands between words there
+WORD = r'[0-9]+\.[0-9]+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+'
+SINGLE = r'(?<![^\W_])[^\W\d_](?![^\W_])'  # a letter that stands alone, as those of c-a-t do
+SPELLED = rf'{SINGLE}(?:(?: ?[-–—_*,] ?|[ .\n]){SINGLE})*'  # not across the end of a sentence
+
+
+def find_number(text: str) -> Decimal | None:
+    """
+    The number a text ends up with: the last one. Where the text has GSM8K's mark, the one right behind `####`; of two
+    such the first, as GSM8K's own grader takes it, since what comes after an answer is a model that runs on.
+    """
+    found = re.findall(rf'####\s*({NUMBER})', text) if '####' in text else re.findall(NUMBER, text)[::-1]
+    if not found:
+        return None
+    digits = re.sub(r'[^0-9.]', '', found[0])
+    return -Decimal(digits) if re.match(r'\D*[-−]', found[0]) else Decimal(digits)
+
+
+def number(problem: dict, text: str) -> float:
+    """The number that the text ends up with is the answer (a number, or text of one): 5.0 is 5, 1,000 is 1000."""
+    answer = Decimal(str(problem['answer']).replace(',', ''))
+    return float(find_number(text) == answer)
+
+
+def words(text: str) -> str:
+    """A text's words in lower case with a blank around each: ' it s 3.5 kg '. Signs count where there is no word."""
+    found = re.findall(WORD, text.replace("'", '').replace('’', '').casefold())
+    return f' {" ".join(found) or text.strip()} '
+
+
+def exact(problem: dict, text: str) -> float:
+    """The text is the answer, whatever the case, blanks and punctuation."""
+    return float(words(text) == words(problem['answer']))
+
+
+def contains(problem: dict, text: str) -> float:
+    """The answer, or one of a list of them, occurs as whole words, with all of the list `all` and none of `absent`."""
+    answers = [problem['answer']] if isinstance(problem['answer'], str) else problem['answer']
+    said = words(text)
+    right = any([words(answer) in said for answer in answers]) and all(words(w) in said for w in problem.get('all', ()))
+    return float(right and not any(words(word) in said for word in problem.get('absent', ())))
+
+
+def letter(problem: dict, text: str) -> float:
+    """The answer is the first letter of a choice that stands alone in the text: B, 'B.', 'The answer is B'; also b."""
+    allowed = LETTERS[: len(problem['choices'])]
+    alone = re.fullmatch(rf'\W*([{allowed}])\W*', text, re.IGNORECASE) or re.search(rf'\b([{allowed}])\b', text)
+    said = alone.group(1).upper() if alone else ''
+    return float(said == problem['answer'])
+
+
+def spelled(problem: dict, text: str) -> float:
+    """The letters that stand alone, one behind the other, are the answer's: c-a-t, C, A, T or c a t. Of several such
+    rows the longest counts, and of equals the last: 'I spell it c-a-t.'"""
+    rows = re.findall(SPELLED, text)
+    said = max(reversed(rows), key=lambda row: len(letters_of(row)), default='')
+    return float(letters_of(said) == letters_of(problem['answer']))
+
+
+def letters_of(text: str) -> list[str]:
+    return re.findall(r'[^\W\d_]', text.casefold())
+
+
+# A story's sentences are followed by their words: who is subject, what the verb does to a count, whom `she` means.
+INTRODUCE = 'met saw visited friend neighbour came joined'  # before a name, at most three words between
+FOLLOW = r',? (?:came|joined|appeared)\b|, (?:her|his|the) (?:best |old |good )?(?:friend|neighbour)\b'  # after a name
+VERBS = {  # what happens to the count of the verb's subject
+    **dict.fromkeys('found bought picked got made won collected earned received caught'.split(), 1),
+    **dict.fromkeys('lost dropped ate broke sold gave used spent'.split(), -1),
+    **dict.fromkeys('had has have kept counted with'.split(), 0),  # states it
+    **dict.fromkeys('wanted needed saw heard'.split(), None),  # says nothing about it
+}
+PRONOUNS = 'he she they him her them we'.split()
+
+
+def story(problem: dict, text: str) -> float:
+    """
+    A whole story about the people and the thing asked for: at least four sentences, none twice; whoever else of the
+    problem's `names` turns up is introduced by INTRODUCE or FOLLOW in the sentence that names him first; all counts
+    agree (counts_agree). The problem has `people` (names asked for), `names` (all of them), `thing` (singular or '').
+    """
+    people, names, thing = problem['people'], problem['names'], problem['thing']
+    sentences = [part for part in re.split(r'(?<=[.!?])\s+|(?<=[.!?]["”])\s+(?=["“]?[A-Z])', text.strip()) if part]
+    ended = text.strip().endswith(('.', '!', '?', '"', '”'))
+    told = len(sentences) >= 4 and len({words(sentence) for sentence in sentences}) == len(sentences)
+    asked = all(re.search(rf'\b{name}\b', text) for name in people) and (not thing or occurs(thing, text))
+    if not (ended and told and asked):
+        return 0.0
+    newcomers = [name for name in names if name not in people]
+    known = all(introduced(name, sentences) for name in newcomers)
+    return float(known and counts_agree(sentences, {*people, *names}, thing))
+
+
+def occurs(thing: str, text: str) -> bool:
+    """ball, Balls, boxes, cherries"""
+    return bool(thing and re.search(rf'\b(?:{thing}(?:s|es)?|{thing[:-1]}ies)\b', text, re.IGNORECASE))
+
+
+def introduced(name: str, sentences: list[str]) -> bool:
+    """Whether the first sentence with this name, if there is one, says where the person comes from."""
+    first = next((sentence for sentence in sentences if re.search(rf'\b{name}\b', sentence)), None)
+    before = rf'\b(?:{INTRODUCE.replace(" ", "|")})\W+(?:\w+\W+){{0,3}}?{name}\b'
+    return first is None or bool(re.search(f'{before}|\\b{name}{FOLLOW}', first))
+
+
+def counts_agree(sentences: list[str], names: set[str], thing: str) -> bool:
+    """
+    Every number of a story, followed per person and thing: `had 5`, `found 2 more`, `gave 3 to Tom`, `a hat for 4
+    coins`, `now she had 4`, `together they had 9`. False if one disagrees, or stands where nobody can follow it.
+    """
+    have = {}  # (person, thing) -> how many, where that has been said
+    for amount, sign, owner, other, item in read_counts(sentences, names, thing):
+        if sign == 'unknown':
+            return False
+        if sign == 0:  # 'together' is everybody who has any
+            total = sum(count for (_, what), count in have.items() if what == item)
+            if (total if owner == 'together' else have.setdefault((owner, item), amount)) != amount:
+                return False
+        for who, change in ((owner, sign), (other, -(sign or 0))):
+            if (who, item) in have and change:
+                have[who, item] += change * amount
+                if have[who, item] < 0:
+                    return False
+    return True
+
+
+def read_counts(sentences: list[str], names: set[str], thing: str):
+    """
+    The numbers of a story in their order, each as (amount, sign, owner, other, item): sign +1 or -1 for a change, 0 for
+    a statement, None for neither, 'unknown' where there is no verb; other is who gave or got it, '' for nobody.
+    """
+    subject, before, item, items = '', '', thing, {thing}  # before: the last subject who was somebody else
+    for sentence in sentences:
+        tokens = re.findall(r'[^\W\d_]+|[0-9]+', sentence)
+        lower = [token.lower() for token in tokens]
+        first = next((token for token in tokens if token in names or token.lower() in ('he', 'she')), '')
+        if first in names and first != subject:  # otherwise `she` is the subject of the sentence before
+            before, subject = subject, first
+        for i in [i for i, token in enumerate(tokens) if token.isdigit()]:
+            noun = lower[i + 1] if i + 1 < len(tokens) else ''
+            if occurs(thing, noun):
+                item = thing
+            elif noun in items or noun[:-1] in items or re.fullmatch('[a-z]{2,}[^ius]s', noun):
+                item = noun if noun in items else noun[:-1]
+            items.add(item)
+            verb = max((j for j in range(i) if lower[j] in VERBS), default=-1)
+            if verb < 0:
+                yield int(tokens[i]), 'unknown', '', '', item
+                continue
+            sign, who = VERBS[lower[verb]], [t for t in tokens[:verb] if t in names or t.lower() in PRONOUNS]
+            owner = who[-1] if who and who[-1] in names else subject
+            linked = [t for j, t in enumerate(tokens) if j > verb and (j < i or lower[j - 1] in ('to', 'from'))]
+            other = next((t for t in linked if t in names), '')
+            if lower[i - 1] in ('him', 'her') and before != owner:
+                other = before
+            if sign == 0 and 'together' in lower:
+                owner = 'together'
+            if sign and lower[i - 1] == 'for':  # a price
+                sign, other = -sign, ''
+            yield int(tokens[i]), sign, owner, other, item
+
+
+GRADERS = {f.__name__: f for f in (number, exact, contains, letter, spelled, story)}  # a new one goes in here
+
+
+def grade(problem: dict, text: str) -> float:
+    """How right the text is as an answer to the problem, 0.0 to 1.0."""
+    return GRADERS[problem['grader']](problem, text)
+
+
+# -----------------------------------------------------------------------------
+# multiple choice, and what chance would score
+
+
+def render_choice(question: str, choices: list[str]) -> str:
+    """
+    The text of a multiple-choice question, in nanochat's form: the question, a line `- choice=letter` for each, and the
+    request for the letter alone. A letter right behind `=`, without a blank, is the same token as in the answer.
+    """
+    lines = [f'- {choice}={letter}' for choice, letter in zip(choices, LETTERS)]
+    return '\n'.join([question, *lines, '', 'Answer with the letter only.'])
+
+
+def baseline(problem: dict) -> float:
+    """What guessing scores: one in so many choices; nothing where the answer is free, unless the problem says so."""
+    return problem.get('baseline', 1 / len(problem['choices']) if problem.get('choices') else 0.0)
+
+
+def centred(accuracy: float, baseline: float) -> float:
+    """The accuracy on a scale where guessing is 0 and perfect is 1 (CORE, Li et al., 2024)."""
+    return (accuracy - baseline) / (1 - baseline)
+
+
+# -----------------------------------------------------------------------------
+# the file
+
+
+def load(path: str | Path, split: str | None = None, skills: Sequence[str] = (), limit: int = 0) -> list[dict]:
+    """
+    The problems of a file, in its order: of one split (None: all), of these skills (none named: all), of each at most
+    limit (0: all). Lines that are not asked for are checked too: a bad one is a SystemExit that begins with file:line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SystemExit(f'{path}: no such file, expected problems, one a line; run: python data/tinyworld/prepare.py')
+    problems = [checked(row, where) for where, row in read_rows(path)]
+    problems = [problem for problem in problems if split in (None, problem['split'])]
+    there = dict.fromkeys(problem['skill'] for problem in problems)
+    for skill in skills or ():
+        if skill not in there:
+            known = ', '.join(there) or 'none'
+            raise SystemExit(f"{path} has no skill '{skill}' in its split '{split or 'all'}', only {known}")
+    if not problems:
+        raise SystemExit(f"{path} has no problems in its split '{split or 'all'}', expected one of {', '.join(SPLITS)}")
+    kept, taken = [], Counter()
+    for problem in problems:
+        taken[problem['skill']] += 1
+        if (not skills or problem['skill'] in skills) and (not limit or taken[problem['skill']] <= limit):
+            kept.append(problem)
+    return kept
+
+
+def checked(problem: dict, where: str) -> dict:
+    """The problem of a line, if nothing is wrong with it: said now, and not in the middle of a run."""
+    for name in ('split', 'skill', 'grader'):
+        if not isinstance(problem.get(name), str):
+            raise SystemExit(f'{where}: {name} is {problem.get(name)!r}, expected text')
+    for name, allowed in {'split': SPLITS, 'grader': tuple(GRADERS)}.items():
+        if problem[name] not in allowed:
+            raise SystemExit(f"{where}: {name} is '{problem[name]}', expected one of {', '.join(allowed)}")
+    if 'choices' in problem:
+        choices = problem['choices']
+        if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
+            raise SystemExit(f'{where}: choices is {choices!r}, expected a list of 2 to {len(LETTERS)}')
+        if problem.get('answer') not in list(LETTERS[: len(choices)]):
+            last = LETTERS[len(choices) - 1]
+            raise SystemExit(f'{where}: answer is {problem.get("answer")!r}, expected a letter from A to {last}')
+    problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
+    try:
+        empty = grade(problem, '')  # has the grader what it needs?
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise SystemExit(f"{where}: the grader '{problem['grader']}' cannot use it ({error!r})") from None
+    if empty:
+        raise SystemExit(f"{where}: the grader '{problem['grader']}' would call an empty text right; mend the answer")
+    return problem

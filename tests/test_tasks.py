@@ -1,0 +1,270 @@
+"""tasks.py: each grader against a table of what people and models write, and a problems file against its bad lines."""
+
+import json
+import random
+
+import pytest
+
+import tasks
+from conversation import SPECIAL
+from tokenizer import train_bpe
+
+QUESTION = [{'role': 'user', 'content': 'How many?'}]
+
+
+def problem(**more):
+    return {'split': 'val', 'skill': 'sums', 'messages': QUESTION, 'grader': 'number', 'answer': 7, **more}
+
+
+def grade(grader, answer, text, **more):
+    return tasks.grade(problem(grader=grader, answer=answer, **more), text)
+
+
+# ---- number: trap 29
+
+
+@pytest.mark.parametrize('text, number', [
+    ('7', '7'), ('7.', '7'), ('The answer is 7, I think.', '7'), ('7 apples', '7'), ('It is 7!', '7'),
+    ('1,000', '1000'), ('1,234,567.5', '1234567.5'), ('12,34', '34'), ('1,0000', '0'), ('1,2345', '2345'),
+    ('3, 4, 5', '5'),
+    ('$5', '5'), ('$1,250.75 in all', '1250.75'), ('5 dollars', '5'), ('5$', '5'), ('50%', '50'),
+    ('-3', '-3'), ('it is -3.', '-3'), ('(-3)', '-3'), ('-$3', '-3'), ('$-3', '-3'), ('−3', '-3'), ('= -3', '-3'),
+    ('9-3', '3'), ('(2+7)-3', '3'), ('9 - 3', '3'), ('9 - 3 = 6', '6'), ('x-3', '3'),
+    ('5.0', '5'), ('5.50', '5.5'), ('.5', '0.5'), ('-.5', '-0.5'), ('07', '7'), ('It weighs 0.25.', '0.25'),
+    ('3 + 4 = 7', '7'), ('First 3, then 4. So 7.', '7'), ('3/4', '4'), ('A7', '7'),
+    ('#### 7', '7'), ('####7', '7'), ('3 and 4 are\n#### 7', '7'), ('#### $1,000', '1000'), ('#### -3', '-3'),
+    ('#### 7 apples of 9', '7'), ('#### 7\n#### 8', '7'), ('#### 7\n\nQuestion: Tom has 9 pens. #### 9', '7'),
+    ('#### none', None), ('#### none\n#### 8', '8'), ('## 7', '7'),
+    ('7\nUser: and 3 more?', '3'), ('', None), ('none', None), ('seven', None), ('-', None), ('$', None), ('.', None),
+    ('٣', None), ('²', None), ('9' * 5000, '9' * 5000),
+])  # fmt: skip
+def test_the_number_of_a_text(text, number):
+    found = tasks.find_number(text)
+    assert found is None if number is None else found == tasks.Decimal(number)
+    if number is not None:
+        assert grade('number', number, text) == 1.0
+        assert grade('number', str(tasks.Decimal(number) + 1), text) == 0.0
+    else:
+        assert grade('number', 0, text) == 0.0
+
+
+@pytest.mark.parametrize('answer', [1000, 1000.0, '1000', '1,000', '1000.0', '1e3'])
+def test_an_answer_may_be_a_number_or_its_text(answer):
+    assert grade('number', answer, 'That is $1,000.00 in all.') == 1.0
+    assert grade('number', answer, 'That is 1,001.') == 0.0
+
+
+def test_numbers_are_found_however_they_are_written():
+    """Every way of writing a number, in every sentence, behind other numbers."""
+    rng = random.Random(0)
+    for _ in range(500):
+        n = rng.choice([rng.randint(-20, 20), rng.randint(-(10**7), 10**7)])
+        written = [f'{n}', f'{n:,}', f'{n}.0', f'{n:,}.00', f'${n}', f'-${-n:,}' if n < 0 else f'${n:,}']
+        text = rng.choice(
+            ['{}', '{}.', 'So it is {}, you see.', 'It has 12, then {}', '3 + 4 =\n{}\n', '({})', '1 #### {}']
+        )
+        assert grade('number', n, text.format(rng.choice(written))) == 1.0
+        assert grade('number', n + 1, text.format(rng.choice(written))) == 0.0
+
+
+def test_a_long_text_takes_no_time_to_grade():
+    """One that backtracks over run-on text would take minutes: quadratic in 300,000."""
+    for text in ('1,' * 100_000, '#' * 300_000, '-' * 300_000, 'c-' * 100_000, '1' * 300_000, 'a ' * 100_000):
+        for grader, answer in [('number', 12), ('exact', 'x'), ('contains', 'x'), ('spelled', 'x')]:
+            assert grade(grader, answer, text) == 0.0
+        assert grade('letter', 'B', text, choices=['x', 'y']) == 0.0
+
+
+# ---- the other graders
+
+
+@pytest.mark.parametrize('answer, text, right', [
+    ('Paris', 'Paris', 1), ('Paris', ' paris.\n', 1), ('Paris', 'PARIS!', 1), ('Paris', 'In Paris', 0),
+    ('Paris', '', 0),
+    ('a red ball', 'A  red ball.', 1), ('a red ball', 'a redball', 0), ("it's", 'Its', 1), ('it’s', "it's", 1),
+    ('well-known', 'well known', 1), ('3.5', '3.5.', 1), ('3.5', '35', 0), ('+', '+', 1), ('+', '-', 0),
+    ('你好', '你好！', 1), ('你好', '您好', 0), ('Größe', 'GRÖSSE', 1),
+])  # fmt: skip
+def test_exact(answer, text, right):
+    assert grade('exact', answer, text) == right
+
+
+@pytest.mark.parametrize('answer, text, right', [
+    ('cat', 'Anna has a cat.', 1), ('cat', 'The CAT!', 1), ('cat', 'cats', 0), ('cat', 'concatenate', 0),
+    ('cat', '', 0),
+    (['cat', 'kitten'], 'a kitten', 1), (['cat', 'kitten'], 'a dog', 0), ('by the river', 'By the  river, near Ben', 1),
+    ('by the river', 'by the rivers', 0), ('by the river', 'by a river', 0),
+    ('皮普', '我叫皮普。', 1), ('皮普', '我叫皮。', 0),
+    ('3', 'I have 3.', 1), ('3', 'I have 3.5', 0), ('3', 'I have 13', 0), ([], 'anything', 0),
+])  # fmt: skip
+def test_contains(answer, text, right):
+    assert grade('contains', answer, text) == right
+
+
+def test_contains_takes_words_that_must_not_occur():
+    for text, right in [
+        ('a cat', 1),
+        ('a cat and a dog', 0),
+        ('a cat, no Dog.', 0),
+        ('a cat, dogged', 1),
+        ('a dog', 0),
+    ]:
+        assert grade('contains', 'cat', text, absent=['dog', 'red hen']) == right
+    assert grade('contains', 'cat', 'The cat and the red hen', absent=['dog', 'red hen']) == 0
+    assert grade('contains', 'cat', 'The cat and the hen', absent=['dog', 'red hen']) == 1
+
+
+@pytest.mark.parametrize('text, right', [
+    ('B', 1), ('B.', 1), (' b\n', 1), ('(B)', 1), ('The answer is B.', 1), ('B, because A is wrong', 1), ('=B', 1),
+    ('**B**', 1), ('A', 0), ('A. Not B', 0), ('', 0), ('D', 0), ('D or B', 1), ('Because', 0), ('ab', 0), ('Bb', 0),
+])  # fmt: skip
+def test_letter(text, right):
+    """Of three choices: D is none of their letters."""
+    assert grade('letter', 'B', text, choices=['x', 'y', 'z']) == right
+
+
+@pytest.mark.parametrize('text, right', [
+    ('c-a-t', 1), ('C-A-T', 1), ('c a t', 1), ('c, a, t.', 1), ('c - a - t', 1), ('C.A.T.', 1), ('c\na\nt', 1),
+    ('cat: c-a-t', 1), ('It is spelled c-a-t.', 1), ('I spell it c-a-t. I do.', 1), ('A cat is c-a-t. A dog is not', 1),
+    ('cat', 0), ('c-a-r', 0), ('c-a', 0), ('c-a-t-s', 0), ('a-c-t', 0), ('', 0), ('c-at', 0), ('c-a-t, no, c-a-r', 0),
+])  # fmt: skip
+def test_spelled(text, right):
+    assert grade('spelled', 'c-a-t', text) == right
+    assert grade('spelled', 'cat', text) == right
+
+
+def test_graders_are_known_by_their_names():
+    assert {'number', 'exact', 'contains', 'letter', 'spelled'} <= set(tasks.GRADERS)
+    assert all(name == grader.__name__ for name, grader in tasks.GRADERS.items())
+
+
+def test_a_new_grader_is_a_function_and_a_name(monkeypatch, tmp_path):
+    def shout(problem, text):
+        return float(text.isupper())
+
+    monkeypatch.setitem(tasks.GRADERS, shout.__name__, shout)
+    path = write(tmp_path, [{'split': 'val', 'skill': 'noise', 'messages': QUESTION, 'grader': 'shout'}])
+    (loud,) = tasks.load(path)
+    assert (tasks.grade(loud, 'YES'), tasks.grade(loud, 'yes')) == (1.0, 0.0)
+
+
+# ---- multiple choice
+
+
+def test_a_choice_is_rendered_with_its_letters_as_tokens_of_an_answer():
+    text = tasks.render_choice('What colour is snow?', ['white', 'red', 'light blue'])
+    lines = text.splitlines()
+    assert lines[:4] == ['What colour is snow?', '- white=A', '- red=B', '- light blue=C']
+    assert 'letter' in lines[-1]
+    tokenizer = train_bpe(['What colour is snow? white red light blue Answer with the letter only. '], 300, SPECIAL)
+    ids = tokenizer.encode(text)
+    for letter in 'ABC':
+        (token,) = tokenizer.encode(letter)
+        assert ids.count(token) == text.count(letter)  # with a blank before it, it could be another token
+
+
+@pytest.mark.parametrize(
+    'accuracy, chance, expected', [(0.25, 0.25, 0), (1, 0.25, 1), (0.625, 0.25, 0.5), (0.4, 0, 0.4)]
+)
+def test_centred(accuracy, chance, expected):
+    assert tasks.centred(accuracy, chance) == pytest.approx(expected, abs=1e-15)
+
+
+def test_centred_is_0_for_one_who_guesses():
+    rng = random.Random(1)
+    problems = [problem(grader='letter', answer=rng.choice('ABCD'), choices=list('wxyz')) for _ in range(4000)]
+    accuracy = sum(tasks.grade(p, rng.choice('ABCD')) for p in problems) / len(problems)
+    chance = sum(map(tasks.baseline, problems)) / len(problems)
+    assert chance == 0.25 and abs(tasks.centred(accuracy, chance)) < 0.04
+
+
+def test_baselines():
+    assert tasks.baseline(problem()) == 0
+    assert tasks.baseline(problem(choices=['x', 'y'], answer='A')) == 0.5
+    assert tasks.baseline(problem(baseline=0.125)) == 0.125
+
+
+# ---- the file
+
+
+def write(folder, rows):
+    path = folder / 'problems.jsonl'
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    return path
+
+
+def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_path):
+    rng = random.Random(2)
+    rows = [
+        problem(split=rng.choice(['train', 'val']), skill=rng.choice(['sums', 'facts', 'stories']), answer=i)
+        for i in range(60)
+    ]
+    path = write(tmp_path, [*rows[:30], '', '  ', *rows[30:]])
+    assert tasks.load(path) == rows
+    for split in ('train', 'val', None):
+        for skills in ((), ['facts'], ['stories', 'sums'], None):
+            for limit in (0, 1, 7, 1000):
+                wanted = [
+                    row for row in rows if split in (None, row['split']) and (not skills or row['skill'] in skills)
+                ]
+                places = [sum(p['skill'] == row['skill'] for p in wanted[:i]) for i, row in enumerate(wanted)]
+                expected = [row for row, place in zip(wanted, places) if not limit or place < limit]
+                assert tasks.load(path, split, skills, limit) == expected
+
+
+@pytest.mark.parametrize('bad, said', [
+    ('{"split": "val"', 'not JSON'), ('[1]', 'list'), (b'\xff\xfe', 'not JSON'), ('[' * 100_000, 'not JSON'),
+    (dict(split='test'), "split is 'test', expected one of train, val"), (dict(split=None), 'split is None'),
+    (dict(skill=3), 'skill is 3'), (dict(skill=None), 'skill is None'),
+    (dict(grader='numbr'), "grader is 'numbr', expected one of number"),
+    (dict(messages=[]), 'messages'), (dict(messages='hi'), 'messages'), (dict(messages=None), 'messages'),
+    (dict(messages=[*QUESTION, {'role': 'assistant', 'content': '7'}]), 'expected user'),
+    (dict(messages=[{'role': 'bot', 'content': 'hi'}]), 'role is "bot"'),
+    (dict(messages=[{'role': 'user'}]), 'content'),
+    (dict(answer='many'), "grader 'number' cannot use it"), (dict(answer=None), "grader 'number' cannot use it"),
+    (dict(grader='exact', answer=None), "grader 'exact' cannot use it"),
+    (dict(grader='contains', answer=3), "grader 'contains' cannot use it"),
+    (dict(grader='spelled', answer=['c']), "grader 'spelled' cannot use it"),
+    (dict(grader='letter', answer='A'), "grader 'letter' cannot use it"),
+    (dict(grader='letter', answer='C', choices=['x', 'y']), "answer is 'C', expected a letter from A to B"),
+    (dict(grader='letter', answer='', choices=['x', 'y']), "answer is ''"),
+    (dict(grader='letter', answer='AB', choices=['x', 'y']), "answer is 'AB'"),
+    (dict(grader='letter', answer='A', choices=['x']), 'choices'),
+    (dict(grader='letter', answer='A', choices='xy'), 'choices'),
+    (dict(grader='exact', answer=''), 'an empty text right'),
+    (dict(grader='spelled', answer='12'), 'an empty text right'),
+], ids=lambda value: str(value)[:40])  # fmt: skip
+def test_a_bad_line_is_named(tmp_path, bad, said):
+    path = write(tmp_path, [problem(), '', problem(skill='other')])
+    line = bad if isinstance(bad, bytes) else (bad if isinstance(bad, str) else json.dumps(problem(**bad))).encode()
+    path.write_bytes(path.read_bytes() + line + b'\n' + json.dumps(problem()).encode())
+    with pytest.raises(SystemExit) as error:
+        tasks.load(path, 'train', ['unknown'])  # the line counts before the question does
+    assert str(error.value).startswith(f'{path}:4: ') and said in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('missing', ['split', 'skill', 'messages', 'grader', 'answer'])
+def test_a_missing_key_is_named(tmp_path, missing):
+    row = problem()
+    del row[missing]
+    path = write(tmp_path, [row])
+    with pytest.raises(SystemExit, match=f'problems.jsonl:1: .*{missing}'):
+        tasks.load(path)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    path = write(tmp_path, [problem(), problem(skill='facts')])
+    with pytest.raises(SystemExit, match="no skill 'fact' in its split 'val', only sums, facts"):
+        tasks.load(path, 'val', ['facts', 'fact'])
+    with pytest.raises(SystemExit, match="no problems in its split 'train'"):
+        tasks.load(path, 'train')
+    with pytest.raises(SystemExit, match='no such file.*run: python data/tinyworld/prepare.py'):
+        tasks.load(tmp_path / 'none.jsonl')
+
+
+def test_the_example_of_the_docstring():
+    messages = [{'role': 'user', 'content': '2 + 3?'}]
+    example = {'split': 'val', 'skill': 'sums', 'messages': messages, 'grader': 'number', 'answer': 5}
+    assert tasks.grade(example, 'That makes 5.') == 1.0
