@@ -260,7 +260,8 @@ class Optimizer:
         """From a run with any number of ranks."""
         if state['layout'] != self.layout():
             what = 'of another optimizer or architecture, or of other embedding and head rates'
-            raise SystemExit(f"the checkpoint's optimizer state is {what}; use --init_from=scratch")
+            mend = 'leave --init_optimizer out, or use --init_from=scratch'
+            raise SystemExit(f"the checkpoint's optimizer state is {what}; {mend}")
         for name, t in self.counters.items():
             t.copy_(state['counters'][name])
         self.loss_scale.copy_(state['loss_scale'])

@@ -170,8 +170,8 @@ def mid(run):
 def sft(run):
     """Conversations, of which only what the assistant says counts."""
     skills = converse(run)
-    steps = batches.Packed(run.data.split('train'), run.chat, run.shape)
-    return batches.Ahead(steps, run.device), weighted_nll, lambda: {**answers(run)(), **skills()}
+    steps, text = batches.Packed(run.data.split('train'), run.chat, run.shape), answers(run)
+    return batches.Ahead(steps, run.device), weighted_nll, lambda: {**text(), **skills()}
 
 
 def dpo(run):
@@ -179,13 +179,16 @@ def dpo(run):
     its log-probability of each answer is all that is kept of it."""
     skills = converse(run)
     steps = batches.Pairs(run.data.split('train'), run.chat, run.shape)
-    val = batches.Pairs(run.data.split('val'), run.chat, run.val_shape, shuffle=False, limit=run.val_rows)
+    all_val = batches.Pairs(run.data.split('val'), run.chat, run.val_shape, shuffle=False)
     run.raw_model.eval()  # without dropout
-    for name, reader in dict(train=steps, val=val).items():
+    for name, reader in dict(train=steps, val=all_val).items():
         if name not in run.kept:
-            run.kept[name] = torch.tensor(evaluate.log_probabilities(run.model, reader, run.device), dtype=torch.float64)
+            logps = evaluate.log_probabilities(run.model, reader, run.device)
+            run.kept[name] = torch.tensor(logps, dtype=torch.float64)
         reader.reference = run.kept[name].numpy()
     run.raw_model.train()
+    val = batches.Pairs(run.data.split('val'), run.chat, run.val_shape, shuffle=False, limit=run.val_rows)
+    val.reference = all_val.reference[: val.num_rows]  # of all is kept, since the limit may differ on resume
     measure = evaluate.Total(run.model, preference_loss, val, run.device)
     return batches.Ahead(steps, run.device), preference_loss, lambda: {**measure(), **skills()}
 
@@ -193,6 +196,9 @@ def dpo(run):
 def rl(run):
     """Questions of which only the answer is known: ask several times, and do more of what did better than the mean."""
     skills = converse(run)
+    if not run.data.problems:
+        what = f'{dataset} has no problems.jsonl, nor has the folder above it, expected the questions to learn from'
+        raise SystemExit(f'{what}; take a --dataset with one, as tinyworld/rl has')
     problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
     steps = batches.Rollouts(
         functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, max_new_tokens,
@@ -391,7 +397,7 @@ def usable_prompts():
             if not 0 < len(ids) <= block_size:
                 raise ValueError(f'it has {len(ids)} tokens, expected 1 to block_size = {block_size}')
             usable[text] = ids
-        except ValueError as error:
+        except (ValueError, SystemExit) as error:  # the latter where GPT-2's tokenizer cannot be downloaded
             print(f'sample_prompts: {text!r} is left out: {error}')
     return usable
 

@@ -275,9 +275,8 @@ def test_from_a_folder_come_the_architecture_and_the_recipe():
     rates = dict(optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5)
     rates |= dict(beta1=0.75, beta2=0.125, grad_clip=4.0)
     assert set(rates) == checkpoint.RECIPE
-    answer = inherit(
-        dict(config={**RUN, **rates}, model_config=MODEL), WHERE, {**SETTINGS, **dict.fromkeys(rates)}, frozenset(), False
-    )
+    state = dict(config={**RUN, **rates}, model_config=MODEL)
+    answer = inherit(state, WHERE, {**SETTINGS, **dict.fromkeys(rates)}, frozenset(), False)
     assert {name: value for name, (value, _) in answer.items()} == {**architecture, **rates}
 
 

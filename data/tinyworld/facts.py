@@ -43,17 +43,9 @@ BY_NAME = {person.name: person for person in PEOPLE}
 
 # Who does not live there: they have apples in word problems, and nothing else is known about them
 STRANGERS = {
-    'f': [
-        'Lucy', 'Emma', 'Sara', 'Lily', 'Nina', 'Rosa', 'Amy', 'Eva', 'Julia', 'Maria', 'Sophie', 'Zoe', 'Mary', 'Alice',
-        'Emily', 'Laura', 'Olivia', 'Rita', 'Tina', 'Wendy', 'Jane', 'Jenny', 'Julie', 'Karen', 'Linda', 'Lisa', 'Nancy',
-        'Paula', 'Ruth', 'Sally', 'Sue', 'Susan', 'Fatima', 'Yuki', 'Mei', 'Sarah',
-    ],
-    'm': [
-        'Tom', 'Sam', 'Max', 'Bob', 'Peter', 'Tim', 'Adam', 'Oscar', 'Mark', 'Luke', 'Simon', 'Alex', 'John', 'Carl',
-        'David', 'James', 'Kevin', 'Mike', 'Nick', 'Steve', 'Victor', 'Chris', 'Daniel', 'Eric', 'Fred', 'George',
-        'Harry', 'Ivan', 'Jim', 'Joe', 'Liam', 'Ryan', 'Ted', 'Tony', 'Ali', 'Ahmed', 'Wei', 'Omar', 'Will', 'Ken',
-    ],
-}  # fmt: skip
+    'f': ['Lucy', 'Emma', 'Sara', 'Lily', 'Maria', 'Alice'],
+    'm': ['Tom', 'Sam', 'Max', 'Bob', 'Peter', 'Tim'],
+}
 
 # What each job is for: (what they do, where they work)
 JOBS = {
@@ -122,11 +114,8 @@ THINGS = [
 
 # What word problems are about besides
 MORE_THINGS = [
-    ('orange', 'oranges'), ('banana', 'bananas'), ('sweet', 'sweets'), ('toy', 'toys'), ('pen', 'pens'), ('card', 'cards'),
-    ('dollar', 'dollars'), ('euro', 'euros'), ('fish', 'fish'), ('chair', 'chairs'), ('pizza', 'pizzas'), ('cat', 'cats'),
-    ('dog', 'dogs'), ('bird', 'birds'), ('sticker', 'stickers'), ('ticket', 'tickets'), ('bottle', 'bottles'), ('rose', 'roses'),
-    ('key', 'keys'), ('chocolate', 'chocolates'), ('toy car', 'toy cars'), ('kite', 'kites'), ('bean', 'beans'),
-    ('candy', 'candies'), ('cherry', 'cherries'), ('tomato', 'tomatoes'), ('lemon', 'lemons'), ('sheep', 'sheep'),
+    ('orange', 'oranges'), ('banana', 'bananas'), ('sweet', 'sweets'), ('toy', 'toys'), ('pen', 'pens'),
+    ('card', 'cards'), ('lemon', 'lemons'), ('bottle', 'bottles'),
 ]  # fmt: skip
 
 # What the assistant spells and counts letters in, besides names, animals, colours, days and months
@@ -135,20 +124,7 @@ WORDS = """
     letter summer winter spring autumn butter cheese honey sugar pepper village market forest bottle pencil
     paper music friend sister brother street bridge mountain island cloud rain snow stone sand fire moon star
     sun door floor book hand foot head heart light night morning evening hello good small yellow purple orange
-    happy kitten puppy strawberry elephant computer beautiful people world love peace because language model
-    animal tiger lion monkey potato carrot tomato cherry grape melon onion garlic pizza coffee tea milk juice
-    salt soup dinner lunch breakfast kitchen bedroom bathroom family baby child children woman man girl boy
-    uncle aunt cousin doctor nurse teacher student lesson number question answer word story picture colour color
-    red blue black white brown pink grey north south east west left right week month year today tomorrow
-    yesterday time clock minute hour second weather storm thunder wind cold warm hot dry wet car bus train boat
-    ship plane bicycle wheel road city town country farm field hill lake ocean beach wood leaf root grass bird
-    fish snake spider ant butterfly bear wolf fox horse chicken knee arm leg eye ear nose mouth tooth teeth
-    finger shoulder hair face shirt shoe coat dress hat sock glove button needle knife fork spoon plate cup
-    glass box bag basket candle lamp mirror phone radio camera robot rocket planet earth sky space game ball toy
-    puzzle dance song piano guitar drum painting king queen prince castle dragon magic wizard treasure secret
-    dream sleep walk run jump swim read write sing laugh cry think speak listen learn teach help thank please
-    sorry welcome friendship kindness happiness birthday party present money gold silver iron difficult easy
-    important different dictionary alphabet vowel science history mississippi
+    happy kitten puppy strawberry elephant computer love animal
 """.split()
 
 # The opening line of the chat, and what to try first

@@ -30,7 +30,7 @@ def spelling(rng: random.Random) -> Example:
     """Spell a word; how many letters it has; how often one occurs; the first and last."""
     word = rng.choice(SPELLABLE)
     shown = rng.choice((word, word, f'the word {word}', f'"{word}"'))
-    kind = rng.choices((spell, length, occurrences, end), (35, 25, 25, 15))[0]
+    kind = rng.choices((spell, length, occurrences, end), (40, 25, 17, 18))[0]
     return kind(rng, word, '-'.join(word), shown)._replace(keep=(word,))
 
 
@@ -129,12 +129,12 @@ HOW_MANY = 'how many numbers [are there|do you count|are] from {a} to {b}|from {
 
 
 def numeral(rng: random.Random, number: int) -> str:
-    return SPOKEN[number] if number <= 20 and rng.random() < 0.12 else str(number)
+    return SPOKEN[number] if number <= 10 and rng.random() < 0.05 else str(number)
 
 
 def counting(rng: random.Random) -> Example:
     """Upwards, backwards, in steps; what comes next; how many numbers there are."""
-    kind = rng.choices(('up', 'down', 'steps', 'next', 'how many'), (34, 18, 18, 22, 8))[0]
+    kind = rng.choices(('up', 'down', 'steps', 'next', 'how many'), (42, 20, 13, 22, 3))[0]
     if kind == 'next':
         return next_number(rng)
     numbers = draw_numbers(rng, kind)
@@ -154,14 +154,14 @@ def counting(rng: random.Random) -> Example:
 
 
 def draw_numbers(rng: random.Random, kind: str) -> list[int]:
-    """At least three numbers of 0 to 30, in steps of five and ten up to 120; up to 20 of them from 1, else up to 12."""
+    """At least three numbers of 0 to 30, in steps of five and ten up to 120; up to 20 of them from 1, else up to 10."""
     if kind == 'steps':
-        step = rng.choice((2, 2, 2, 3, 5, 10))
-        start = rng.choice((0, step)) if step > 3 else rng.choice((0, 1, step, rng.randrange(2, 20)))
+        step = rng.choice((2, 2, 5, 10))
+        start = rng.choice((0, step)) if step > 3 else rng.choice((0, 1, step))
         most = 120 if step > 3 else 30
-        return list(range(start, most + 1, step))[: rng.randrange(3, 13)]
+        return list(range(start, most + 1, step))[: rng.randrange(3, 11)]
     start = rng.choice((0, 1, 1, 1, 1, 1, rng.randrange(2, 20), rng.randrange(2, 20), rng.randrange(2, 20)))
-    last = start + rng.randrange(2, 20 if start == 1 else 12)
+    last = start + rng.randrange(2, 20 if start == 1 and rng.random() < 0.3 else 10)
     return list(range(start, last + 1)) if kind != 'down' else list(range(last, start - 1, -1))
 
 

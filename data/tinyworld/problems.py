@@ -32,119 +32,127 @@ BAGS = {'bag': 'bags', 'box': 'boxes', 'basket': 'baskets', 'jar': 'jars', 'pack
 
 class Shape(NamedTuple):
     story: str
-    question: str  # alternatives
+    question: str
     answer: str
-    steps: tuple[str, ...]
+    steps: str
     numbers: str = ''  # ranges other than 2-99: 'b:2-9 c:2-9'
 
 
+VERBS = {
+    'BUYS': '[buys~|finds~|gets~|picks~ up|is~ given|wins~|makes~]',
+    'LOSES': '[loses~|sells~|gives~ away|breaks~|throws~ away|uses~|{eats}~]',
+}
 LEFT = 'how many {things} [does~ {he} have left|are left|has {s} left|does~ {s} have now|remain]'
-NOW = 'how many {things} [does~ {he} have [now|in all|altogether|in total|]|has {he} [now|]|does~ {s} have [now|in all|]|are there now]'
+NOW = (
+    'how many {things} [does~ {he} have [now|in all|altogether|in total|]|has {he} [now|]|are there now'
+    '|does~ {s} have [now|in all|]]'
+)
 ALL = 'how many {things} [are there [in all|altogether|in total]|is that [in all|altogether|]|are that in all]'
-TOGETHER = 'how many {things} [have they together|do they have [together|in all|altogether]|are there [in all|together]|is that together]'
+TOGETHER = (
+    'how many {things} [have they together|do they have [together|in all|altogether]|are there [in all|together]'
+    '|is that together]'
+)
+COINS = 'how many coins [does~ {he} have [left|now]|has {s} [left|now]|does~ {s} have [left|now]]'
+PRICE = 'how many coins [does~ {he} pay|is that|does~ {he} need] [in all|altogether|]'
+EACH = 'how many [{things}|] does each [child|one|] get'
 HAS, HAS_LEFT = '{S} {has} {r} {result} now.', '{S} {has} {r} {result} left.'
 THERE, BOTH = 'There are {r} {result} in all.', 'They have {r} {result} together.'
-BUYS = '[buys~|finds~|gets~|picks~ up|is~ given|wins~|makes~]'
-LOSES = '[loses~|sells~|gives~ away|breaks~|throws~ away|uses~|{eats}~]'
+EACH_GETS = 'Each one gets {r} {result}.'
 
 ONE_STEP = [
-    Shape(f'{{S}} has~ {{a}} {{things}} and {BUYS} {{b}} more.', NOW, HAS, ('a+b',)),
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {BUYS} {{b}} [more|{{things}}].', NOW, HAS, ('a+b',)),
-    Shape('{S} has~ {a} {things}. {T} gives^ {him} {b} [more|{things}|].', NOW, HAS, ('a+b',)),
-    Shape('{S} has~ {a} {things} and {t} has^ {b} [{things}|].', TOGETHER, BOTH, ('a+b',)),
-    Shape('There are {a} {things} [in a box|on the table|in a basket]. {S} puts~ {b} more [in|there].', ALL, THERE,
-    ('a+b',)),
-    Shape(f'{{S}} has~ {{a}} {{things}} and {LOSES} {{b}} [of them|].', LEFT, HAS_LEFT, ('a-b',)),
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} [of them|{{things}}|].', LEFT, HAS_LEFT, ('a-b',)),
-    Shape('{S} has~ {a} {things} and gives~ {b} [{things}|of them|] to {t}.', LEFT, HAS_LEFT, ('a-b',)),
-    Shape('{S} has~ {a} {things}. {T} takes^ {b} [of them|].', LEFT, HAS_LEFT, ('a-b',)),
+    Shape('{S} has~ {a} {things} and BUYS {b} more.', NOW, HAS, 'a+b'),
+    Shape('{S} has~ {a} {things}. {He} BUYS {b} [more|{things}].', NOW, HAS, 'a+b'),
+    Shape('{S} has~ {a} {things}. {T} gives^ {him} {b} [more|{things}|].', NOW, HAS, 'a+b'),
+    Shape('{S} has~ {a} {things} and {t} has^ {b} [{things}|].', TOGETHER, BOTH, 'a+b'),
+    Shape('There are {a} {things} [in a box|on the table|in a basket]. {S} puts~ {b} more there.', ALL, THERE, 'a+b'),
+    Shape('{S} has~ {a} {things} and LOSES {b} [of them|].', LEFT, HAS_LEFT, 'a-b'),
+    Shape('{S} has~ {a} {things}. {He} LOSES {b} [of them|{things}|].', LEFT, HAS_LEFT, 'a-b'),
+    Shape('{S} has~ {a} {things} and gives~ {b} [{things}|of them|] to {t}.', LEFT, HAS_LEFT, 'a-b'),
+    Shape('{S} has~ {a} {things}. {T} takes^ {b} [of them|].', LEFT, HAS_LEFT, 'a-b'),
+    Shape('There are {a} {things} [in a box|on the table]. {S} takes~ {b} [of them|].',
+    'how many {things} [are left|remain]',
+          'There are {r} {result} left.', 'a-b'),
     Shape('{S} has~ {a} {things} and {t} has^ {b}.', 'how many more {things} [does~ {s} have|has {s}] than {t}',
-          '{S} {has} {r} {result} more.', ('a-b',)),
-    Shape('There are {a} {bags} [with|of] {b} {things} [each|in each].', ALL, THERE, ('a*b',), 'a:2-12 b:2-30'),
-    Shape('Each of {a} {bags} [holds^|has^] {b} {things}.', ALL, THERE, ('a*b',), 'a:2-12 b:2-30'),
-    Shape('{S} has~ {a} {bags}. [Each {bag} holds^ {b} {things}|There are {b} {things} in each {bag}].', NOW,
-          HAS, ('a*b',), 'a:2-12 b:2-30'),
-    Shape('{S} [buys~|gets~] {b} {things} [every|each] day for {a} days.', NOW, HAS, ('a*b',), 'a:2-12 b:2-30'),
-    Shape('One {thing} costs^ {a} coins. {S} buys~ {b} {things}.',
-          'how many coins [does~ {he} pay|does~ {he} need|is that|do they cost]', 'They cost {r} coins.', ('a*b',),
-          'a:2-20 b:2-12'),
-    Shape('{S} [shares~|divides~] {a} {things} [equally|fairly|evenly|] among {b} [children|friends|people].',
-          'how many [{things}|] does each [child|friend|one|] get', 'Each one gets {r} {result}.', ('a/b',),
-          'b:2-12'),
+          '{S} {has} {r} {result} more.', 'a-b'),
+    Shape('There are {a} {bags} [with|of] {b} {things} [each|in each].', ALL, THERE, 'a*b', 'a:2-12 b:2-30'),
+    Shape('Each of {a} {bags} [holds^|has^] {b} {things}.', ALL, THERE, 'a*b', 'a:2-12 b:2-30'),
+    Shape('{S} has~ {a} {bags}. [Each {bag} holds^ {b} {things}|There are {b} {things} in each {bag}].', NOW, HAS,
+    'a*b',
+          'a:2-12 b:2-30'),
+    Shape('{S} [buys~|gets~] {b} {things} [every|each] day for {a} days.', NOW, HAS, 'a*b', 'a:2-12 b:2-30'),
+    Shape('One {thing} costs^ {a} coins. {S} buys~ {b} {things}.', PRICE, 'They cost {r} coins.', 'a*b',
+    'a:2-20 b:2-12'),
+    Shape('{S} [shares~|divides~] {a} {things} [equally|fairly|evenly|] among {b} [children|friends|people].', EACH,
+          EACH_GETS, 'a/b', 'b:2-12'),
     Shape('{S} puts~ {a} {things} into {b} {bags}, the same number in each.',
-          'how many {things} [are|go] in each {bag}', 'Each {bag} holds {r} {result}.', ('a/b',), 'b:2-12'),
-    Shape('{b} children share {a} {things}.', 'how many [{things}|] does each [child|one|] get',
-    'Each one gets {r} {result}.',
-          ('a/b',), 'b:2-12'),
+    'how many {things} [are|go] in each {bag}',
+          'Each {bag} holds {r} {result}.', 'a/b', 'b:2-12'),
+    Shape('{b} children share {a} {things}.', EACH, EACH_GETS, 'a/b', 'b:2-12'),
 ]  # fmt: skip
 
 TWO_STEP = [
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {BUYS} {{b}} more and gives~ {{c}} to {{t}}.', LEFT, HAS, ('a+b',
-    '.-c')),
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} and then {BUYS} {{c}} more.', NOW, HAS, ('a-b', '.+c')),
-    Shape(f'{{S}} has~ {{a}} {{things}} and {BUYS} {{b}} more. Then {{t}} gives^ {{him}} {{c}}.', NOW, HAS, ('a+b',
-    '.+c')),
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} and gives~ {{c}} to {{t}}.', LEFT, HAS, ('a-b', '.-c')),
-    Shape(f'{{S}} has~ {{a}} {{bags}} with {{b}} {{things}} in each. {{He}} {BUYS} {{c}} more {{things}}.', NOW, HAS,
-          ('a*b', '.+c'), 'a:3-12 b:4-25'),
-    Shape(f'{{S}} has~ {{a}} {{bags}} with {{b}} {{things}} in each. {{He}} {LOSES} {{c}} {{things}}.', LEFT, HAS,
-          ('a*b', '.-c'), 'a:3-12 b:4-25'),
+    Shape('{S} has~ {a} {things}. {He} BUYS {b} more and gives~ {c} to {t}.', LEFT, HAS, 'a+b .-c'),
+    Shape('{S} has~ {a} {things}. {He} LOSES {b} and then BUYS {c} more.', NOW, HAS, 'a-b .+c'),
+    Shape('{S} has~ {a} {things} and BUYS {b} more. Then {t} gives^ {him} {c}.', NOW, HAS, 'a+b .+c'),
+    Shape('{S} has~ {a} {things}. {He} LOSES {b} and gives~ {c} to {t}.', LEFT, HAS, 'a-b .-c'),
+    Shape('{S} has~ {a} {bags} with {b} {things} in each. {He} BUYS {c} more {things}.', NOW, HAS, 'a*b .+c',
+    'a:3-12 b:4-25'),
+    Shape('{S} has~ {a} {bags} with {b} {things} in each. {He} LOSES {c} {things}.', LEFT, HAS, 'a*b .-c',
+    'a:3-12 b:4-25'),
     Shape('{S} gets~ {a} {things} in the morning and {b} in the evening, every day for {c} days.', NOW, HAS,
-          ('a+b', '.*c'), 'a:3-30 b:3-30 c:2-9'),
-    Shape('{S} has~ {a} {things}. {T} has^ {b} times as many.', TOGETHER, BOTH, ('a*b', '.+a'), 'a:6-40 b:2-6'),
-    Shape('{S} has~ {a} {things}. {T} has^ {b} more than {s_object}.', TOGETHER, BOTH, ('a+b', '.+a'), 'a:10-99'),
-    Shape('{S} has~ {a} {things} and {t} has^ {b}. They share them equally with {c} children, and keep none.',
-          'how many [{things}|] does each child get', 'Each one gets {r} {result}.', ('a+b', './c'), 'c:2-6'),
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}} and shares~ the rest among {{c}} children.',
-          'how many [{things}|] does each child get', 'Each one gets {r} {result}.', ('a-b', './c'),
+    'a+b .*c',
+          'a:3-30 b:3-30 c:2-9'),
+    Shape('{S} has~ {a} {things}. {T} has^ {b} times as many.', TOGETHER, BOTH, 'a*b .+a', 'a:6-40 b:2-6'),
+    Shape('{S} has~ {a} {things}. {T} has^ {b} more than {s_object}.', TOGETHER, BOTH, 'a+b .+a', 'a:10-99'),
+    Shape('{S} has~ {a} {things} and {t} has^ {b}. They share them equally with {c} children, and keep none.', EACH,
+          EACH_GETS, 'a+b ./c', 'c:2-6'),
+    Shape('{S} has~ {a} {things}. {He} LOSES {b} and shares~ the rest among {c} children.', EACH, EACH_GETS,
+    'a-b ./c',
           'a:40-300 c:2-6'),
-    Shape('{S} has~ {d} coins. {He} buys~ {a} {things} for {b} coins each.',
-          'how many coins [does~ {he} have left|are left|has {s} left]', '{S} {has} {r} coins left.', ('a*b', 'd-.'),
+    Shape('{S} has~ {d} coins. {He} buys~ {a} {things} for {b} coins each.', COINS, '{S} {has} {r} coins left.',
+    'a*b d-.',
           'a:3-12 b:3-20 d:50-400'),
 ]  # fmt: skip
 
 THREE_STEP = [
-    Shape(f'{{S}} has~ {{a}} {{bags}} with {{b}} {{things}} in each. {{He}} {BUYS} {{c}} more and gives~ {{d}} to {{t}}.', LEFT,
-          HAS, ('a*b', '.+c', '.-d'), 'a:3-12 b:4-25'),
-    Shape(f'{{S}} has~ {{a}} {{things}} and {BUYS} {{b}} more. Then {{he}} {LOSES} {{c}} and gives~ {{d}} to {{t}}.', LEFT, HAS,
-          ('a+b', '.-c', '.-d')),
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {LOSES} {{b}}, {BUYS} {{c}} and gets~ {{d}} from {{t}}.', NOW, HAS,
-          ('a-b', '.+c', '.+d')),
-    Shape('{S} buys~ {a} {things} for {b} coins each and {c} {others} for {d} coins each.',
-          'how many coins [does~ {he} pay|is that|does~ {he} need] [in all|altogether|]',
-          '{S} {pays} {r} coins in all.',
-          ('a*b', 'c*d', '1+2'), 'a:3-12 b:3-20 c:3-12 d:3-20'),
-    Shape(f'{{S}} gets~ {{a}} {{things}} in the morning and {{b}} in the evening, every day for {{c}} days. Then {{he}} {LOSES} {{d}}.',
-          LEFT, HAS, ('a+b', '.*c', '.-d'), 'a:3-30 b:3-30 c:2-9'),
-    Shape(f'{{S}} has~ {{a}} {{things}}. {{He}} {BUYS} {{b}} more, gives~ {{c}} to {{t}} and shares~ the rest among {{d}} children.',
-          'how many [{things}|] does each child get', 'Each one gets {r} {result}.', ('a+b', '.-c', './d'),
-          'a:40-300 d:2-6'),
-    Shape('{S} has~ {a} {things}. {T} has^ {b} times as many. Together they {find} {c} more.'.replace('{find}',
-    '[find|buy|get]'),
-          TOGETHER, BOTH, ('a*b', '.+a', '.+c'), 'a:6-40 b:2-6'),
-    Shape('{S} has~ {d} coins. {He} buys~ {a} {things} for {b} coins each. Then {t} gives^ {him} {c} coins.',
-          'how many coins [does~ {he} have now|has {s} now|does~ {s} have]', '{S} {has} {r} coins now.',
-          ('a*b', 'd-.', '.+c'), 'a:3-12 b:3-20 d:50-400'),
+    Shape('{S} has~ {a} {bags} with {b} {things} in each. {He} BUYS {c} more and gives~ {d} to {t}.', LEFT, HAS,
+          'a*b .+c .-d', 'a:3-12 b:4-25'),
+    Shape('{S} has~ {a} {things} and BUYS {b} more. Then {he} LOSES {c} and gives~ {d} to {t}.', LEFT, HAS,
+    'a+b .-c .-d'),
+    Shape('{S} has~ {a} {things}. {He} LOSES {b}, BUYS {c} and gets~ {d} from {t}.', NOW, HAS, 'a-b .+c .+d'),
+    Shape('{S} buys~ {a} {things} for {b} coins each and {c} {others} for {d} coins each.', PRICE,
+    '{S} {pays} {r} coins in all.',
+          'a*b c*d 1+2', 'a:3-12 b:3-20 c:3-12 d:3-20'),
+    Shape('{S} gets~ {a} {things} in the morning and {b} in the evening, every day for {c} days. Then {he} LOSES {d}.',
+          LEFT, HAS, 'a+b .*c .-d', 'a:3-30 b:3-30 c:2-9'),
+    Shape('{S} has~ {a} {things}. {He} BUYS {b} more, gives~ {c} to {t} and shares~ the rest among {d} children.',
+    EACH,
+          EACH_GETS, 'a+b .-c ./d', 'a:40-300 d:2-6'),
+    Shape('{S} has~ {a} {things}. {T} has^ {b} times as many. Together they [find|buy|get] {c} more.', TOGETHER, BOTH,
+          'a*b .+a .+c', 'a:6-40 b:2-6'),
+    Shape('{S} has~ {d} coins. {He} buys~ {a} {things} for {b} coins each. Then {t} gives^ {him} {c} coins.', COINS,
+          '{S} {has} {r} coins now.', 'a*b d-. .+c', 'a:3-12 b:3-20 d:50-400'),
 ]  # fmt: skip
 
 
-def draw_numbers(rng: random.Random, shape: Shape, small: bool) -> tuple[dict, list[tuple[str, str]]]:
+def draw_numbers(rng: random.Random, shape: Shape) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Numbers that the steps can be done with, and the steps done: [('12+7', '19'), ('19*3', '57')]."""
-    ranges = {name: tuple(map(int, span.split('-'))) for name,
-    span in (item.split(':') for item in shape.numbers.split())}
-    usual = (2, 20) if small else (2, 99) if len(shape.steps) > 1 or rng.random() < 0.75 else (20, 900)
-    letters = sorted({letter for step in shape.steps for letter in step if letter.isalpha()})
+    steps = shape.steps.split()
+    spans = (item.split(':') for item in shape.numbers.split())
+    ranges = {name: tuple(map(int, span.split('-'))) for name, span in spans}
+    usual = (2, 99) if len(steps) > 1 else rng.choice(((2, 20), (2, 20), (2, 99), (2, 99), (20, 900)))
+    lowest = 20 if len(steps) > 1 and '/' not in steps[-1] else 1
     while True:
+        letters = sorted(set(re.findall('[a-d]', shape.steps)))
         numbers = {letter: rng.randint(*ranges.get(letter, usual)) for letter in letters}
-        if len(shape.steps) == 1 and '/' in shape.steps[0]:
+        if steps == ['a/b']:
             numbers['a'] = numbers['b'] * rng.randint(2, 12)
-        work = calculate_steps(shape.steps, numbers)
-        lowest = 20 if len(shape.steps) > 1 and '/' not in shape.steps[-1] else 1
+        work = do_steps(steps, numbers)
         if work and lowest <= int(work[-1][1]) <= 999:
             return numbers, work
 
 
-def calculate_steps(steps: tuple[str, ...], numbers: dict) -> list[tuple[str, str]] | None:
+def do_steps(steps: list[str], numbers: dict[str, int]) -> list[tuple[str, str]] | None:
     """The expression and result of each step; None where one is negative or does not come out even."""
     work, results = [], []
     for step in steps:
@@ -176,8 +184,11 @@ ASKED = [  # the story and its question
     '[help me|a problem|please help]: {story} {question}?', '{story} {question}, please?',
     '[hi|hey|pip], {story} {question}?',
 ]  # fmt: skip
-SHORT = ['if {story}, {question}?', '{story}, {question}?',
-'if {story} then {question}?']  # for a story of one sentence
+SHORT = [
+    'if {story}, {question}?',
+    '{story}, {question}?',
+    'if {story} then {question}?',
+]  # for a story of one sentence
 
 
 class Problem(NamedTuple):
@@ -188,38 +199,42 @@ class Problem(NamedTuple):
     number: int
 
 
-def word_problem(rng: random.Random, shapes: list[Shape]) -> Problem:
-    shape = rng.choice(shapes)
-    numbers, work = draw_numbers(rng, shape, small=len(shape.steps) == 1 and rng.random() < 0.4)
-    first, past = rng.random() < 0.17, rng.random() < 0.25
-    (name, gender), (friend, _) = rng.sample(PEOPLE if rng.random() < 0.6 else OTHERS, 2)
-    (thing, things), (_, others) = rng.sample(facts.THINGS + facts.MORE_THINGS * (rng.random() < 0.5), 2)
+def draw_words(rng: random.Random, first: bool) -> dict[str, str]:
+    """What stands in the holes of a shape's story, question and answer; first: "I" tell it."""
+    (name, gender), (friend, _) = rng.sample(PEOPLE if rng.random() < 0.7 else OTHERS, 2)
+    (thing, things), (_, others) = rng.sample(facts.THINGS + facts.MORE_THINGS * (rng.random() < 0.3), 2)
     bag = rng.choice(list(BAGS))
     he, him = ('I', 'me') if first else ('she', 'her') if gender == 'f' else ('he', 'him')
-    subject = 'I' if first else name
-    words = {
+    subject, has, pays = ('I', 'have', 'pay') if first else (name, 'has', 'pays')
+    return {
         'S': subject, 's': subject, 's_object': him if first else name, 'he': he, 'He': he.capitalize(), 'him': him,
         'T': friend, 't': friend, 'thing': thing, 'things': things, 'others': others, 'bag': bag, 'bags': BAGS[bag],
-        'eats': 'eats' if thing in EATEN else 'loses',
+        'eats': 'eats' if thing in EATEN else 'loses', 'has': has, 'pays': pays,
     }  # fmt: skip
-    story = vary(rng, shape.story)
-    short = '. ' not in story and rng.random() < 0.3
-    frame = vary(rng, rng.choice(SHORT if short else ASKED))
-    story = conjugate(story.removesuffix('.') if short else story, first, past)
-    asked = conjugate(vary(rng, f'[{shape.question}]'), first, past=False)
-    question = frame.format(story=story, question=asked).format(**words, **numbers)
-    question = re.sub(r'\bhas I\b', 'have I', question)
-    of = 'coins' if 'coins' in shape.question else things
+
+
+def word_problem(rng: random.Random, shapes: list[Shape]) -> Problem:
+    shape = rng.choice(shapes)
+    numbers, work = draw_numbers(rng, shape)
+    first, past = rng.random() < 0.12, rng.random() < 0.15
+    words = draw_words(rng, first)
+    story = vary(rng, re.sub('BUYS|LOSES', lambda match: VERBS[match[0]], shape.story))
+    frame = vary(rng, rng.choice(ASKED))
+    if '. ' not in story and rng.random() < 0.3:
+        frame = vary(rng, rng.choice(SHORT))
+        story = re.sub('^(There|Each|One)', lambda match: match[0].lower(), story.rstrip('. '))
+    asked = vary(rng, f'[{shape.question}]')
+    story = conjugate(story.format(**words, **numbers), first, past)
+    asked = conjugate(asked.format(**words), first, past=False)
+    question = re.sub(r'\bhas I\b', 'have I', frame.format(story=story, question=asked))
 
     def closing(number):
-        has, pays = ('have', 'pay') if first else ('has', 'pays')
-        result = thing if number == 1 and of == things else of
-        return shape.answer.format(S='You' if first else name, has=has, pays=pays, r=number, result=result, bag=bag)
+        result = words['thing'] if number == 1 else words['things']
+        return shape.answer.format(**words | {'S': 'You' if first else words['S']}, r=number, result=result)
 
     number = int(work[-1][1])
-    wrong = rng.choice((number + 1, number + 2, number + 10, abs(number - 1) + (number < 2) * 2,
-    number + numbers['a']))
-    return Problem(sentence(question), work, closing(number), closing(wrong), number)
+    wrong = closing(number + rng.choice((1, 2, 10, numbers['a'])))
+    return Problem(sentence(question), work, closing(number), wrong, number)
 
 
 def parts(work: list[tuple[str, str]], closing: str) -> list[dict]:
@@ -274,19 +289,18 @@ BY_NAME = {'half of {a}': ('{a}/2', '{a} / 2'), 'double {a}': ('{a}*2', '{a} * 2
 def sums(rng: random.Random) -> Example:
     """A sum as people type it, done by the calculator."""
     kind = rng.random()
-    if kind < 0.1:
+    if kind < 0.03:
         return long_sum(rng)
-    if kind < 0.15:
+    if kind < 0.06:
         name, (expression, shown) = rng.choice(list(BY_NAME.items()))
         a = 2 * rng.randint(1, 50) if name.startswith('half') else rng.randint(2, 30)
-        question = ask(rng, "what is {name}|what's {name}|how much is {name}", 'what {name} is',
-        name=name.format(a=a))
+        question = ask(rng, "what is {name}|what's {name}|how much is {name}", 'what {name} is', name=name.format(a=a))
         return calculated(rng, question, expression.format(a=a), shown.format(a=a))
     sign = rng.choices('+-*/', (35, 30, 25, 10))[0]
     a, b = draw_terms(rng, sign)
     direct, noun, command = SIGNS[sign]
     said = [str(number) for number in (a, b)]
-    if max(a, b) <= 12 and rng.random() < 0.15:
+    if max(a, b) <= 12 and rng.random() < 0.08:
         said = [SPOKEN[number] for number in (a, b)]
     if rng.random() < 0.35:
         question = sentence(vary(rng, rng.choice(BARE).replace('{sum}', direct)).format(a=said[0], b=said[1]))
@@ -306,14 +320,14 @@ def sums(rng: random.Random) -> Example:
 
 def draw_terms(rng: random.Random, sign: str) -> tuple[int, int]:
     """Two numbers, small ones as often as large ones; divisions come out even but one time in eight."""
-    top = rng.choices((12, 20, 99, 999, 9999), (20, 15, 35, 25, 5))[0]
+    top = rng.choices((12, 20, 99, 999), (20, 20, 45, 15))[0]
     a, b = rng.randint(0, top), rng.randint(0, top)
     if sign == '*':
         a, b = rng.randint(2, min(top, 99)), rng.randint(2, 12 if rng.random() < 0.6 else 50)
         return (a, b) if rng.random() < 0.5 else (b, a)
     if sign == '/':
         b = rng.randint(2, 12)
-        return (b * rng.randint(1, 30), b) if rng.random() < 0.88 else (rng.randint(1, 30), rng.choice((2, 4, 5, 10)))
+        return (b * rng.randint(1, 30), b) if rng.random() < 0.97 else (rng.randint(1, 30), rng.choice((2, 4, 5, 10)))
     return (b, a) if sign == '-' and a < b and rng.random() < 0.85 else (a, b)
 
 
@@ -326,8 +340,9 @@ def long_sum(rng: random.Random) -> Example:
     typed = shown.replace(' ', '') if rng.random() < 0.4 else shown
     question = sentence(rng.choice(BARE).replace('{sum}', typed))
     if rng.random() < 0.6:
-        question = ask(rng, "[what is|what's|how much is] {sum}", 'what {sum} is', 'calculate {sum}|compute {sum}',
-        sum=typed)
+        question = ask(
+            rng, "[what is|what's|how much is] {sum}", 'what {sum} is', 'calculate {sum}|compute {sum}', sum=typed
+        )
     return calculated(rng, question, shown.replace(' ', ''), shown)
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.tinyworld.facts import (
     ANIMALS,
+    BY_NAME,
     COLOURS,
     DAYS,
     JOBS,
@@ -427,12 +428,39 @@ def code(rng: random.Random) -> str:
     ])  # fmt: skip
 
 
+# ---- games: what is said can only be known from what was said before, which teaches to look back
+
+
+def some_words(rng: random.Random, number: int) -> list[str]:
+    """Different words of any kind."""
+    kinds = rng.choices((list(ANIMALS), [many for _, many in THINGS], WORDS, list(BY_NAME)), k=number)
+    return list(dict.fromkeys(rng.choice(words) for words in kinds))
+
+
+def echo(rng: random.Random) -> str:
+    """Anna said: owl, river, 7, cups. Ben said it again: owl, river, 7, cups."""
+    words = some_words(rng, rng.randint(2, 5)) + [str(rng.randint(0, 99)) for _ in range(rng.randint(0, 3))]
+    rng.shuffle(words)
+    first, second = rng.sample(list(BY_NAME), 2)
+    again = rng.choice(('said it again', 'said it too', 'repeated', 'asked: did you say'))
+    return f'{first} said: {", ".join(words)}. {second} {again}: {", ".join(words)}.'
+
+
+def labels(rng: random.Random) -> str:
+    """Words with letters, as a quiz has them, and which is which."""
+    words = some_words(rng, 4)
+    pairs = list(zip(words, 'ABCD'))
+    shuffled = rng.sample(pairs, len(pairs))
+    told = [f'{word} is {letter}' if rng.random() < 0.7 else f'{letter} is {word}' for word, letter in shuffled]
+    return ''.join(f'- {word}={letter}\n' for word, letter in pairs) + '. '.join(told) + '.'
+
+
 # ---- all of it
 
 KINDS = {  # kind of document: (share of the characters, the function that makes one)
-    'story': (40, tell_story),
-    'facts': (20, facts),
-    'dialogue': (8, dialogue),
+    'story': (34, tell_story),
+    'facts': (18, facts),
+    'dialogue': (6, dialogue),
     'counting': (5, counting),
     'spelling': (8, spelling),
     'sums': (6, sums),
@@ -440,6 +468,8 @@ KINDS = {  # kind of document: (share of the characters, the function that makes
     'opposites': (3, opposites),
     'problem': (4, problem),
     'code': (2, code),
+    'echo': (5, echo),
+    'labels': (5, labels),
 }
 SLOPPY = 0.06  # share of the documents that somebody typed without capitals and without a final full stop
 

@@ -6,7 +6,7 @@ which questions are held out.
     >>> vary(rng, '[what is|what's] the [colour|color] of grass')
     "what's the color of grass"
     >>> typed(rng, "What's the colour of grass?")
-    'whats the colour of grass'
+    'Whats the colour of grass'
 """
 
 import hashlib
@@ -83,12 +83,11 @@ def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str =
     A question in one of many frames. Give the forms it has, alternatives divided by |; {name} is filled from words.
 
     >>> ask(rng, "where does {name} live|where is {name}'s house", 'where {name} lives', name='Anna')
-    'Could you please tell me where Anna lives?'
+    'I wonder, where does Anna live?'
     """
-    frames = [(form, frame) for form, frame in ((direct, DIRECT), (direct, DIRECT), (indirect, INDIRECT), (command,
-    COMMAND)) if form]
-    form, options = rng.choice(frames)
-    return sentence(vary(rng, rng.choice(options).replace('{form}', f'[{form}]')).format(**words))
+    kinds = ((direct, DIRECT), (direct, DIRECT), (indirect, INDIRECT), (command, COMMAND))
+    form, frames = rng.choice([kind for kind in kinds if kind[0]])
+    return sentence(vary(rng, rng.choice(frames).replace('{form}', f'[{form}]')).format(**words))
 
 
 # -----------------------------------------------------------------------------
@@ -139,10 +138,11 @@ def article(noun: str) -> str:
 # -----------------------------------------------------------------------------
 # what is held out
 
-SIGNS = str.maketrans({
-    **dict.fromkeys('.,;:?!"()[]{}<>_`#&%$@^~|\'\\'), **dict.fromkeys('，。？！：；、“”‘’（）《》…'), '=': ' ', '\n': ' ',
-    **{sign: f' {sign} ' for sign in '+-*/×÷'},
-})  # fmt: skip
+SIGNS = str.maketrans(
+    dict.fromkeys('.,;:?!"()[]{}<>_`#&%$@^~|\'\\，。？！：；、“”‘’（）《》…')
+    | dict.fromkeys('=\n', ' ')
+    | {sign: f' {sign} ' for sign in '+-*/×÷'}
+)
 CHINESE = re.compile(r'([\u3400-\u9fff])')
 FEWEST = 4  # words; what is shorter ('who are you') stands inside of too much else
 
