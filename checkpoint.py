@@ -9,11 +9,14 @@ A checkpoint is a dict of plain values and tensors:
     stage, step, seconds   where the run stands: `step` steps are done
     config                 all settings of the run
     parent, kept           the checkpoint it started from; what the stage wants back on resume
+
+$ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the optimizer, in half precision
 """
 
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -51,6 +54,14 @@ def load(path: str | Path) -> dict:
     if missing:
         raise SystemExit(f'{path} is no checkpoint of this project: it lacks {", ".join(sorted(missing))}')
     return state
+
+
+def shrink(source: str | Path, target: str | Path) -> None:
+    """A copy that can be used and gone on from, but not resumed: weights in half precision, no optimizer."""
+    state = load(source)
+    kept = {name: state[name] for name in sorted(KEYS | {'about', 'parent', 'seconds'}) if name in state}
+    kept['model'] = {name: t.half() if t.is_floating_point() else t for name, t in state['model'].items()}
+    save(target, kept)
 
 
 def make_folder(path: str | Path) -> None:
@@ -165,3 +176,10 @@ def start_log(path: Path, facts: dict, step: int | None) -> None:
 def was_measured(path: Path, step: int) -> bool:
     """Whether the log holds an evaluation of this step."""
     return any(row.get('step') == step and 'val' in row for row in read_log(path))
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        raise SystemExit('expected a checkpoint and a new name: python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt')
+    shrink(*sys.argv[1:])
+    print(f'{sys.argv[2]}: {Path(sys.argv[2]).stat().st_size:,} bytes')

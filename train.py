@@ -161,17 +161,15 @@ def pretrain(run):
 
 
 def mid(run):
-    """Conversations as text, every token of them: the format, the calculator, the letters of multiple choice."""
-    steps, loss, text = pretrain(run)
-    skills = converse(run)
-    return steps, loss, lambda: {**text(), **skills()}
-
-
-def sft(run):
-    """Conversations, of which only what the assistant says counts."""
+    """Conversations, of which only what the assistant says counts: the format, the calculator, multiple choice."""
     skills = converse(run)
     steps, text = batches.Packed(run.data.split('train'), run.chat, run.shape), answers(run)
     return batches.Ahead(steps, run.device), weighted_nll, lambda: {**text(), **skills()}
+
+
+def sft(run):
+    """The same, for good answers to all that people may ask."""
+    return mid(run)
 
 
 def dpo(run):

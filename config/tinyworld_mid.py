@@ -8,7 +8,8 @@ out_dir = 'out/tinyworld/mid'
 auto_resume = True  # started again, it goes on where it stopped
 dataset = 'tinyworld/mid'
 
-max_iters = 250  # of 16 * 128 = 2,048 tokens
-learning_rate = 3e-3
-warmdown = 0.7
-eval_interval = 250
+batch_size = 4
+max_iters = 300
+eval_interval = 300
+eval_problems = 30
+log_interval = 50

@@ -13,6 +13,7 @@ dataset = 'tinyworld/sft'  # its held-out conversations show what the rest of th
 rl_skills = 'two_step,three_step'
 
 rl_samples = 8  # answers to each question
+max_new_tokens = 70  # three calls and a sentence
 batch_size = 64
 gradient_accumulation_steps = 2  # 16 questions a step
 max_iters = 36

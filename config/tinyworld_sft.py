@@ -1,4 +1,4 @@
-# Supervised fine-tuning: answers. Only what the assistant says counts.
+# Supervised fine-tuning: answers to all that people may ask, imitated. Only what the assistant says counts.
 #
 # $ python train.py config/tinyworld_sft.py
 
@@ -8,7 +8,9 @@ out_dir = 'out/tinyworld/sft'
 auto_resume = True
 dataset = 'tinyworld/sft'
 
-max_iters = 400
-learning_rate = 3e-3
+batch_size = 4
+max_iters = 1500
 warmdown = 0.7
-eval_interval = 200
+eval_interval = 750
+eval_problems = 30
+log_interval = 50

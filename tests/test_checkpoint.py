@@ -53,6 +53,17 @@ def test_a_checkpoint_comes_back_as_it_was(path):
     assert [p.name for p in path.parent.iterdir()] == ['ckpt.pt']
 
 
+def test_a_small_copy_has_the_weights_in_half_precision_and_no_optimizer(path):
+    state = state_of(optimizer={'moments': torch.ones(9)}, kept={'reference': torch.ones(9)}, about={'about': 'a'})
+    checkpoint.save(path, state)
+    small = path.with_name('small.pt')
+    checkpoint.shrink(path, small)
+    back = checkpoint.load(small)
+    assert 'optimizer' not in back and 'kept' not in back and back['about'] == {'about': 'a'}
+    for name, t in state['model'].items():
+        assert torch.equal(back['model'][name], t.half() if t.is_floating_point() else t)
+
+
 class Evil:
     """Unpickled by somebody careless, it makes a folder."""
 

@@ -419,11 +419,15 @@ class Teller:
         return twice and 6 <= len(self.sentences) <= 10 and len(set(self.sentences)) == len(self.sentences)
 
 
-def story(rng: random.Random, person: str | None = None, thing: str | None = None) -> Story:
-    """A story about a person (a name) and a thing (in the singular), drawn where they are not given."""
+def story(rng: random.Random, person: str | None = None, thing: str | None = None, counted: bool = True) -> Story:
+    """A story about a person (a name) and a thing (in the singular), drawn where they are not given.
+
+    counted: it may be one in which things are counted.
+    """
     hero = BY_NAME[person] if person else rng.choice(PEOPLE)
     thing = thing or rng.choice(THINGS)[0]
     plots = {plot: share for plot, (share, _, never) in PLOTS.items() if thing not in never.split()}
+    plots = plots if counted else {plot: share for plot, share in plots.items() if plot != 'counted'}
     plot = rng.choices(list(plots), list(plots.values()))[0]
     others = [other for other in PEOPLE if other != hero]
     while True:

@@ -49,7 +49,10 @@ def number_of(count: int, one: str, many: str) -> str:
 
 
 def tell_story(rng: random.Random) -> str:
-    return story(rng).text
+    """Half of the stories have a title that names their hero, and their thing too most of the time."""
+    told = story(rng)
+    about = f'{told.people[0]} and {a(told.thing)}' if rng.random() < 0.7 else told.people[0]
+    return f'A story about {about}. {told.text}' if rng.random() < 0.5 else told.text
 
 
 # ---- facts: every one in many wordings
@@ -432,43 +435,37 @@ def code(rng: random.Random) -> str:
 
 
 def some_words(rng: random.Random, number: int) -> list[str]:
-    """Different words of any kind."""
-    kinds = rng.choices((list(ANIMALS), [many for _, many in THINGS], WORDS, list(BY_NAME)), k=number)
-    return list(dict.fromkeys(rng.choice(words) for words in kinds))
+    """Different words of any kind, and numbers."""
+    kinds = (list(ANIMALS), [many for _, many in THINGS], WORDS, list(BY_NAME), [str(n) for n in range(100)])
+    return list(dict.fromkeys(rng.choice(words) for words in rng.choices(kinds, k=number)))
 
 
 def echo(rng: random.Random) -> str:
-    """Anna said: owl, river, 7, cups. Ben said it again: owl, river, 7, cups."""
-    words = some_words(rng, rng.randint(2, 5)) + [str(rng.randint(0, 99)) for _ in range(rng.randint(0, 3))]
-    rng.shuffle(words)
-    first, second = rng.sample(list(BY_NAME), 2)
-    again = rng.choice(('said it again', 'said it too', 'repeated', 'asked: did you say'))
-    return f'{first} said: {", ".join(words)}. {second} {again}: {", ".join(words)}.'
+    """Anna said: owl river 7 cups. Ben said: owl river 7 cups."""
+    said = f' said: {rng.choice((", ", " ")).join(some_words(rng, rng.randint(3, 12)))}.'
+    return ' '.join(name + said for name in rng.sample(list(BY_NAME), rng.choice((2, 2, 3))))
 
 
 def labels(rng: random.Random) -> str:
     """Words with letters, as a quiz has them, and which is which."""
-    words = some_words(rng, 4)
-    pairs = list(zip(words, 'ABCD'))
-    shuffled = rng.sample(pairs, len(pairs))
-    told = [f'{word} is {letter}' if rng.random() < 0.7 else f'{letter} is {word}' for word, letter in shuffled]
-    return ''.join(f'- {word}={letter}\n' for word, letter in pairs) + '. '.join(told) + '.'
+    pairs = [f'{word}={letter}' for word, letter in zip(some_words(rng, rng.randint(2, 6)), 'ABCDEF')]
+    return ''.join(f'- {pair}\n' for pair in pairs) + '\n'.join(rng.sample(pairs, len(pairs)))
 
 
 # ---- all of it
 
 KINDS = {  # kind of document: (share of the characters, the function that makes one)
-    'story': (34, tell_story),
+    'story': (27, tell_story),
     'facts': (18, facts),
     'dialogue': (6, dialogue),
-    'counting': (5, counting),
-    'spelling': (8, spelling),
+    'counting': (7, counting),
+    'spelling': (9, spelling),
     'sums': (6, sums),
     'calendar': (4, calendar),
     'opposites': (3, opposites),
     'problem': (4, problem),
-    'code': (2, code),
-    'echo': (5, echo),
+    'code': (1, code),
+    'echo': (10, echo),
     'labels': (5, labels),
 }
 SLOPPY = 0.06  # share of the documents that somebody typed without capitals and without a final full stop

@@ -1,0 +1,25 @@
+# Pretraining on tinyworld's plain text, the first stage of quickstart.sh: minutes on two cores.
+#
+# $ python train.py config/tinyworld_pretrain.py
+
+stage = 'pretrain'
+out_dir = 'out/tinyworld/pretrain'
+auto_resume = True  # started again, it goes on where it stopped
+dataset = 'tinyworld/pretrain'
+
+preset = 'qwen3'  # reaches the same loss in fewer steps than nano here, see LOG.md
+tied_head = False
+n_layer = 4
+n_head = 4
+n_embd = 128
+block_size = 256
+rope_theta = 500.0  # rows are short
+zero_init = True
+
+batch_size = 4  # 4 * 256 = 1,024 tokens a step: at this size it is the number of steps that teaches
+max_iters = 600
+learning_rate = 4e-3
+embedding_rate = 4.0
+head_rate = 3.0
+eval_interval = 300
+log_interval = 50
