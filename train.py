@@ -94,6 +94,7 @@ grad_clip = 1.0  # longest gradient, the rest is cut off; 0 is off
 dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts as a preference
 rl_skills = ''  # rl: the skills of problems.jsonl to learn, separated by commas; '' is all it has
 rl_samples = 16  # rl: answers to each question, which are compared with each other
+rl_tokens = 96  # rl: longest answer
 max_skips = 10  # a step whose gradient is not finite is skipped; so many in a row end the run (noticed when it logs)
 # how long, and how fast when
 max_iters = 1000  # steps; or give one of the next two
@@ -113,7 +114,7 @@ log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: keep the best validation loss as best.pt, beside ckpt.pt, the latest
 eval_problems = 50  # held-out problems of each skill that are answered at each evaluation of a chat; 0 is off
-max_new_tokens = 96  # longest answer, to those and in rl
+max_new_tokens = 160  # longest answer to those
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # to see at each evaluation; '' is off
 wandb_log = False  # log to Weights & Biases too
 wandb_project = 'flatgpt'  # its project
@@ -199,7 +200,7 @@ def rl(run):
         raise SystemExit(f'{what}; take a --dataset with one, as tinyworld/rl has')
     problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
     steps = batches.Rollouts(
-        functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, max_new_tokens,
+        functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, rl_tokens,
         runtime.add_up, run.notes.append,
     )  # fmt: skip
     rows, slots = max(run.shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
@@ -228,7 +229,7 @@ def answers(run):
 def generate(run, prompts, numbers, n, seed):
     """n answers to each prompt from the model as it is now, in batches of one shape: see Rollouts."""
     with runtime.autocast(dtype, device):
-        return run.writer.generate(prompts, max_new_tokens, Sampling(seed=seed), n, numbers)
+        return run.writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
 
 
 STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # a new stage is one more function, and its name here
@@ -266,7 +267,7 @@ def check(config):
     least = dict(
         batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, max_skips=1, eval_iters=-1,
         seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
-        time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2,
+        time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
     )  # fmt: skip
     wrong = [
         f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok

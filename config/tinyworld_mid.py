@@ -9,7 +9,7 @@ auto_resume = True  # started again, it goes on where it stopped
 dataset = 'tinyworld/mid'
 
 batch_size = 4
-max_iters = 300
-eval_interval = 300
+max_iters = 250
+eval_interval = 250
 eval_problems = 30
 log_interval = 50

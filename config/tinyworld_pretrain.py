@@ -17,9 +17,9 @@ rope_theta = 500.0  # rows are short
 zero_init = True
 
 batch_size = 4  # 4 * 256 = 1,024 tokens a step: at this size it is the number of steps that teaches
-max_iters = 600
+max_iters = 500
 learning_rate = 4e-3
 embedding_rate = 4.0
 head_rate = 3.0
-eval_interval = 300
+eval_interval = 250
 log_interval = 50

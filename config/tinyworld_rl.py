@@ -13,10 +13,10 @@ dataset = 'tinyworld/sft'  # its held-out conversations show what the rest of th
 rl_skills = 'two_step,three_step'
 
 rl_samples = 8  # answers to each question
-max_new_tokens = 70  # three calls and a sentence
+rl_tokens = 70  # three calls and a sentence
 batch_size = 64
 gradient_accumulation_steps = 2  # 16 questions a step
-max_iters = 36
+max_iters = 32
 learning_rate = 5e-4
-eval_interval = 18
+eval_interval = 16
 log_interval = 4

@@ -34,14 +34,14 @@ PRACTICE = ('two_step', 'three_step')  # the skills that reinforcement learning 
 # how much of what. Tokens are reached and passed by less than a document, pairs and problems are exact
 seed = 1  # another gives other data, of the same world
 vocab_size = 1024  # ids in all, the special tokens counted
-tokenizer_bytes = 900_000  # of text that the tokenizer is trained on
-pretrain_tokens = 1_800_000  # plain text
-mid_tokens = 800_000  # conversations as text
+tokenizer_bytes = 600_000  # of text that the tokenizer is trained on
+pretrain_tokens = 700_000  # plain text
+mid_tokens = 400_000  # conversations as text
 sft_tokens = 1_200_000  # conversations, of which the answers count
-dpo_pairs = 3000  # a right answer and a worse one to the same question
-rl_problems = 3000  # to practise on
+dpo_pairs = 800  # a right answer and a worse one to the same question
+rl_problems = 1000  # to practise on
 val_tokens = 40_000  # of the validation split of mid and sft; pretraining's has half as much again
-val_pairs = 300  # of dpo's validation split
+val_pairs = 200  # of dpo's validation split
 val_problems = 500  # held-out problems of each skill
 
 
