@@ -179,9 +179,7 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = (
-            False  # 3 % of a small step; none is read
-        )
+        torch.utils.deterministic.fill_uninitialized_memory = False  # 3 % of a small step; none is read
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

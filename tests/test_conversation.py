@@ -416,6 +416,8 @@ def turns(*pairs):
 
 ASK, SAY = ('user', 'hi'), ('assistant', 'hello')
 CALL, OUT = {'type': 'python', 'text': '1'}, {'type': 'output', 'text': '1'}
+
+
 def test_fit_against_all_ends_of_a_conversation():
     chat = Chat(next(iter(TOKENIZERS.values())))
     for i in range(200):

@@ -48,7 +48,8 @@ SHAPE = ('--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64', '--devic
 SMALL = (
     *SHAPE, '--batch_size=8', '--gradient_accumulation_steps=1', '--log_interval=1', '--eval_interval=10',
     '--max_iters=20', '--warmup_iters=0', '--min_lr=0', '--schedule=warmdown', '--learning_rate=3e-3',
-    '--eval_iters=-1', '--eval_problems=3', '--max_new_tokens=12', '--rl_samples=4', '--sample_prompts=b?|1+2?',
+    '--eval_iters=-1', '--eval_problems=3', '--max_new_tokens=12', '--rl_tokens=12', '--rl_samples=4',
+    '--sample_prompts=b?|1+2?',
 )  # fmt: skip
 STAGES = ('pretrain', 'mid', 'sft', 'dpo', 'rl')
 LATER = STAGES[1:]
@@ -347,7 +348,7 @@ def test_dpo_goes_on_with_another_split_and_evaluation(train, straight, tmp_path
 
 def test_rl_learns_what_is_rewarded(train, tmp_path):
     """Trap 27. To the model that RL begins with any of eight letters is an answer; one of them is rewarded."""
-    args = ('--learning_rate=1e-2', '--max_iters=50', '--eval_interval=50', '--rl_samples=16', '--max_new_tokens=2')
+    args = ('--learning_rate=1e-2', '--max_iters=50', '--eval_interval=50', '--rl_samples=16', '--rl_tokens=2')
     done = train('rl', *args, *split_step(64, 1), '--dtype=float32', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     reward, no_signal = (steps_of(tmp_path / 'out', name) for name in ('reward', 'no_signal'))
