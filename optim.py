@@ -29,7 +29,6 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 MARGIN = 1.02
-SMALL = 256  # rows, or columns if those are fewer
 MOMENTUM = (0.85, 0.95, 300)  # Muon's, from, to, over so many steps (Keller Jordan's, for short runs)
 GOOD_STEPS = 2000  # so many in a row double fp16's loss scale
 
@@ -40,8 +39,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X  # the smaller product
     X = X / (X.norm(dim=(-2, -1), keepdim=True) * MARGIN + 1e-7)
-    # of small matrices three iterations do as well, and cost a small step less than half as much (LOG.md, 2026-11-23)
-    for a, b, c in POLAR_EXPRESS[: 3 if X.shape[-2] <= SMALL else 5]:
+    for a, b, c in POLAR_EXPRESS:
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).to(matrices.dtype)

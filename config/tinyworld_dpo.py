@@ -9,7 +9,7 @@ auto_resume = True
 dataset = 'tinyworld/dpo'
 
 batch_size = 32  # 16 pairs
-max_iters = 40
-learning_rate = 3e-4
+max_iters = 30
+learning_rate = 2e-4
 dpo_beta = 0.1
-eval_interval = 40
+eval_interval = 30
