@@ -283,6 +283,7 @@ def test_ranks_do_not_change_a_step(train, whole, world, runs, run_program, tmp_
 
 TRAINING = {'loss', 'lr', 'norm', 'skipped', 'tokens_per_step'}
 OF_STAGE = {
+    'mid': {'supervised'},
     'sft': {'supervised'},
     'dpo': {'accuracy', 'margin', 'logp_chosen', 'logp_rejected'},
     'rl': {'reward', 'no_signal', 'truncated', 'length'},
@@ -349,6 +350,7 @@ def test_dpo_goes_on_with_another_split_and_evaluation(train, straight, tmp_path
 def test_rl_learns_what_is_rewarded(train, tmp_path):
     """Trap 27. To the model that RL begins with any of eight letters is an answer; one of them is rewarded."""
     args = ('--learning_rate=1e-2', '--max_iters=50', '--eval_interval=50', '--rl_samples=16', '--rl_tokens=2')
+    args += ('--max_new_tokens=2',)
     done = train('rl', *args, *split_step(64, 1), '--dtype=float32', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     reward, no_signal = (steps_of(tmp_path / 'out', name) for name in ('reward', 'no_signal'))
@@ -375,7 +377,7 @@ def test_the_optimizer_goes_on_where_the_stage_before_left_it(train, world, runs
     optimizer = Optimizer(model, settings.optimizer, (settings.beta1, settings.beta2), settings.weight_decay, *rates)
     optimizer.load_state_dict(state['optimizer'])
     shape = batches.Shape(8, 8, 64, seed=settings.seed)
-    for batch in batches.Stream(batches.Data(world.folder / 'chats').split('train'), shape, bos=world.chat.bos)[0]:
+    for batch in batches.Packed(batches.Data(world.folder / 'chats').split('train'), world.chat, shape)[0]:
         (batch.weights * model(batch.inputs, batch.targets)).sum().backward()
     optimizer.reduce()
     optimizer.step(3e-3, optimizer.norm(), settings.grad_clip)
