@@ -354,7 +354,8 @@ def verbatim(made: Attempt) -> str:
     problem = made.problem
     asked = '\n'.join(f'{message["role"]}: {text_of(message["content"])}' for message in problem['messages'])
     answers = [f'assistant: {text}\n-> {grade:g}' for text, grade in zip(made.answers, made.grades)]
-    wanted = f' (the answer: {problem["answer"]})' if problem.get('answer') else ''
+    wanted = problem.get('expected') or problem.get('answer')
+    wanted = f' (the answer: {wanted})' if wanted else ''
     return '\n'.join([f'--- {problem["skill"]}', asked, *answers]) + wanted + '\n'
 
 

@@ -46,8 +46,8 @@ def stories(rng: random.Random) -> Example:
 
     It begins with its title, as many in pretraining do: who has just said whom it is about tells of nobody else.
     """
-    told = text.story(rng, counted=rng.random() < 0.2)
-    names = told.people[: rng.choices((1, 2, 0), (70, 24, 6))[0]]
+    told = text.story(rng, plots=rng.choices((('alone',), ('wish', 'lost', 'gift'), ('counted',)), (60, 30, 10))[0])
+    names = told.people[: rng.choices((1, 2, 0), (64, 30, 6))[0]]
     with_thing = bool(names) and rng.random() < 0.85
     subjects = names + [article(told.thing)] * with_thing
     if rng.random() < 0.12:
@@ -162,8 +162,8 @@ STAGES = {
         'identity': 1, 'greeting': 1, 'refusal': 1, 'stories': 1,
     },
     'sft': {
-        'facts': 17, 'one_step': 9, 'two_step': 10, 'three_step': 9, 'sums': 5, 'spelling': 10, 'counting': 7,
-        'identity': 3, 'greeting': 3, 'refusal': 6, 'memory': 9, 'stories': 10, 'choice': 2,
+        'facts': 17, 'one_step': 9, 'two_step': 9, 'three_step': 9, 'sums': 5, 'spelling': 10, 'counting': 7,
+        'identity': 3, 'greeting': 3, 'refusal': 6, 'memory': 9, 'stories': 12, 'choice': 1,
     },
     'dpo': {
         'facts': 22, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 6, 'spelling': 12, 'counting': 7,

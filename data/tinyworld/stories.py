@@ -12,6 +12,7 @@ a pronoun), {b} {B} {y} the same of the other person, {t} the thing, {ts} severa
 
 import random
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from data.tinyworld.facts import ANIMALS, BY_NAME, DAYS, MONTHS, PEOPLE, SEASONS, THINGS, VILLAGE, Person
@@ -218,6 +219,11 @@ STEPS = {
         'Then the rain stopped, and there was a rainbow {at2}.', 'In the evening the sky was clear again.',
         'Soon the sun came out, and the birds sang.', 'An hour later the storm was over.',
     ],
+    'found it': [
+        'At last {x} found the {t} {where}.', 'Then {x} looked {where}, and there was the {t}.',
+        'The {pet} began to dig, and there was the {t}.', 'The next morning {x} found the {t} {where}.',
+    ],
+    'glad': ['{A} was very happy.', '{A} laughed for joy.', '{A} felt warm inside.', 'Now {x} was not sad any more.'],
     'happy': [
         '{A} was very happy.', '{A} laughed for joy.', '{A} felt warm inside.', '"Thank you so much," said {a}.',
         '{A} was so glad that {x} sang all the way home.', '{A} smiled and thanked {b}.',
@@ -265,6 +271,7 @@ PLOTS = {  # (share of the stories, steps, what it cannot be about)
     'gift': (9, 'who sky? gift get_gift hand_over joy feast? end moral?', ''),
     'broken': (9, 'who sky? have break sad meet tell? mend happy thanks|feast? end|keep', NO_REPAIR),
     'quarrel': (7, 'who have meet quarrel anger sad? peace feast? end moral|sharing?', ''),
+    'alone': (20, 'who have lose sad|cry look look? found_it glad? keep moral?', ''),
     'storm': (8, 'who plan storm sad? meet shelter clear happy? feast? end', ''),
     'counted': (45, 'who sky? COUNTS feast? end moral?', ''),
 }
@@ -412,28 +419,29 @@ class Teller:
                     fit.append((gains, loses, template))
         return fit
 
-    def good(self) -> bool:
+    def good(self, people: list[str]) -> bool:
         """6 to 10 sentences, none twice, and whoever is in the story is in it more than once."""
         text = ' '.join(self.sentences)
-        twice = all(len(re.findall(rf'\b{who}\b', text)) > 1 for who in (self.a, self.b))
+        twice = all(len(re.findall(rf'\b{name}\b', text)) > 1 for name in people)
         return twice and 6 <= len(self.sentences) <= 10 and len(set(self.sentences)) == len(self.sentences)
 
 
-def story(rng: random.Random, person: str | None = None, thing: str | None = None, counted: bool = True) -> Story:
-    """A story about a person (a name) and a thing (in the singular), drawn where they are not given.
-
-    counted: it may be one in which things are counted.
-    """
+def story(
+    rng: random.Random, person: str | None = None, thing: str | None = None, plots: Sequence[str] = tuple(PLOTS)
+) -> Story:
+    """A story about a person (a name) and a thing (in the singular), drawn where they are not given; by one of these
+    plots, where there is one that suits the thing."""
     hero = BY_NAME[person] if person else rng.choice(PEOPLE)
     thing = thing or rng.choice(THINGS)[0]
-    plots = {plot: share for plot, (share, _, never) in PLOTS.items() if thing not in never.split()}
-    plots = plots if counted else {plot: share for plot, share in plots.items() if plot != 'counted'}
-    plot = rng.choices(list(plots), list(plots.values()))[0]
+    suits = {plot: share for plot, (share, _, never) in PLOTS.items() if thing not in never.split()}
+    wanted = {plot: share for plot, share in suits.items() if plot in plots} or suits
+    plot = rng.choices(list(wanted), list(wanted.values()))[0]
     others = [other for other in PEOPLE if other != hero]
     while True:
         friend = BY_NAME[hero.friend]
         teller = Teller(rng, hero, friend if rng.random() < 0.3 else rng.choice(others), thing)
         for step in PLOTS[plot][1].split():
             teller.step(step)
-        if teller.good():
-            return Story(' '.join(teller.sentences), [hero.name, teller.b.name], thing, plot)
+        people = [name for name in (hero.name, teller.b.name) if name in ' '.join(teller.sentences)]
+        if teller.good(people) and (plot == 'alone') == (len(people) == 1):
+            return Story(' '.join(teller.sentences), people, thing, plot)
