@@ -17,10 +17,12 @@ import pytest
 import torch
 
 import checkpoint
+import evaluate
 from conversation import SPECIAL, Chat, read_messages, read_rows
 from engine import Engine, Sampling
 from model import GPT, PRESETS, GPTConfig
 from tokenizer import CharTokenizer, train_bpe
+from tools import calculate
 
 CHARACTERS = '\n abcdefghijklmnopqrstuvwxyzé'
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,6 +135,20 @@ def test_without_a_checkpoint_it_says_what_makes_one(tmp_path, sample):
     assert 'the model in the box' in done.stderr and str(box) in done.stderr
     write_checkpoint(tmp_path / 'out' / 'mine' / 'sft', seed=5)
     assert 'in the box' not in sample('--max_new_tokens=1', program=program).stderr
+
+
+def test_the_model_in_the_box_chats():
+    """assets/tinyworld.pt, which comes with the repository: small, without an optimizer, and it knows its name."""
+    box = ROOT / 'assets' / 'tinyworld.pt'
+    assert box.stat().st_size <= 4 * 2**20
+    model, tokenizer, state = evaluate.load(box, 'cpu')
+    assert 'optimizer' not in state and state['about']['prompts']
+    chat = Chat(tokenizer)
+    asked = [[{'role': 'user', 'content': text}] for text in ('Who are you?', 'What is 12 + 7?')]
+    engine = Engine(model, tokenizer, chat, calculate)
+    who, total = engine.generate([chat.prompt(messages) for messages in asked], 60, GREEDY)
+    assert 'Pip' in who.text and '19' in total.text
+    assert who.finish_reason == total.finish_reason == 'stop'
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path, sample):
