@@ -61,10 +61,13 @@ def stories(rng: random.Random) -> Example:
         question = ask(rng, CAN if rng.random() < 0.3 else '', '', tell, about=about, plainly=plainly)
     people = [person.name for person in facts.PEOPLE]
     answer = f'A story about {plainly or told.people[0]}. {told.text}'
+    others = [name for name in people if name not in told.people]
+    another = text.story(rng, rng.choice(others), plots=('alone',))  # about somebody else
+    wrong = f'A story about {another.people[0]} and {article(another.thing)}. {another.text}'
     if not names:  # then it may be about anybody
         return one(question, answer, 'contains', people, 'I do not want to tell a story.')
     more = {'people': names, 'names': people, 'thing': told.thing if with_thing else ''}
-    return one(question, answer, 'story', '', 'I do not want to tell a story.', more=more)
+    return one(question, answer, 'story', '', wrong, more=more)
 
 
 # -----------------------------------------------------------------------------
@@ -163,7 +166,7 @@ STAGES = {
     },
     'sft': {
         'facts': 17, 'one_step': 9, 'two_step': 9, 'three_step': 9, 'sums': 5, 'spelling': 10, 'counting': 7,
-        'identity': 3, 'greeting': 3, 'refusal': 6, 'memory': 9, 'stories': 12, 'choice': 1,
+        'identity': 3, 'greeting': 4, 'refusal': 6, 'memory': 8, 'stories': 12, 'choice': 1,
     },
     'dpo': {
         'facts': 22, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 6, 'spelling': 12, 'counting': 7,
