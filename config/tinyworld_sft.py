@@ -9,8 +9,8 @@ auto_resume = True
 dataset = 'tinyworld/sft'
 
 batch_size = 4
-max_iters = 1400
+max_iters = 1300
 warmdown = 0.7
-eval_interval = 700
+eval_interval = 650
 eval_problems = 30
 log_interval = 50

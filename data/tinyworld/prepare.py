@@ -33,7 +33,7 @@ PRACTICE = ('two_step', 'three_step')  # the skills that reinforcement learning 
 
 # how much of what. Tokens are reached and passed by less than a document, pairs and problems are exact
 seed = 1  # another gives other data, of the same world
-vocab_size = 1024  # ids in all, the special tokens counted
+vocab_size = 1536  # ids in all, the special tokens counted
 tokenizer_bytes = 600_000  # of text that the tokenizer is trained on
 pretrain_tokens = 700_000  # plain text
 mid_tokens = 400_000  # conversations as text
