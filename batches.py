@@ -114,8 +114,8 @@ class Data:
 
     def __init__(self, folder: str | Path):
         self.folder = folder = Path(folder)
-        prepare = folder / 'prepare.py'
-        self.mend = f'run: python {prepare}' if prepare.exists() else 'prepare it with data/custom/prepare.py'
+        prepare = next((p for p in (folder / 'prepare.py', folder.parent / 'prepare.py') if p.exists()), None)
+        self.mend = f'run: python {prepare}' if prepare else 'prepare it with data/custom/prepare.py'
         if not shard_files(folder, 'train'):
             raise self.refusal(f'no data: {folder}/train.bin does not exist')
         path = folder / 'meta.json'

@@ -261,17 +261,10 @@ def mean(scores: dict[str, Score]) -> float:
     return sum(tasks.centred(score.accuracy, score.baseline) for score in scores.values()) / len(scores)
 
 
-RESERVED = (
-    'mean',
-    'step',
-    'seconds',
-    'loss',
-    'lr',
-    'norm',
-    'skipped',
-    'perplexity',
-    'bits_per_byte',
-)  # log.jsonl's own
+RESERVED = {  # log.jsonl's own
+    'mean', 'step', 'seconds', 'loss', 'lr', 'norm', 'skipped', 'perplexity', 'bits_per_byte', 'evaluation_seconds',
+    'tokens_per_second', 'tokens_per_step',
+}  # fmt: skip
 
 
 class Skills:

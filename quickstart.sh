@@ -41,10 +41,10 @@ fi
 # ---- Pretraining: guess the next token of plain text. The model picks up words, grammar and the facts of its world
 python train.py config/tinyworld_pretrain.py
 
-# ---- Midtraining: the same on conversations: whose turn it is, choosing among A to D, when to take the calculator
+# ---- Midtraining: the form of a conversation: whose turn it is, choosing among A to D, when to take the calculator
 python train.py config/tinyworld_mid.py
 
-# ---- Supervised fine-tuning (SFT): imitate good answers, learning from the assistant's words alone. Now it can chat
+# ---- Supervised fine-tuning (SFT): imitate good answers to all that people may ask. Now it can chat
 python train.py config/tinyworld_sft.py
 
 # ---- Preferences (DPO): of two answers, make the one that is right, polite and to the point the likelier

@@ -149,7 +149,8 @@ def preference_loss(model, batch):
 #   loss     one of the losses above
 #   measure  () -> {name: number}, the evaluation; 'val' is the number to keep small
 # run has model (compiled, in mixed precision), raw_model, data, device, shape, val_shape and val_rows (0: all), kept, a
-# dict of what the stage wants back on resume, and notes, a list of texts for the log
+# dict of what the stage wants back on resume, and notes, a list of texts for the log. prompt (text -> ids), engine and
+# temperature are for the samples in the log, plain text where the stage does not converse
 
 
 def pretrain(run):
@@ -162,15 +163,15 @@ def pretrain(run):
 
 
 def mid(run):
-    """Conversations, of which only what the assistant says counts: the format, the calculator, multiple choice."""
-    skills = converse(run)
-    steps, text = batches.Packed(run.data.split('train'), run.chat, run.shape), answers(run)
-    return batches.Ahead(steps, run.device), weighted_nll, lambda: {**text(), **skills()}
+    """The format of a conversation, the calculator, multiple choice: only the data are others than those of sft."""
+    return sft(run)
 
 
 def sft(run):
-    """The same, for good answers to all that people may ask."""
-    return mid(run)
+    """Conversations, of which only what the assistant says counts."""
+    skills = converse(run)
+    steps, text = batches.Packed(run.data.split('train'), run.chat, run.shape), answers(run)
+    return batches.Ahead(steps, run.device), weighted_nll, lambda: {**text(), **skills()}
 
 
 def dpo(run):
@@ -338,7 +339,7 @@ shape = batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.w
 run = SimpleNamespace(model=model, raw_model=raw_model, data=data, device=device, shape=shape, kept={}, notes=[])
 run.val_shape, run.val_rows = shape._replace(rows_per_step=0), max(0, eval_iters * batch_size)
 run.prompt = lambda text: [i for i in (data.tokenizer.bos,) if i is not None] + data.tokenizer.encode(text)
-run.temperature = 0.8  # of the samples in the log
+run.engine, run.temperature = Engine(raw_model, data.tokenizer), 0.8  # of the samples in the log
 run.best, seconds_before, first_step = math.inf, 0.0, 0
 if resume:
     run.kept, seconds_before, first_step = start['kept'], start['seconds'], start['step']
@@ -444,12 +445,11 @@ def evaluate_model(step, seconds):
 
 def sample(step, seconds):
     """What the model makes of a few fixed prompts."""
-    engine = Engine(raw_model, data.tokenizer, getattr(run, 'chat', None), calculate)
-    sampling = Sampling(run.temperature, seed=seed)
+    sampling, chat = Sampling(run.temperature, seed=seed), run.engine.chat
     with runtime.autocast(dtype, device):
-        samples = engine.generate(list(prompts.values()), max_new_tokens, sampling)
+        samples = run.engine.generate(list(prompts.values()), max_new_tokens, sampling)
     for prompt, answer in zip(prompts, samples):
-        text = engine.chat.transcript(answer.ids) if engine.chat else answer.text
+        text = chat.transcript(answer.ids) if chat else answer.text
         log(f'sample | {prompt} | {text}', step=step, seconds=seconds, prompt=prompt, text=text)
 
 

@@ -158,7 +158,7 @@ SKILLS = {  # a new skill: its function, its line here, its shares below
     'choice': choice,
 }
 
-# What the stages are made of: shares of the bytes of mid and sft ('text' is as in pretraining), of the pairs of dpo
+# What the stages are made of: shares of the bytes of mid and sft, of the pairs of dpo
 STAGES = {
     'mid': {
         'choice': 35, 'one_step': 16, 'sums': 10, 'facts': 18, 'spelling': 9, 'counting': 8,
@@ -185,11 +185,9 @@ def draw(
     avoid: HeldOut | None = None,
 ) -> Example:
     """
-    An example of a skill from one side of the split: held out,
-    or to train on; typed carelessly with this probability.
+    An example of a skill from one side of the split, held out or to train on; typed carelessly with this probability.
 
-    What the user says decides,
-    as worded and as typed: is_held_out() of it. avoid: the questions that evaluation asks,
+    What the user says decides, as worded and as typed: is_held_out() of it. avoid: the questions that evaluation asks,
     of which none may stand inside of what is trained on.
     """
     while True:

@@ -96,17 +96,13 @@ def plain(rng: random.Random, avoid: HeldOut) -> Iterator[str]:
     return (document for document in text.documents(rng) if not avoid.inside(canonical(document)))
 
 
-def mixed(stage: str, split: str, avoid: HeldOut) -> Iterator[str | list[dict]]:
+def mixed(stage: str, split: str, avoid: HeldOut) -> Iterator[list[dict]]:
     """Documents of mid or sft without end: next is the skill whose share of the bytes is furthest behind."""
     shares, rng = STAGES[stage], rng_of(stage, split)
-    texts, written = plain(rng_of(stage, split, 'text'), avoid), dict.fromkeys(shares, 0)
+    written, held_out = dict.fromkeys(shares, 0), split == 'val'
     while True:
         name = min(shares, key=lambda name: written[name] / shares[name])
-        if name == 'text':
-            document = next(texts)
-        else:
-            held_out = split == 'val'
-            document = draw(rng, name, held_out, CARELESS[stage], avoid=None if held_out else avoid).messages
+        document = draw(rng, name, held_out, CARELESS[stage], avoid=None if held_out else avoid).messages
         written[name] += count_bytes(document)
         yield document
 
