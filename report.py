@@ -6,9 +6,18 @@ What a run has done so far, in one page: times, losses, accuracies, rewards, ans
 
 Reads log.jsonl and, of ckpt.pt, what it says of its parent; measures nothing. Writes report.md and its plots into the
 folder, at any time, while a run is under way too.
+
+    $ python report.py --compare out/a* out/b*                    # is recipe b better than a? several seeds of each
+    $ python report.py --compare out/a* out/b* --metric=facts     # in another number of their evaluations than val
+    $ python report.py --compare out/a* --against out/b*          # say yourself which runs belong together
+
+The settings that runs have stored tell the recipes apart, whatever the folders are called; --against is for recipes
+of the same settings, say before and after a change of the code. Prints, and writes nothing.
 """
 
 import ast
+import functools
+import glob
 import math
 import re
 import shlex
@@ -16,7 +25,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev, variance
 from typing import NamedTuple
 
 import numpy as np
@@ -62,23 +71,27 @@ class Stage(NamedTuple):
         return self.first.get('machine', {})
 
 
+def read_stage(folder: Path) -> Stage | None:
+    """The folder's own log; None where there is none, or nothing in it yet."""
+    rows = [row for row in checkpoint.read_log(folder / 'log.jsonl') if isinstance(row, dict)]
+    first = next((row for row in rows if 'config' in row), {})
+    evaluations = [row for row in rows if 'val' in row]
+    training = [row for row in rows if 'loss' in row and 'val' not in row]
+    answers = [row for row in rows if 'prompt' in row and 'text' in row]
+    samples, practice = ([row for row in answers if ('reward' in row) == own] for own in (False, True))
+    return Stage(folder.resolve().name, folder, first, training, evaluations, samples, practice) if rows else None
+
+
 def read_stages(folder: Path) -> list[Stage]:
-    """The folder's own log and those of the folders in it, in the order of a model's life."""
-    found = []
-    for path in [folder / 'log.jsonl', *folder.glob('*/log.jsonl')]:
-        rows = [row for row in checkpoint.read_log(path) if isinstance(row, dict)]
-        if not rows:
-            continue
-        first = next((row for row in rows if 'config' in row), {})
-        evaluations = [row for row in rows if 'val' in row]
-        training = [row for row in rows if 'loss' in row and 'val' not in row]
-        answers = [row for row in rows if 'prompt' in row and 'text' in row]
-        samples, practice = ([row for row in answers if ('reward' in row) == own] for own in (False, True))
-        stage = Stage(path.resolve().parent.name, path.parent, first, training, evaluations, samples, practice)
+    """The folder itself and the folders in it, in the order of a model's life."""
+
+    def place(stage):
         kind = stage.config.get('stage', stage.name)
-        place = ORDER.index(kind) if kind in ORDER else len(ORDER)
-        found.append((place, path.stat().st_mtime, stage.name, stage))
-    return [stage for *_, stage in sorted(found, key=lambda row: row[:3])]
+        known = ORDER.index(kind) if kind in ORDER else len(ORDER)
+        return known, (stage.folder / 'log.jsonl').stat().st_mtime, stage.name
+
+    folders = [folder, *(path.parent for path in folder.glob('*/log.jsonl'))]
+    return sorted(filter(None, map(read_stage, folders)), key=place)
 
 
 # -----------------------------------------------------------------------------
@@ -524,13 +537,165 @@ def write(folder: Path) -> Path:
     return folder / 'report.md'
 
 
+# -----------------------------------------------------------------------------
+# two recipes, several seeds of each: is the second better? Seeds are not paired: the same seed under another recipe
+# makes another run
+
+APART = {'seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name'}  # what runs of one recipe may differ in
+LOWER = {'val', 'perplexity', 'bits_per_byte', 'seconds', 'evaluation_seconds'}  # is better; higher of all else
+
+
+@functools.cache
+def t_quantile(freedom: int, inside: float = 0.95) -> float:
+    """The t that Student's |T| stays below with that probability: 12.706 for 1 degree of freedom, 1.960 for very many.
+
+    For whole degrees of freedom the probability is a finite sum in the angle atan(t / sqrt(freedom)) and grows with it
+    (Abramowitz and Stegun, 26.7.3 and 26.7.4): halving finds the angle to its last bits.
+    """
+    odd, low, high = freedom % 2, 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        term, total = math.cos(angle) ** odd, 0.0
+        for k in range(odd, freedom - 1, 2):
+            total += term
+            term *= math.cos(angle) ** 2 * (k + 1) / (k + 2)
+        total *= math.sin(angle)
+        share = (angle + total) * 2 / math.pi if odd else total
+        low, high = (angle, high) if share < inside else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def interval(a: list[float], b: list[float]) -> tuple[float, float] | None:
+    """95 % interval of mean(b) - mean(a), None where no spread is known. Student's: both groups are taken to spread
+    alike and their variances pooled, since three seeds alone hardly tell."""
+    if min(len(a), len(b)) < 2:
+        return None
+    freedom = len(a) + len(b) - 2
+    pooled = ((len(a) - 1) * variance(a) + (len(b) - 1) * variance(b)) / freedom
+    half = t_quantile(freedom) * math.sqrt(pooled * (1 / len(a) + 1 / len(b)))
+    return (fmean(b) - fmean(a) - half, fmean(b) - fmean(a) + half) if half else None
+
+
+def verdict(low: float, high: float, lower_is_better: bool) -> str:
+    """What an interval of b - a says of b."""
+    return 'not shown' if low <= 0 <= high else 'better' if (high < 0) == lower_is_better else 'worse'
+
+
+def find_runs(arguments: list[str]) -> list[Stage]:
+    """The runs in these folders, each once. bash expands a pattern like out/a*, PowerShell leaves that to us."""
+    paths = [Path(x) for argument in arguments for x in sorted(glob.glob(argument)) or [argument]]
+    runs = {path.resolve(): read_stage(path) for path in paths}
+    for path in paths:
+        if not runs[path.resolve()] or not runs[path.resolve()].config:
+            raise SystemExit(f'{path}: no run, expected a folder with the log.jsonl that train.py writes')
+    return list(runs.values())
+
+
+def stored(run: Stage, name: str) -> str:
+    return repr(run.config[name]) if name in run.config else '(not stored)'
+
+
+def differing(runs: list[Stage]) -> list[str]:
+    """The settings in which the recipes of these runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run.config if name not in APART)
+    return [name for name in names if len({stored(run, name) for run in runs}) > 1]
+
+
+def by_recipe(runs: list[Stage]) -> dict[str, list[Stage]]:
+    """{what it has of its own: its runs} of each recipe, that of the first run first."""
+    groups = {}
+    for run in runs:
+        recipe = ', '.join(f'{name} = {stored(run, name)}' for name in differing(runs))
+        groups.setdefault(recipe or 'the same settings', []).append(run)
+    return groups
+
+
+def two_groups(sides: list[list[Stage]]) -> list[list[Stage]]:
+    """One side is parted by its two recipes, two sides must be of one recipe each. No seed may come twice in a group:
+    that would be the same run again, and no spread."""
+    for side in sides:
+        recipes, expected = by_recipe(side), 3 - len(sides)
+        if len(recipes) != expected:
+            found = '; '.join(f'{x}: {", ".join(str(run.folder) for run in runs)}' for x, runs in recipes.items())
+            mend = ' (or part them yourself: --compare out/a* --against out/b*)' * (expected == 2)
+            raise SystemExit(f'expected {expected} recipe(s){mend}, got {len(recipes)}: {found}')
+    groups = sides if len(sides) == 2 else list(by_recipe(sides[0]).values())
+    for runs in groups:
+        seeds = {}
+        for run in runs:
+            other = seeds.setdefault(stored(run, 'seed'), run)
+            if other is not run:
+                raise SystemExit(f'{other.folder} and {run.folder} are of one recipe, expected two seeds, got one')
+    return groups
+
+
+def unfinished(run: Stage, furthest: int) -> str:
+    """What a run lacks to its end, as far as its log and the steps of its fellows say; '' is nothing."""
+    config, done = run.config, steps_done(run)
+    step, seconds = (number(row, key) for row in run.evaluations[-1:] or [{}] for key in ('step', 'seconds'))
+    if step is None or step < done:
+        return f'no evaluation after step {done:,}'
+    elsewhere = config.get('epochs') or config.get('target_param_data_ratio')  # then the log does not say
+    planned = max(furthest, 0 if elsewhere else number(config, 'max_iters') or 0)
+    out_of_time = 0 < (number(config, 'time_limit') or 0) <= (seconds or 0)
+    return f'{done:,} of {planned:,} steps' if done < planned and not out_of_time else ''
+
+
+def value_at_end(run: Stage, metric: str) -> float:
+    last = run.evaluations[-1]
+    if metric not in last:
+        there = [key for key in last if number(last, key) is not None and key != 'step']
+        raise SystemExit(f"{run.folder}: no metric '{metric}', expected one of {', '.join(there)}")
+    if number(last, metric) is None:  # leaving it out would flatter its recipe
+        raise SystemExit(f'{run.folder}: {metric} is {last[metric]} at the end, so its recipe has no mean')
+    return number(last, metric)
+
+
+def compare(sides: list[list[str]], metric: str = 'val') -> list[str]:
+    """The lines of --compare. sides: one list of folders, or two where the user has parted them."""
+    groups = two_groups([find_runs(side) for side in sides])
+    differ, values = differing([*groups[0], *groups[1]]), []
+    lines = [f'{metric} of the last evaluation, {"lower" if metric in LOWER else "higher"} is better']
+    for letter, runs in zip('ab', groups):
+        recipe = ', '.join(f'{name} = {stored(runs[0], name)}' for name in differ) or 'the same settings'
+        lines += ['', *textwrap.wrap(f'{letter}: {recipe}', 110, subsequent_indent='   ')]
+        values.append([])
+        for run in runs:
+            lacks = unfinished(run, max(map(steps_done, runs)))
+            values[-1] += [] if lacks else [value_at_end(run, metric)]
+            said = f'unfinished and left out: {lacks}' if lacks else short(values[-1][-1], 4)
+            lines.append(f'   {run.folder} (seed {stored(run, "seed")}, {steps_done(run):,} steps): {said}')
+        mean, spread = (short(f(values[-1]), 4) if len(values[-1]) > n else '-' for n, f in enumerate((fmean, stdev)))
+        lines.append(f'   n = {len(values[-1])}, mean {mean}, standard deviation {spread}')
+    ends = interval(*values)
+    if not ends:
+        return [*lines, '', 'nothing can be said: that takes two finished seeds of each, and a spread among them']
+    difference = short(fmean(values[1]) - fmean(values[0]), 4)
+    lines += ['', f"b - a = {difference}, 95 % interval {short(ends[0], 4)} to {short(ends[1], 4)} (Student's t)"]
+    return [*lines, f'b against a: {verdict(*ends, metric in LOWER)}']
+
+
 def main():
-    if sys.argv[1:] in (['--help'], ['-h']):
+    arguments = sys.argv[1:]
+    if arguments in (['--help'], ['-h']):
         print(__doc__.strip())
-        return
-    if len(sys.argv) != 2 or sys.argv[1].startswith('-'):
+    elif '--compare' in arguments:
+        metric, sides = 'val', [[]]
+        for argument in arguments:
+            if argument == '--against':
+                sides.append([])
+            elif argument.startswith('--metric='):
+                metric = argument.removeprefix('--metric=')
+            elif argument != '--compare':
+                sides[-1].append(argument)
+        if not all(sides) or len(sides) > 2 or any(x.startswith('-') for side in sides for x in side):
+            raise SystemExit('expected the runs of two recipes: python report.py --compare out/a* out/b*')
+        sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
+        print('\n'.join(compare(sides, metric)))
+    elif len(arguments) != 1 or arguments[0].startswith('-'):
         raise SystemExit('expected one folder: python report.py out/tinyworld')
-    print(write(Path(sys.argv[1])))
+    else:
+        print(write(Path(arguments[0])))
 
 
 if __name__ == '__main__':
