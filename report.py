@@ -183,10 +183,8 @@ def escape(text: str) -> str:
     """Text as a table's cell shows it verbatim, whatever it holds: no markup, no HTML, one line of the file."""
     text = text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
     text = re.sub(r'([\\`*_\[\]~$|#@])', r'\\\1', text)
-    return (
-        '<br>'.join(re.sub(r'[\x00-\x1f\x7f]', '\N{REPLACEMENT CHARACTER}', x) for x in text.splitlines())
-        or '*(nothing)*'
-    )
+    lines = [re.sub(r'[\x00-\x1f\x7f]', '\N{REPLACEMENT CHARACTER}', line) for line in text.splitlines()]
+    return '<br>'.join(lines) or '*(nothing)*'
 
 
 def fenced(text: str) -> list[str]:
@@ -243,21 +241,17 @@ def skill_table(stages: list[Stage]) -> list[str]:
     """Accuracy before the first stage that was examined, then after each, with the change that the stage made."""
     stages = [stage for stage in stages if skill_rows(stage)]
     names = list(dict.fromkeys(name for stage in stages for name in skills(stage)))
-    head, columns = ['skill, % right'], []
+    columns = []  # (title, the evaluation to take off or {}, the evaluation)
     for stage in stages:
         before, after = skill_rows(stage)[0], skill_rows(stage)[-1]
         if before is after:
-            head.append(f'{escape(stage.name)}, step {short(number(before, "step"), 0)}')
-            columns.append((None, before))
-            continue
-        if not columns:
-            head.append(f'before {escape(stage.name)}')
-            columns.append((None, before))
-        head.append(f'after {escape(stage.name)}')
-        columns.append((before, after))
-    rows = []
-    for name in [*names, *['mean'] * any(number(row, 'mean') is not None for _, row in columns)]:
-        cells = [percent(number(row, name), number(before or {}, name)) for before, row in columns]
+            columns.append((f'{stage.name}, step {short(number(after, "step"), 0)}', {}, after))
+        else:
+            columns += [] if columns else [(f'before {stage.name}', {}, before)]
+            columns.append((f'after {stage.name}', before, after))
+    head, rows = ['skill, % right', *(escape(title) for title, *_ in columns)], []
+    for name in [*names, *['mean'] * any(number(row, 'mean') is not None for *_, row in columns)]:
+        cells = [percent(number(row, name), number(before, name)) for _, before, row in columns]
         rows.append([escape(name), *cells] if name != 'mean' else [f'**{cell}**' for cell in (name, *cells)])
     note = 'In brackets: the change through the stage, in points, from its own first evaluation to its last. '
     note += 'In the mean, guessing counts 0.' if rows and rows[-1][0] == '**mean**' else ''
@@ -300,8 +294,7 @@ def answers(stages: list[Stage]) -> list[str]:
         rows = []
         for stage in stages:
             texts = [str(row['text']) for row in stage.samples if str(row['prompt']) == prompt]
-            if texts:
-                rows.append([escape(stage.name), escape(shorten(texts[-1]))])
+            rows += [[escape(stage.name), escape(shorten(text))] for text in texts[-1:]]
         lines += table(['after', escape(prompt)], rows, left=2)
     return lines
 
