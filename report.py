@@ -23,7 +23,6 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median, stdev, variance
 from typing import NamedTuple
@@ -127,37 +126,14 @@ def steps_planned(stage: Stage) -> int:
 
 
 def tokens_per_step(stage: Stage) -> float | None:
-    """As logged, else what a step holds at most: dpo and rl cut their rows to what their data needs."""
     logged = numbers(stage.training, 'tokens_per_step')
-    if logged:
-        return median(logged)
-    factors = [number(stage.config, k) for k in ('gradient_accumulation_steps', 'batch_size', 'block_size')]
-    return None if None in factors else math.prod(factors)
+    return median(logged) if logged else None
 
 
-def seconds_of(stage: Stage) -> tuple[float, float | None]:
-    """(seconds of the whole stage, what of them were evaluations, samples and saving).
-
-    Where evaluations do not say how long they took, it is what the steps, at the speed that was logged, do not need.
-    """
+def seconds_of(stage: Stage) -> float:
+    """Of the whole stage: an evaluation's line has the clock before it."""
     rows = stage.training + stage.evaluations + stage.samples
-    total = max((number(row, 'seconds') or 0) + (number(row, 'evaluation_seconds') or 0) for row in rows or [{}])
-    if numbers(stage.evaluations, 'evaluation_seconds'):
-        return total, sum(numbers(stage.evaluations, 'evaluation_seconds'))
-    steps, speeds = points([row for row in stage.training if number(row, 'tokens_per_second')], 'tokens_per_second')
-    if not speeds or not tokens_per_step(stage):
-        return total, None
-    ends = [step + 1 for step in steps[:-1]] + [steps_done(stage)]
-    training = sum((end - begin) * tokens_per_step(stage) / v for begin, end, v in zip([0, *ends], ends, speeds))
-    return total, max(0.0, total - training) or None
-
-
-def perplexity(row: dict) -> float | None:
-    """exp of the loss, where that is a loss of text."""
-    val = number(row, 'val')
-    if number(row, 'perplexity') or val is None or 'bits_per_byte' not in row:
-        return number(row, 'perplexity')
-    return math.exp(min(val, 700))
+    return max((number(row, 'seconds') or 0) + (number(row, 'evaluation_seconds') or 0) for row in rows or [{}])
 
 
 def keys(rows: list[dict]) -> list[str]:
@@ -204,13 +180,9 @@ def short(x: float | None, digits: int = 3) -> str:
     return '–' if x is None else f'{x:,.0f}' if abs(x) >= 1000 else f'{x:,.{digits}f}'
 
 
-def value_of(key: str) -> Callable[[dict], float | None]:
-    return lambda row: number(row, key)
-
-
-def from_to(rows: list[dict], value: Callable[[dict], float | None]) -> str:
+def from_to(rows: list[dict], key: str) -> str:
     """'4.170 → 1.490', from the first of the rows to the last."""
-    ends = [value(row) for row in rows[:1] + rows[1:][-1:]]
+    ends = [number(row, key) for row in rows[:1] + rows[1:][-1:]]
     return '–' if not any(x is not None for x in ends) else ' → '.join(short(x) for x in ends)
 
 
@@ -220,16 +192,17 @@ def headline(stages: list[Stage]) -> list[str]:
     head += ['val loss', 'perplexity', 'bits per byte']
     rows, all_tokens, all_seconds = [], 0, 0.0
     for stage in stages:
-        done, planned, (total, evaluation) = steps_done(stage), steps_planned(stage), seconds_of(stage)
+        done, planned, seconds = steps_done(stage), steps_planned(stage), seconds_of(stage)
+        evaluation = sum(numbers(stage.evaluations, 'evaluation_seconds'))
         tokens = round(done * (tokens_per_step(stage) or 0))
         speeds = numbers(stage.training, 'tokens_per_second')
         rows.append([
             escape(stage.name), f'{done:,}' + f' of {planned:,}' * (planned > done), f'{tokens:,}' if tokens else '–',
-            short(total, 1), short(evaluation, 1), short(median(speeds) if speeds else None, 0),
+            short(seconds, 1), short(evaluation, 1), short(median(speeds) if speeds else None, 0),
             short(number(stage.machine, 'matmul_gflops'), 0),
-            *(from_to(stage.evaluations, value) for value in (value_of('val'), perplexity, value_of('bits_per_byte'))),
+            *(from_to(stage.evaluations, key) for key in ('val', 'perplexity', 'bits_per_byte')),
         ])  # fmt: skip
-        all_tokens, all_seconds = all_tokens + tokens, all_seconds + total
+        all_tokens, all_seconds = all_tokens + tokens, all_seconds + seconds
     if len(stages) > 1:
         rows.append(['**all**', '', f'**{all_tokens:,}**', f'**{short(all_seconds, 1)}**', *[''] * 6])
     note = "Losses are means over a stage's own held-out data, before → after it: each stage has other data. "
@@ -269,7 +242,7 @@ def metric_table(stages: list[Stage]) -> list[str]:
     for stage in stages:
         for key in [key for key in keys(stage.evaluations) if key not in skills(stage)]:
             having = [row for row in stage.evaluations if number(row, key) is not None]
-            rows.append([escape(stage.name), escape(key), from_to(having, value_of(key))])
+            rows.append([escape(stage.name), escape(key), from_to(having, key)])
     return table(['stage', 'held-out', 'before → after'], rows, left=2) if rows else []
 
 
@@ -308,7 +281,7 @@ def machine_and_time(stages: list[Stage]) -> list[str]:
             by_machine.setdefault(tuple(escape(str(x)) for x in facts.values()), []).append(escape(stage.name))
     rows = [[', '.join(names), *facts] for facts, names in by_machine.items()]
     head = ['stages', 'processor', 'cores', 'threads', 'system', 'PyTorch', 'Python']
-    total = sum(seconds_of(stage)[0] for stage in stages)
+    total = sum(map(seconds_of, stages))
     rates = [rate for stage in stages if (rate := number(stage.machine, 'matmul_gflops'))]
     lines = table(head, rows, left=2) if rows else ['The logs do not say on what machine.', '']
     if not rates:
