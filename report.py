@@ -569,9 +569,9 @@ def differing(runs: list[Stage]) -> list[str]:
 
 def by_recipe(runs: list[Stage]) -> dict[str, list[Stage]]:
     """{what it has of its own: its runs} of each recipe, that of the first run first."""
-    groups = {}
+    names, groups = differing(runs), {}
     for run in runs:
-        recipe = ', '.join(f'{name} = {stored(run, name)}' for name in differing(runs))
+        recipe = ', '.join(f'{name} = {stored(run, name)}' for name in names)
         groups.setdefault(recipe or 'the same settings', []).append(run)
     return groups
 
@@ -580,11 +580,11 @@ def two_groups(sides: list[list[Stage]]) -> list[list[Stage]]:
     """One side is parted by its two recipes, two sides must be of one recipe each. No seed may come twice in a group:
     that would be the same run again, and no spread."""
     for side in sides:
-        recipes, expected = by_recipe(side), 3 - len(sides)
-        if len(recipes) != expected:
+        recipes = by_recipe(side)
+        if len(recipes) + len(sides) != 3:
             found = '; '.join(f'{x}: {", ".join(str(run.folder) for run in runs)}' for x, runs in recipes.items())
-            mend = ' (or part them yourself: --compare out/a* --against out/b*)' * (expected == 2)
-            raise SystemExit(f'expected {expected} recipe(s){mend}, got {len(recipes)}: {found}')
+            expected = ('2 recipes, or --against between the groups', 'one recipe on each side of --against')
+            raise SystemExit(f'expected {expected[len(sides) - 1]}, got {len(recipes)}: {found}')
     groups = sides if len(sides) == 2 else list(by_recipe(sides[0]).values())
     for runs in groups:
         seeds = {}
