@@ -22,14 +22,19 @@ import hashlib
 import heapq
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
+from itertools import accumulate, chain, filterfalse, islice
 from pathlib import Path
 
 import numpy as np
 import regex
 import tiktoken
+from tqdm import tqdm
 
 VERSION = 1  # of tok.json
 MAX_VOCAB = 65536  # ids are stored as uint16
@@ -49,6 +54,17 @@ PATTERN = '|'.join(
     )
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
+# No chunk of these patterns goes on from a letter or digit to a sign or blank, the apostrophe perhaps excepted. There a
+# text may be split, and what is found out about a segment holds wherever it occurs.
+SPLITTABLE = {GPT2_PATTERN, *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}'))}
+SPLIT = regex.compile(r"(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}'])|(?<=\p{L})(?=\p{N})")
+# The same, faster and more careful, with Python's own `re`: signs and blanks, then letters (Latin, Greek, Cyrillic) and
+# digits up to the next ASCII sign or blank. What is neither, such as a combining mark, is taken along
+LETTERS = 'a-zA-Z0-9À-ÖØ-öø-ɏΑ-ΡΣ-ώЀ-ҁ'
+SEGMENT = re.compile(rf"[^{LETTERS}]*[{LETTERS}]*(?:['\x80-\U0010ffff][^{LETTERS}]*[{LETTERS}]*)*")
+SIGNS = {chr(i) for i in range(128) if not chr(i).isalnum()} - {"'"}  # what a segment begins with, but for the first
+BLOCK = 2**22  # characters that are counted or encoded at a time, about
+CACHE = 2**19  # segments whose ids are kept, about 100 MB
 GPT2_FILES = ('vocab.bpe', 'encoder.json')
 GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 # sha256 of GPT-2's table in our form: whether a table is GPT-2's can be said without having it
@@ -65,20 +81,61 @@ def valid_text(text: str) -> str:
         return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
 
-def segments(text: str, size: int = 2**18) -> Iterator[str]:
+def segments(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[str]:
     """
-    Parts of at most size characters, cut before a blank that follows a letter or digit: no chunk of the patterns here
-    goes on there, so the parts encode to the same ids as the whole. Without such a place the cut is anywhere. Needed
-    because the regex behind tiktoken overflows its stack on a few million blanks in a row.
+    Parts of at most size characters, split where no chunk of the patterns here goes on, so that they encode to the same
+    ids as the whole. Without such a place in the second half of a part it is split anywhere, or (anywhere=False) grows.
+    Needed because the regex behind tiktoken overflows its stack on a few million blanks in a row.
     """
     start = 0
     while len(text) - start > size:
-        end = start + size
-        places = (i for i in range(end, start, -1) if text[i].isspace() and text[i - 1].isalnum())
-        end = next(places, end)
+        place = SPLIT.search(text, start + size // 2, start + size if anywhere else len(text))
+        end = place.start() if place else start + size if anywhere else len(text)
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of texts with about so many characters each, or one text that has more."""
+    block, length = [], 0
+    for text in texts:
+        block.append(text)
+        length += len(text) + 1  # an empty text is work too
+        if length >= size:
+            yield block
+            block, length = [], 0
+    if block:
+        yield block
+
+
+WORK = {}  # what a worker process does with an item
+
+
+def start_worker(make: Callable, argument) -> None:
+    WORK['work'] = make(argument)
+
+
+def work_on(item):
+    return WORK['work'](item)
+
+
+def in_processes(make: Callable, argument, items: Iterable, num_workers: int = 1) -> Iterator:
+    """make(argument)(item) of each item, in order, by that many processes; a few items are in memory at a time."""
+    items = iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if num_workers == 1 or len(first) < 2:  # starting processes would take longer
+        yield from map(make(argument), items)
+        return
+    with ProcessPoolExecutor(num_workers, initializer=start_worker, initargs=(make, argument)) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(work_on, item))
+            if len(waiting) > num_workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class Tokenizer:
@@ -100,6 +157,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
+
+    def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
+        """(n,) uint16, the ids of each text in order. Made for much text; memory holds a few blocks of it."""
+        return (np.array(self.encode(text), dtype=np.uint16) for text in texts)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of the ids, special tokens left out. ValueError on an id beyond the vocabulary."""
@@ -188,10 +249,64 @@ class BPETokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return [i for part in segments(valid_text(text)) for i in self._engine.encode_ordinary(part)]
 
+    def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
+        blocks = in_blocks(map(valid_text, texts), BLOCK // 4)
+        for ids, counts in in_processes(BulkEncoder, self, blocks, num_workers):
+            ids = np.frombuffer(ids, dtype=np.uint16)
+            yield from (ids[end - count : end] for count, end in zip(counts, accumulate(counts)))
+
     def table(self) -> dict:
         merges = [list(pair) for pair in self.merges]
         table = {'version': VERSION, 'kind': self.kind, 'pattern': self.pattern, 'merges': merges}
         return {**table, 'special': self.special, 'bytes': self.byte_ids}
+
+
+class BulkEncoder:
+    """
+    Called with texts, returns the uint16 ids of all of them as bytes, and how many ids each one has.
+
+    Each distinct segment is encoded once. Texts that hardly repeat themselves, such as base64 or columns of hashes, are
+    left to tiktoken as they are, and so are the next few blocks: looking for repetitions in vain has to cost little.
+    """
+
+    def __init__(self, tokenizer: BPETokenizer):
+        self.encode, self.bytes_per_id = tokenizer._engine.encode_ordinary, tokenizer.bytes_per_id
+        self.splittable = tokenizer.pattern in SPLITTABLE
+        self.cache = {'': b''}  # segment -> its ids as bytes: the ids of a text are then those of its segments, joined
+        self.patience = 0  # blocks that are not looked at
+
+    def __call__(self, texts: list[str]) -> tuple[bytes, list[int]]:
+        rows = None
+        if self.patience:
+            self.patience -= 1
+        elif self.splittable:
+            found = [SEGMENT.findall(text) for text in texts]
+            unknown = set(filterfalse(self.cache.__contains__, chain.from_iterable(found)))
+            if 2 * sum(map(len, unknown)) < sum(map(len, texts)):
+                self.learn(unknown)
+                rows = [b''.join(map(self.cache.__getitem__, segments)) for segments in found]
+            else:
+                self.patience = 3
+        if rows is None:
+            rows = [self.to_bytes(text) for text in texts]
+        if len(self.cache) > CACHE:
+            self.cache = {'': b''}
+        return b''.join(rows), [len(row) // 2 for row in rows]
+
+    def to_bytes(self, text: str) -> bytes:
+        return b''.join(array('H', self.encode(part)).tobytes() for part in segments(text))
+
+    def learn(self, unknown: set[str]) -> None:
+        """Those that may stand behind each other are encoded in one go, and cut up at their last bytes."""
+        joined = [segment for segment in unknown if segment[0] in SIGNS and segment[-1].isalnum()]
+        ids = self.to_bytes(''.join(joined))
+        ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=np.uint16)])
+        ends = np.cumsum([len(segment.encode('utf-8')) for segment in joined], dtype=np.int64)
+        start = 0
+        for segment, end in zip(joined, (2 * np.searchsorted(ends_of_ids, ends) + 2).tolist()):
+            self.cache[segment] = ids[start:end]
+            start = end
+        self.cache.update((segment, self.to_bytes(segment)) for segment in unknown.difference(joined))
 
 
 def check_size(vocab_size: int) -> None:
@@ -270,89 +385,172 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), pattern: str = PATTERN
+    texts: Iterable[str],
+    vocab_size: int,
+    special: Sequence[str] = (),
+    pattern: str = PATTERN,
+    special_first: bool = False,
+    num_workers: int = 1,
+    progress: bool = False,
 ) -> BPETokenizer:
     """
     Learn merges from the texts until the vocabulary, 256 bytes and special tokens counted, has vocab_size ids.
 
     The most frequent pair of neighbours is merged first, of equally frequent ones the smallest pair of ids, so that two
     implementations agree byte for byte. With too little text for that many merges it returns a smaller vocabulary.
+    Memory holds a few blocks of text and the distinct chunks. Special tokens take the last ids, or the first.
     """
     num_merges = vocab_size - 256 - len(special)
     if num_merges < 0:
         raise SystemExit(f'vocab_size={vocab_size}: at least {256 + len(special)}, 256 bytes and the special tokens')
     check_size(vocab_size)
-    counts = Counter()
-    split = regex.compile(pattern)
-    for text in texts:
-        counts.update(split.findall(valid_text(text)))
-    merges = learn_merges(counts, num_merges)
-    first = 256 + len(merges)
-    return BPETokenizer(pattern, merges, {name: first + i for i, name in enumerate(special)})
+    check_pattern(pattern)
+    merges = learn_merges(count_chunks(texts, pattern, num_workers), num_merges, progress)
+    first = len(special) if special_first else 0  # of the bytes
+    merges = [(first + left, first + right) for left, right in merges]
+    first_special = 0 if special_first else 256 + len(merges)
+    names = {name: first_special + i for i, name in enumerate(special)}
+    return BPETokenizer(pattern, merges, names, range(first, first + 256))
 
 
-def learn_merges(counts: dict[str, int], num_merges: int) -> list[tuple[int, int]]:
-    """counts: how often each distinct chunk occurs. A few words make up most of a text: work is per distinct one."""
-    words = [list(chunk.encode('utf-8')) for chunk in counts]
-    times = list(counts.values())
-    pair_counts, where = Counter(), defaultdict(set)  # `where` may name words that lost the pair since: harmless
-    for index, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pair_counts[pair] += times[index]
-            where[pair].add(index)
+def check_pattern(pattern: str) -> None:
+    """In second 1, not after an hour: the pattern has to compile here and in tiktoken, whose regex is another."""
+    try:
+        groups = regex.compile(pattern).groups
+        BPETokenizer(pattern, [], {}).encode('text')
+    except (regex.error, ValueError) as error:
+        raise SystemExit(f'pattern {pattern!r} does not compile: {error}') from None
+    if groups:
+        raise SystemExit(f'pattern {pattern!r} has groups that capture: write (?:...)')
 
-    # A count that grows is pushed at once, one that shrinks is put right when it comes up.
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
-    heapq.heapify(heap)
-    merges = []
-    while heap and len(merges) < num_merges:
-        stale, pair = heapq.heappop(heap)
-        count = pair_counts.get(pair, 0)
-        if count != -stale:
-            if 0 < count < -stale:
-                heapq.heappush(heap, (-count, pair))
-            continue
-        new_id = 256 + len(merges)
-        merges.append(pair)
-        grown = set()
-        for index in where.pop(pair):
-            grown |= apply_merge(words, index, pair, new_id, times[index], pair_counts, where)
-        for other in grown:
-            heapq.heappush(heap, (-pair_counts[other], other))
-        pair_counts.pop(pair, None)
+
+def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[str, int]:
+    """How often each distinct chunk occurs: a few words make up most of a text, and all later work is per distinct."""
+    counts, seen = {}, 0
+
+    def parts() -> Iterator[str]:
+        for text in map(valid_text, texts):
+            yield from segments(text, BLOCK, anywhere=False) if pattern in SPLITTABLE else [text]
+
+    def blocks() -> Iterator[list[str]]:
+        nonlocal seen
+        for block in in_blocks(parts(), BLOCK):
+            seen += sum(map(len, block))
+            yield block
+
+    for found in in_processes(chunk_counter, pattern, blocks(), num_workers):
+        for chunk, times in found.items():
+            counts[chunk] = counts.get(chunk, 0) + times
+    kept = sum(len(chunk) * times for chunk, times in counts.items())
+    if kept != seen:
+        raise SystemExit(
+            f'pattern {pattern!r} leaves out {seen - kept:,} of {seen:,} characters: add an alternative |.'
+        )
+    return counts
+
+
+def chunk_counter(pattern: str) -> Callable[[list[str]], dict[str, int]]:
+    split, segments = regex.compile(pattern).findall, SEGMENT.findall if pattern in SPLITTABLE else lambda text: [text]
+
+    def count(block: list[str]) -> dict[str, int]:
+        """The slow regex of the pattern runs once for each distinct segment of the block."""
+        found, counts = Counter(), {}
+        for text in block:
+            found.update(segments(text))
+        for segment, times in found.items():
+            for chunk in split(segment):
+                counts[chunk] = counts.get(chunk, 0) + times
+        return counts
+
+    return count
+
+
+def learn_merges(counts: dict[str, int], num_merges: int, progress: bool = False) -> list[tuple[int, int]]:
+    """
+    Merges from the number of times that each distinct chunk occurs.
+
+    All chunks lie in one array, a cell a byte and -1 between them. A token's id stands in its first cell and in its
+    last, so the tokens beside the one at `place` are found at place - 1 and place + length: a merge writes three cells.
+
+    The places of a pair all come into being at one merge, the one that made its newer id; from then on it only loses
+    some. So its count at birth is a bound for ever. Nothing is brought up to date: a pair is counted when its turn
+    comes, and goes back into the queue if it has become rarer.
+
+    The pairs that one merge gives birth to are a family, the most frequent first, and only its first member queues.
+    """
+    symbols, weights = lay_out(counts)
+    lengths = np.ones(256 + num_merges, dtype=np.int64)  # bytes of each id
+    places = ((symbols[:-1] >= 0) & (symbols[1:] >= 0)).nonzero()[0]
+    heap, merges = [], []
+    push_first(heap, family(symbols[places] << 16 | symbols[places + 1], places, weights))
+    with tqdm(total=num_merges, desc='merging', disable=not progress) as bar:
+        while heap and len(merges) < num_merges:
+            bound, pair, places, siblings = heapq.heappop(heap)  # the smallest: -count first, then the pair
+            push_first(heap, siblings)
+            left, right = pair >> 16, pair & 0xFFFF
+            places = places[(symbols[places] == left) & (symbols[places + lengths[left]] == right)]
+            count = int(np.add.reduce(weights[places]))
+            if count < -bound:
+                push_first(heap, iter([(-count, pair, places)] if count else []))
+                continue
+            merges.append((left, right))
+            if left == right:
+                places = without_overlap(places, lengths[left])
+            born = apply_merge(symbols, lengths, places, left, right, 255 + len(merges))
+            push_first(heap, family(*born, weights))
+            bar.update()
     return merges
 
 
-def apply_merge(words, index, pair, new_id, times, pair_counts, where) -> set[tuple[int, int]]:
-    """Merge the pair in one word, bring its pair counts up to date and return the pairs that are new in it."""
-    old = words[index]
-    new = merge(old, pair, new_id)
-    if len(new) == len(old):
-        return set()
-    words[index] = new
-    for gone in zip(old, old[1:]):
-        pair_counts[gone] -= times
-    grown = set()
-    for neighbours in zip(new, new[1:]):
-        pair_counts[neighbours] += times
-        if new_id in neighbours:
-            where[neighbours].add(index)
-            grown.add(neighbours)
-    return grown
+def lay_out(counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(symbols, weights): the bytes of all chunks with -1 before, between and behind, and each cell's chunk's count."""
+    chunks = [chunk.encode('utf-8') for chunk in counts]
+    cells = np.array([len(chunk) + 1 for chunk in chunks], dtype=np.int64)
+    symbols = np.frombuffer(b'\0' + b'\0'.join(chunks) + b'\0', dtype=np.uint8).astype(np.int64)
+    symbols[0] = symbols[np.cumsum(cells)] = -1
+    weights = np.repeat(np.array(list(counts.values()), dtype=np.int64), cells)
+    return symbols, np.append(0, weights)
 
 
-def merge(ids: list[int], pair: tuple[int, int], new_id: int) -> list[int]:
-    """Replace the pair wherever it stands, from left to right: [1, 1, 1] with (1, 1) is [new, 1]."""
-    left, right = pair
-    merged, i, last = [], 0, len(ids) - 1
-    while i <= last:
-        if ids[i] == left and i < last and ids[i + 1] == right:
-            merged.append(new_id)
-            i += 2
-        else:
-            merged.append(ids[i])
-            i += 1
-    return merged
+def push_first(heap: list, members: Iterator[tuple]) -> None:
+    """Queue the next member of a family, and with it the members behind."""
+    for member in members:
+        heapq.heappush(heap, (*member, members))
+        return
+
+
+def family(pairs: np.ndarray, places: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(-count, pair, its places in ascending order) of each distinct pair, in the order in which they may be merged."""
+    if not len(pairs):
+        return
+    order = pairs.argsort(kind='stable')
+    pairs, places = pairs[order], places[order]
+    starts = np.concatenate(([0], (pairs[1:] != pairs[:-1]).nonzero()[0] + 1))
+    counts = np.add.reduceat(weights[places], starts)
+    ends = [*starts[1:].tolist(), len(pairs)]
+    for i in (-counts).argsort(kind='stable').tolist():  # stable: of equal counts the smallest pair
+        yield -int(counts[i]), int(pairs[starts[i]]), places[starts[i] : ends[i]]
+
+
+def without_overlap(places: np.ndarray, length: int) -> np.ndarray:
+    """Of a pair of equals, such as aa in aaaa: every other place of a run, from the left."""
+    index = np.arange(len(places))
+    goes_on = np.diff(places, prepend=-length) == length
+    run = np.maximum.accumulate(np.where(goes_on, 0, index))  # where the run of each place began
+    return places[(index - run) % 2 == 0]
+
+
+def apply_merge(symbols, lengths, places, left: int, right: int, new_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write new_id over the pair; what pairs (as left << 16 | right) it forms with its neighbours, and their places."""
+    middle, length = lengths[left], lengths[left] + lengths[right]
+    lengths[new_id] = length
+    symbols[places + middle] = -1  # no token begins here any more, unless it is the last cell
+    symbols[places] = symbols[places + (length - 1)] = new_id
+    before, after = symbols[places - 1], symbols[places + length]
+    pairs = np.concatenate((before << 16 | new_id, new_id << 16 | after))
+    places = np.concatenate((places - lengths[before], places))
+    is_pair = np.concatenate(((before >= 0) & (before != new_id), after >= 0))  # (new, new) is seen from its left one
+    return pairs[is_pair], places[is_pair]
 
 
 # -----------------------------------------------------------------------------
