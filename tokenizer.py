@@ -306,7 +306,7 @@ class BulkEncoder:
         return b''.join(array('H', self.engine.encode_ordinary(part)).tobytes() for part in segments(text))
 
     def encode(self, new: list[str]) -> list[bytes]:
-        """The ids of each. Those that may stand behind each other go in one call, which is cut up at their last bytes."""
+        """The ids of each. Those that may stand behind each other go in one call, cut up at their last bytes."""
         may = [bool(segment) and segment[0] in SIGNS and segment[-1].isalnum() for segment in new]
         joined = list(compress(new, may))
         ids = self.to_bytes(''.join(joined))
@@ -411,6 +411,8 @@ def train_bpe(
     num_merges = vocab_size - 256 - len(special)
     if num_merges < 0:
         raise SystemExit(f'vocab_size={vocab_size}: at least {256 + len(special)}, 256 bytes and the special tokens')
+    if len(set(special)) < len(special):
+        raise SystemExit(f'special tokens {", ".join(special)}: expected names that differ')
     check_size(vocab_size)
     check_pattern(pattern)
     merges = learn_merges(count_chunks(texts, pattern, num_workers), num_merges, progress)
@@ -673,7 +675,7 @@ def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[int, int]]:
 
 # Short texts of several kinds, for --evaluate
 SAMPLES = {
-    'English': 'The old lighthouse keeper climbed the stairs every evening, counted the ships on the horizon, and wrote\n'
+    'English': 'The lighthouse keeper climbed the stairs every evening, counted the ships on the horizon, and wrote\n'
     "their names into a book that nobody else would read. It wasn't a lonely life, he said; it was a quiet one.",
     'code': 'def moving_average(values, width=3):\n    total = 0.0\n    for i, value in enumerate(values):\n'
     '        total += value - (values[i - width] if i >= width else 0)\n        yield total / min(i + 1, width)\n',
@@ -777,8 +779,8 @@ if __name__ == '__main__':
         encoders = {name: load(name).encode for name in names(evaluate)}
         for name, by in (('gpt2', 'GPT-2'), ('cl100k_base', 'GPT-4')):
             try:
-                encoders[by] = tiktoken.get_encoding(name).encode_ordinary
-            except (OSError, ValueError) as error:
+                encoders[by] = gpt2().encode if name == 'gpt2' else tiktoken.get_encoding(name).encode_ordinary
+            except (OSError, ValueError, SystemExit) as error:  # of requests, of tiktoken, of gpt2()
                 print(f"{by}'s encoding is left out: tiktoken could not fetch {name} ({type(error).__name__})")
         print(compare(encoders, SAMPLES))
 

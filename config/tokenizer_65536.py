@@ -1,4 +1,4 @@
-# A tokenizer of 65,536 ids, nanochat's size: as many as a uint16 can name. With our nine special tokens as the last ids.
+# A tokenizer of 65,536 ids, nanochat's size: as many as a uint16 can name. Our nine special tokens come last.
 #
 # $ python tokenizer.py config/tokenizer_65536.py --input=FILES --out=tok.json
 
