@@ -26,11 +26,11 @@ import json
 import os
 import re
 from array import array
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
-from itertools import accumulate, chain, compress, count, islice
+from itertools import accumulate, chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +56,19 @@ PATTERN = '|'.join(
     )
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-# No chunk of these patterns goes on from a letter or digit to a sign or blank. There a text may be split, and what is
-# found out about such a segment holds wherever it occurs. Nor do their classes overlap, so that possessive is greedy.
+# Where a text may be split, since no chunk of these patterns goes on there: between a letter or digit and a sign or
+# blank, and before a space with something to see behind it. What is found out about a segment of a text then holds
+# wherever the segment occurs. (Nor do their classes overlap: a possessive quantifier says no more than a greedy one.)
 SPLITTABLE = {GPT2_PATTERN, *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}'))}
 SPLIT = regex.compile(r'(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}])|(?<=\p{L})(?=\p{N})')
-# The same for every word of a text, in Python's faster `re` and more careful: signs and blanks, then letters (Latin,
-# Greek, Cyrillic) and digits, up to the next ASCII sign or blank. Any other character, such as a combining mark or a
-# Chinese one, is taken along with what comes behind it.
-LETTERS = 'a-zA-Z0-9À-ÖØ-öø-ɏΑ-ΡΣ-ώЀ-ҁ'
-SEGMENT = re.compile(rf'[^{LETTERS}]*[{LETTERS}]*(?:[\x80-\U0010ffff][^{LETTERS}]*[{LETTERS}]*)*')
-SIGNS = {chr(i) for i in range(128) if not chr(i).isalnum()}  # all segments begin with one of these, but for the first
+# The same by bytes, more careful: ASCII letters and digits, ASCII signs and blanks, and what is to see for sure (ASCII,
+# and U+00C0 to U+07FF by their first byte)
+WORD = {byte for byte in range(128) if chr(byte).isalnum()}
+SIGN = {*range(128)} - WORD
+SEEN = {*range(33, 127), *range(0xC3, 0xE0)}
+IS_WORD, IS_SIGN, IS_SEEN = (np.isin(np.arange(256), list(kind)) for kind in (WORD, SIGN, SEEN))
+FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # of a machine word
+END = b'\xff'  # no byte of UTF-8: stands behind each text of a block
 BLOCK = 2**22  # characters that are counted or encoded at a time, about
 CACHE = 2**19  # segments whose ids are kept, about 100 MB
 GPT2_FILES = ('vocab.bpe', 'encoder.json')
@@ -110,6 +113,46 @@ def in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
             block, length = [], 0
     if block:
         yield block
+
+
+def split_block(texts: list[str]) -> tuple[list[bytes], np.ndarray]:
+    """
+    (the distinct segments of the texts, which of them stands at each place), with END behind each text.
+
+    Up to 15 bytes of a segment are two machine words, the last byte its length. A longer one counts as distinct.
+    """
+    data = END.join([text.encode('utf-8') for text in texts]) + END
+    codes = np.frombuffer(data + bytes(16), dtype=np.uint8)
+    begins = np.zeros(len(codes), dtype=bool)
+    begins[1:] = IS_WORD[codes[:-1]] & IS_SIGN[codes[1:]]
+    begins[:-1] |= (codes[:-1] == 32) & IS_SEEN[codes[1:]]
+    ends = (codes == END[0]).nonzero()[0]
+    begins[0] = begins[ends] = begins[ends + 1] = True
+    edges = begins[: len(data) + 1].nonzero()[0]
+    starts, lengths = edges[:-1], np.diff(edges)
+
+    words = np.ndarray(len(codes) - 7, dtype='<u8', buffer=codes, strides=(1,))  # the 8 bytes from each on
+    low = words[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
+    high = words[starts + 8] & FIRST_BYTES[np.clip(lengths - 8, 0, 8)] | lengths.astype(np.uint64) << np.uint64(56)
+    first, numbers = find_equals(low, np.where(lengths > 15, starts.astype(np.uint64), high))
+    starts, ends = starts[first], starts[first] + lengths[first]
+    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist())], numbers
+
+
+def find_equals(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(where the first of each distinct pair (low, high) stands, the number of each pair): np.unique, three times as
+    fast. Equal ones come to stand side by side when hashes of them are sorted, with their index in the last bits."""
+    bits = np.uint64(len(low).bit_length())
+    for salt in count(0x9E3779B97F4A7C15, 2**33):
+        hashes = (low ^ high >> np.uint64(7)) * np.uint64(salt)
+        hashes = (hashes ^ hashes >> np.uint64(32) ^ high) * np.uint64(0xD6E8FEB86659FD93)
+        packed = np.sort(hashes >> bits << bits | np.arange(len(low), dtype=np.uint64))
+        order, hashes = (packed & (np.uint64(1) << bits) - np.uint64(1)).astype(np.int64), packed >> bits
+        is_new = np.append(True, hashes[1:] != hashes[:-1])
+        first, numbers = order[is_new], np.empty(len(order), dtype=np.int64)
+        numbers[order] = np.cumsum(is_new) - 1
+        if np.array_equal(low[first][numbers], low) and np.array_equal(high[first][numbers], high):
+            return first, numbers  # else two that differ share a hash
 
 
 WORK = {}  # what a worker process does with an item
@@ -277,44 +320,50 @@ class BulkEncoder:
     def __init__(self, tokenizer: BPETokenizer):
         self.engine, self.bytes_per_id = tokenizer._engine, tokenizer.bytes_per_id
         self.patience = 0 if tokenizer.pattern in SPLITTABLE else float('inf')  # blocks that are not looked at
-        self.forget()
-
-    def forget(self) -> None:
-        self.number = defaultdict(count().__next__)  # of each segment, in the order of their first occurrence
-        self.ids = []  # by number, as bytes: the ids of a text are then those of its segments, joined
+        self.known = {END: b''}  # segment -> its ids as bytes: those of a text are then those of its segments, joined
 
     def __call__(self, texts: list[str]) -> tuple[bytes, list[int]]:
-        rows = None
-        if self.patience:
-            self.patience -= 1
-        else:
-            found = [SEGMENT.findall(text) for text in texts]
-            numbers = [list(map(self.number.__getitem__, segments)) for segments in found]
-            new = list(islice(reversed(self.number), len(self.number) - len(self.ids)))[::-1]
+        if not self.patience:
+            segments, numbers = split_block(texts)
+            new = [segment for segment in segments if segment not in self.known]
             if 2 * sum(map(len, new)) < sum(map(len, texts)):
-                self.ids += self.encode(new)
-                rows = [b''.join(map(self.ids.__getitem__, row)) for row in numbers]
-            else:
-                self.patience = 3
-            if rows is None or len(self.ids) > CACHE:
-                self.forget()
-        if rows is None:
-            rows = [self.to_bytes(text) for text in texts]
+                self.learn(new)
+                joined = self.join(segments, numbers)
+                if len(self.known) > CACHE:
+                    self.known = {END: b''}
+                return joined
+            self.patience = 4
+        self.patience -= 1
+        rows = [self.to_bytes(text) for text in texts]
         return b''.join(rows), [len(row) // 2 for row in rows]
 
     def to_bytes(self, text: str) -> bytes:
         return b''.join(array('H', self.engine.encode_ordinary(part)).tobytes() for part in segments(text))
 
-    def encode(self, new: list[str]) -> list[bytes]:
-        """The ids of each. Those that may stand behind each other go in one call, cut up at their last bytes."""
-        may = [bool(segment) and segment[0] in SIGNS and segment[-1].isalnum() for segment in new]
-        joined = list(compress(new, may))
-        ids = self.to_bytes(''.join(joined))
+    def join(self, segments: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
+        pieces = [self.known[segment] for segment in segments]
+        ends = np.cumsum(np.array([len(piece) // 2 for piece in pieces])[numbers])
+        ends = ends[numbers == segments.index(END)]
+        return b''.join(map(pieces.__getitem__, numbers.tolist())), np.diff(ends, prepend=0).tolist()
+
+    def learn(self, new: list[bytes]) -> None:
+        """Encode segments: all that may stand behind each other in one go, which is then cut up at their last bytes."""
+        free, spaced, alone = [], [], []
+        for segment in new:
+            if segment[0] in SIGN and segment[-1] in WORD:
+                free.append(segment)  # behind a letter or digit
+            elif segment[0] == 32 and len(segment) > 1 and segment[1] in SEEN:
+                spaced.append(segment)  # behind anything
+            else:
+                alone.append(segment)
+        ids, start = self.to_bytes(b''.join(free + spaced).decode('utf-8')), 0
         ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=np.uint16)])
-        ends = np.cumsum([len(segment.encode('utf-8')) for segment in joined], dtype=np.int64)
-        ends = (2 * np.searchsorted(ends_of_ids, ends) + 2).tolist()
-        pieces = map(lambda start, end: ids[start:end], [0, *ends], ends)
-        return [next(pieces) if ok else self.to_bytes(segment) for segment, ok in zip(new, may)]
+        ends = np.cumsum([len(segment) for segment in free + spaced], dtype=np.int64)
+        for segment, end in zip(free + spaced, (2 * np.searchsorted(ends_of_ids, ends) + 2).tolist()):
+            self.known[segment] = ids[start:end]
+            start = end
+        for segment in alone:
+            self.known[segment] = self.to_bytes(segment.decode('utf-8'))
 
 
 def check_size(vocab_size: int) -> None:
@@ -460,19 +509,20 @@ def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[s
 
 
 def chunk_counter(pattern: str) -> Callable[[list[str]], dict[str, int]]:
-    split, segments = regex.compile(pattern).findall, SEGMENT.findall if pattern in SPLITTABLE else lambda text: [text]
+    split = regex.compile(pattern).findall
 
-    def count(block: list[str]) -> dict[str, int]:
+    def count_block(block: list[str]) -> dict[str, int]:
         """The slow regex of the pattern runs once for each distinct segment of the block."""
-        found, counts = Counter(), {}
-        for text in block:
-            found.update(segments(text))
-        for segment, times in found.items():
+        counts, times = {}, [1] * len(block)
+        if pattern in SPLITTABLE:
+            segments, numbers = split_block(block)
+            block, times = [s.decode('utf-8', 'ignore') for s in segments], np.bincount(numbers).tolist()  # END is ''
+        for segment, n in zip(block, times):
             for chunk in split(segment):
-                counts[chunk] = counts.get(chunk, 0) + times
+                counts[chunk] = counts.get(chunk, 0) + n
         return counts
 
-    return count
+    return count_block
 
 
 def learn_merges(counts: dict[str, int], num_merges: int, progress: bool = False) -> list[tuple[int, int]]:

@@ -141,7 +141,11 @@ def test_segments_have_the_chunks_of_the_whole(pattern):
     for seed in range(30):
         text = random_text(random.Random(seed), 2000)
         chunks = regex.findall(pattern, text)
-        parts = tokenizers.SEGMENT.findall(text)
+        distinct, numbers = tokenizers.split_block([text, '', text[:99]])
+        parts = [distinct[i] for i in numbers]
+        ends = [i for i, part in enumerate(parts) if part == tokenizers.END]
+        assert len(ends) == 3 and ends[1] == ends[0] + 1 and ends[2] == len(parts) - 1
+        parts = [part.decode() for part in parts[: ends[0]]]
         assert ''.join(parts) == text == ''.join(chunks)
         assert [chunk for part in parts for chunk in regex.findall(pattern, part)] == chunks
         parts = tokenizers.SPLIT.sub('\0', text.replace('\0', '')).split('\0')
@@ -150,9 +154,19 @@ def test_segments_have_the_chunks_of_the_whole(pattern):
         assert [chunk for part in parts for chunk in regex.findall(pattern, part)] == chunks
 
 
-def test_letters_are_letters_or_digits():
-    letters = regex.findall(f'[{tokenizers.LETTERS}]', ''.join(map(chr, range(0x3000))))
-    assert len(letters) > 600 and all(unicodedata.category(letter)[0] in 'LN' for letter in letters)
+def test_what_is_seen_is_no_blank():
+    """By the first byte of its UTF-8."""
+    for code in {*range(0x3100)} - {*range(0xD800, 0xE000)}:
+        assert not (chr(code).encode()[0] in tokenizers.SEEN and regex.match(r'\s', chr(code)))
+
+
+@pytest.mark.parametrize('bits', [64, 3])
+def test_equals_are_found_whatever_the_hashes(bits, monkeypatch):
+    rng = np.random.default_rng(0)
+    low, high = rng.integers(0, 4, (2, 300)).astype(np.uint64) << np.uint64(40)
+    first, numbers = tokenizers.find_equals(low, high)
+    pairs = list(zip(low.tolist(), high.tolist()))
+    assert [pairs[i] for i in first[numbers]] == pairs and len(first) == len(set(pairs)) == 16
 
 
 def test_training_reads_in_bounded_memory(monkeypatch):
