@@ -325,7 +325,7 @@ class BulkEncoder:
     def __call__(self, texts: list[str]) -> tuple[bytes, list[int]]:
         if not self.patience:
             segments, numbers = split_block(texts)
-            new = [segment for segment in segments if segment not in self.known]
+            new = set(segments).difference(self.known)
             if 2 * sum(map(len, new)) < sum(map(len, texts)):
                 self.learn(new)
                 joined = self.join(segments, numbers)
@@ -342,11 +342,15 @@ class BulkEncoder:
 
     def join(self, segments: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
         pieces = [self.known[segment] for segment in segments]
-        ends = np.cumsum(np.array([len(piece) // 2 for piece in pieces])[numbers])
-        ends = ends[numbers == segments.index(END)]
-        return b''.join(map(pieces.__getitem__, numbers.tolist())), np.diff(ends, prepend=0).tolist()
+        ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
+        sizes = np.array([len(piece) // 2 for piece in pieces])
+        starts = (np.cumsum(sizes) - sizes)[numbers]  # in ids, of the segment at each place
+        sizes = sizes[numbers]
+        ends = np.cumsum(sizes)  # in the ids of the texts
+        index = np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1])
+        return ids[index].tobytes(), np.diff(ends[numbers == segments.index(END)], prepend=0).tolist()
 
-    def learn(self, new: list[bytes]) -> None:
+    def learn(self, new: set[bytes]) -> None:
         """Encode segments: all that may stand behind each other in one go, which is then cut up at their last bytes."""
         free, spaced, alone = [], [], []
         for segment in new:
