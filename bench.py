@@ -483,7 +483,7 @@ def tokenizer(data: batches.Data, machine: Machine, figures: dict) -> dict:
         'text    {bytes:,} bytes, {documents:,} documents, {not_ascii:.2%} not ASCII, sha256 {sha256}'.format(**about)
     )
     natural = list(natural_texts(texts))
-    kinds = {'training': [text for _, text in texts], 'natural': natural, **worst_texts(10**7)}
+    kinds = {'training': [text for _, text in texts], 'natural': natural, **worst_texts(int(text_mb * 1e5))}
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, documents in kinds.items():

@@ -646,6 +646,9 @@ class GPT2Tokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._loaded.encode(text)
 
+    def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
+        return self._loaded.encode_batch(texts, num_workers)
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return self._loaded.decode_bytes(ids)
 
