@@ -69,7 +69,7 @@ SEEN = {*range(33, 127), *range(0xC3, 0xE0)}
 IS_WORD, IS_SIGN, IS_SEEN = (np.isin(np.arange(256), list(kind)) for kind in (WORD, SIGN, SEEN))
 FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # of a machine word
 END = b'\xff'  # no byte of UTF-8: stands behind each text of a block
-BLOCK = 2**22  # characters that are counted or encoded at a time, about
+BLOCK = 2**21  # characters that are counted at a time, about; encoded: half as many
 CACHE = 2**19  # segments whose ids are kept, about 100 MB
 GPT2_FILES = ('vocab.bpe', 'encoder.json')
 GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
@@ -298,7 +298,7 @@ class BPETokenizer(Tokenizer):
         return [i for part in segments(valid_text(text)) for i in self._engine.encode_ordinary(part)]
 
     def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
-        blocks = in_blocks(map(valid_text, texts), BLOCK // 4)
+        blocks = in_blocks(map(valid_text, texts), BLOCK // 2)
         for ids, counts in in_processes(BulkEncoder, self, blocks, num_workers):
             ids = np.frombuffer(ids, dtype=np.uint16)
             yield from (ids[end - count : end] for count, end in zip(counts, accumulate(counts)))
@@ -543,10 +543,10 @@ def learn_merges(counts: dict[str, int], num_merges: int, progress: bool = False
     The pairs that one merge gives birth to are a family, the most frequent first, and only its first member queues.
     """
     symbols, weights = lay_out(counts)
+    del counts  # the largest thing in memory
     lengths = np.ones(256 + num_merges, dtype=np.int64)  # bytes of each id
-    places = ((symbols[:-1] >= 0) & (symbols[1:] >= 0)).nonzero()[0]
     heap, merges = [], []
-    push_first(heap, family(symbols[places] << 16 | symbols[places + 1], places, weights))
+    push_first(heap, family(*all_pairs(symbols), weights))
     with tqdm(total=num_merges, desc='merging', disable=not progress) as bar:
         while heap and len(merges) < num_merges:
             bound, pair, places, siblings = heapq.heappop(heap)  # the smallest: -count first, then the pair
@@ -568,12 +568,18 @@ def learn_merges(counts: dict[str, int], num_merges: int, progress: bool = False
 
 def lay_out(counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """(symbols, weights): the bytes of all chunks with -1 before, between and behind, and each cell's chunk's count."""
-    chunks = [chunk.encode('utf-8') for chunk in counts]
-    cells = np.array([len(chunk) + 1 for chunk in chunks], dtype=np.int64)
-    symbols = np.frombuffer(b'\0' + b'\0'.join(chunks) + b'\0', dtype=np.uint8).astype(np.int64)
+    joined = b'\0'.join([b'', *(chunk.encode('utf-8') for chunk in counts), b''])
+    cells = np.array([len(chunk.encode('utf-8')) + 1 for chunk in counts], dtype=np.int64)
+    symbols = np.frombuffer(joined, dtype=np.uint8).astype(np.int64)
     symbols[0] = symbols[np.cumsum(cells)] = -1
     weights = np.repeat(np.array(list(counts.values()), dtype=np.int64), cells)
     return symbols, np.append(0, weights)
+
+
+def all_pairs(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs, places) to begin with. A pair is left << 16 | right."""
+    places = ((symbols[:-1] >= 0) & (symbols[1:] >= 0)).nonzero()[0]
+    return symbols[places] << 16 | symbols[places + 1], places
 
 
 def push_first(heap: list, members: Iterator[tuple]) -> None:
@@ -605,7 +611,7 @@ def without_overlap(places: np.ndarray, length: int) -> np.ndarray:
 
 
 def apply_merge(symbols, lengths, places, left: int, right: int, new_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write new_id over the pair; what pairs (as left << 16 | right) it forms with its neighbours, and their places."""
+    """Write new_id over the pair at these places; (pairs, places) of what it forms with its neighbours."""
     middle, length = lengths[left], lengths[left] + lengths[right]
     lengths[new_id] = length
     symbols[places + middle] = -1  # no token begins here any more, unless it is the last cell
