@@ -595,11 +595,10 @@ def family(pairs: np.ndarray, places: np.ndarray, weights: np.ndarray) -> Iterat
         return
     order = pairs.argsort(kind='stable')
     pairs, places = pairs[order], places[order]
-    starts = np.concatenate(([0], (pairs[1:] != pairs[:-1]).nonzero()[0] + 1))
-    counts = np.add.reduceat(weights[places], starts)
-    ends = [*starts[1:].tolist(), len(pairs)]
-    for i in (-counts).argsort(kind='stable').tolist():  # stable: of equal counts the smallest pair
-        yield -int(counts[i]), int(pairs[starts[i]]), places[starts[i] : ends[i]]
+    edges = np.concatenate(([0], (pairs[1:] != pairs[:-1]).nonzero()[0] + 1, [len(pairs)]))
+    pairs, counts = pairs[edges[:-1]], np.add.reduceat(weights[places], edges[:-1])
+    for i in (-counts).argsort(kind='stable'):  # stable: of equal counts the smallest pair
+        yield -int(counts[i]), int(pairs[i]), places[edges[i] : edges[i + 1]]
 
 
 def without_overlap(places: np.ndarray, length: int) -> np.ndarray:
