@@ -23,8 +23,10 @@ Left out on purpose: vocabularies above 65,536 ids (token files are uint16) and 
 import hashlib
 import heapq
 import json
+import multiprocessing
 import os
 import re
+import signal
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +34,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from itertools import accumulate, chain, count, islice
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import regex
@@ -57,20 +60,10 @@ PATTERN = '|'.join(
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
 # Where a text may be split, since no chunk of these patterns goes on there: between a letter or digit and a sign or
-# blank, and before a space with something to see behind it. What is found out about a segment of a text then holds
-# wherever the segment occurs. (Nor do their classes overlap: a possessive quantifier says no more than a greedy one.)
+# blank, and before a space with something to see behind it. What is found out about such a segment of a text holds
+# wherever it occurs. (Nor do their classes overlap: a possessive quantifier says no more than a greedy one.)
 SPLITTABLE = {GPT2_PATTERN, *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}'))}
 SPLIT = regex.compile(r'(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}])|(?<=\p{L})(?=\p{N})')
-# The same by bytes, more careful: ASCII letters and digits, ASCII signs and blanks, and what is to see for sure (ASCII,
-# and U+00C0 to U+07FF by their first byte)
-WORD = {byte for byte in range(128) if chr(byte).isalnum()}
-SIGN = {*range(128)} - WORD
-SEEN = {*range(33, 127), *range(0xC3, 0xE0)}
-IS_WORD, IS_SIGN, IS_SEEN = (np.isin(np.arange(256), list(kind)) for kind in (WORD, SIGN, SEEN))
-FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # of a machine word
-END = b'\xff'  # no byte of UTF-8: stands behind each text of a block
-BLOCK = 2**21  # characters that are counted at a time, about; encoded: half as many
-CACHE = 2**19  # segments whose ids are kept, about 100 MB
 GPT2_FILES = ('vocab.bpe', 'encoder.json')
 GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 # sha256 of GPT-2's table in our form: whether a table is GPT-2's can be said without having it
@@ -100,88 +93,6 @@ def segments(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[st
         yield text[start:end]
         start = end
     yield text[start:]
-
-
-def in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of texts with about so many characters each, or one text that has more."""
-    block, length = [], 0
-    for text in texts:
-        block.append(text)
-        length += len(text) + 1  # an empty text is work too
-        if length >= size:
-            yield block
-            block, length = [], 0
-    if block:
-        yield block
-
-
-def split_block(texts: list[str]) -> tuple[list[bytes], np.ndarray]:
-    """
-    (the distinct segments of the texts, which of them stands at each place), with END behind each text.
-
-    Up to 15 bytes of a segment are two machine words, the last byte its length. A longer one counts as distinct.
-    """
-    data = END.join([text.encode('utf-8') for text in texts]) + END
-    codes = np.frombuffer(data + bytes(16), dtype=np.uint8)
-    begins = np.zeros(len(codes), dtype=bool)
-    begins[1:] = IS_WORD[codes[:-1]] & IS_SIGN[codes[1:]]
-    begins[:-1] |= (codes[:-1] == 32) & IS_SEEN[codes[1:]]
-    ends = (codes == END[0]).nonzero()[0]
-    begins[0] = begins[ends] = begins[ends + 1] = True
-    edges = begins[: len(data) + 1].nonzero()[0]
-    starts, lengths = edges[:-1], np.diff(edges)
-
-    words = np.ndarray(len(codes) - 7, dtype='<u8', buffer=codes, strides=(1,))  # the 8 bytes from each on
-    low = words[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
-    high = words[starts + 8] & FIRST_BYTES[np.clip(lengths - 8, 0, 8)] | lengths.astype(np.uint64) << np.uint64(56)
-    first, numbers = find_equals(low, np.where(lengths > 15, starts.astype(np.uint64), high))
-    starts, ends = starts[first], starts[first] + lengths[first]
-    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist())], numbers
-
-
-def find_equals(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(where the first of each distinct pair (low, high) stands, the number of each pair): np.unique, three times as
-    fast. Equal ones come to stand side by side when hashes of them are sorted, with their index in the last bits."""
-    bits = np.uint64(len(low).bit_length())
-    for salt in count(0x9E3779B97F4A7C15, 2**33):
-        hashes = (low ^ high >> np.uint64(7)) * np.uint64(salt)
-        hashes = (hashes ^ hashes >> np.uint64(32) ^ high) * np.uint64(0xD6E8FEB86659FD93)
-        packed = np.sort(hashes >> bits << bits | np.arange(len(low), dtype=np.uint64))
-        order, hashes = (packed & (np.uint64(1) << bits) - np.uint64(1)).astype(np.int64), packed >> bits
-        is_new = np.append(True, hashes[1:] != hashes[:-1])
-        first, numbers = order[is_new], np.empty(len(order), dtype=np.int64)
-        numbers[order] = np.cumsum(is_new) - 1
-        if np.array_equal(low[first][numbers], low) and np.array_equal(high[first][numbers], high):
-            return first, numbers  # else two that differ share a hash
-
-
-WORK = {}  # what a worker process does with an item
-
-
-def start_worker(make: Callable, argument) -> None:
-    WORK['work'] = make(argument)
-
-
-def work_on(item):
-    return WORK['work'](item)
-
-
-def in_processes(make: Callable, argument, items: Iterable, num_workers: int = 1) -> Iterator:
-    """make(argument)(item) of each item, in order, by that many processes; a few items are in memory at a time."""
-    items = iter(items)
-    first = list(islice(items, 2))
-    items = chain(first, items)
-    if num_workers == 1 or len(first) < 2:  # starting processes would take longer
-        yield from map(make(argument), items)
-        return
-    with ProcessPoolExecutor(num_workers, initializer=start_worker, initargs=(make, argument)) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(work_on, item))
-            if len(waiting) > num_workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class Tokenizer:
@@ -307,67 +218,6 @@ class BPETokenizer(Tokenizer):
         merges = [list(pair) for pair in self.merges]
         table = {'version': VERSION, 'kind': self.kind, 'pattern': self.pattern, 'merges': merges}
         return {**table, 'special': self.special, 'bytes': self.byte_ids}
-
-
-class BulkEncoder:
-    """
-    Called with texts, returns the uint16 ids of all of them as bytes, and how many ids each one has.
-
-    Each distinct segment is encoded once. Texts that hardly repeat themselves, such as base64 or columns of hashes, are
-    left to tiktoken as they are, and so are the next few blocks: looking for repetitions in vain has to cost little.
-    """
-
-    def __init__(self, tokenizer: BPETokenizer):
-        self.engine, self.bytes_per_id = tokenizer._engine, tokenizer.bytes_per_id
-        self.patience = 0 if tokenizer.pattern in SPLITTABLE else float('inf')  # blocks that are not looked at
-        self.known = {END: b''}  # segment -> its ids as bytes: those of a text are then those of its segments, joined
-
-    def __call__(self, texts: list[str]) -> tuple[bytes, list[int]]:
-        if not self.patience:
-            segments, numbers = split_block(texts)
-            new = set(segments).difference(self.known)
-            if 2 * sum(map(len, new)) < sum(map(len, texts)):
-                self.learn(new)
-                joined = self.join(segments, numbers)
-                if len(self.known) > CACHE:
-                    self.known = {END: b''}
-                return joined
-            self.patience = 4
-        self.patience -= 1
-        rows = [self.to_bytes(text) for text in texts]
-        return b''.join(rows), [len(row) // 2 for row in rows]
-
-    def to_bytes(self, text: str) -> bytes:
-        return b''.join(array('H', self.engine.encode_ordinary(part)).tobytes() for part in segments(text))
-
-    def join(self, segments: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
-        pieces = [self.known[segment] for segment in segments]
-        ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
-        sizes = np.array([len(piece) // 2 for piece in pieces])
-        starts = (np.cumsum(sizes) - sizes)[numbers]  # in ids, of the segment at each place
-        sizes = sizes[numbers]
-        ends = np.cumsum(sizes)  # in the ids of the texts
-        index = np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1])
-        return ids[index].tobytes(), np.diff(ends[numbers == segments.index(END)], prepend=0).tolist()
-
-    def learn(self, new: set[bytes]) -> None:
-        """Encode segments: all that may stand behind each other in one go, which is then cut up at their last bytes."""
-        free, spaced, alone = [], [], []
-        for segment in new:
-            if segment[0] in SIGN and segment[-1] in WORD:
-                free.append(segment)  # behind a letter or digit
-            elif segment[0] == 32 and len(segment) > 1 and segment[1] in SEEN:
-                spaced.append(segment)  # behind anything
-            else:
-                alone.append(segment)
-        ids, start = self.to_bytes(b''.join(free + spaced).decode('utf-8')), 0
-        ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=np.uint16)])
-        ends = np.cumsum([len(segment) for segment in free + spaced], dtype=np.int64)
-        for segment, end in zip(free + spaced, (2 * np.searchsorted(ends_of_ids, ends) + 2).tolist()):
-            self.known[segment] = ids[start:end]
-            start = end
-        for segment in alone:
-            self.known[segment] = self.to_bytes(segment.decode('utf-8'))
 
 
 def check_size(vocab_size: int) -> None:
@@ -620,6 +470,172 @@ def apply_merge(symbols, lengths, places, left: int, right: int, new_id: int) ->
     places = np.concatenate((places - lengths[before], places))
     is_pair = np.concatenate(((before >= 0) & (before != new_id), after >= 0))  # (new, new) is seen from its left one
     return pairs[is_pair], places[is_pair]
+
+
+# -----------------------------------------------------------------------------
+# Much text: its distinct segments, and several processes
+
+# Where a text may be split, by bytes and more careful: ASCII letters and digits, ASCII signs and blanks, and what is to
+# see for sure (ASCII, and U+00C0 to U+07FF by their first byte)
+WORD = {byte for byte in range(128) if chr(byte).isalnum()}
+SIGN = {*range(128)} - WORD
+SEEN = {*range(33, 127), *range(0xC3, 0xE0)}
+IS_WORD, IS_SIGN, IS_SEEN = (np.isin(np.arange(256), list(kind)) for kind in (WORD, SIGN, SEEN))
+FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # of a machine word
+END = b'\xff'  # no byte of UTF-8: stands behind each text of a block
+BLOCK = 2**21  # characters that are counted at a time, about; encoded: half as many
+CACHE = 2**19  # segments whose ids are kept, about 100 MB
+
+
+def in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of texts with about so many characters each, or one text that has more."""
+    block, length = [], 0
+    for text in texts:
+        block.append(text)
+        length += len(text) + 1  # an empty text is work too
+        if length >= size:
+            yield block
+            block, length = [], 0
+    if block:
+        yield block
+
+
+def split_block(texts: list[str]) -> tuple[list[bytes], np.ndarray]:
+    """
+    (the distinct segments of the texts, which of them stands at each place), with END behind each text.
+
+    Up to 15 bytes of a segment are two machine words, the last byte its length. A longer one counts as distinct.
+    """
+    data = END.join([text.encode('utf-8') for text in texts]) + END
+    codes = np.frombuffer(data + bytes(16), dtype=np.uint8)
+    begins = np.zeros(len(codes), dtype=bool)
+    begins[1:] = IS_WORD[codes[:-1]] & IS_SIGN[codes[1:]]
+    begins[:-1] |= (codes[:-1] == 32) & IS_SEEN[codes[1:]]
+    ends = (codes == END[0]).nonzero()[0]
+    begins[0] = begins[ends] = begins[ends + 1] = True
+    edges = begins[: len(data) + 1].nonzero()[0]
+    starts, lengths = edges[:-1], np.diff(edges)
+
+    words = np.ndarray(len(codes) - 7, dtype='<u8', buffer=codes, strides=(1,))  # the 8 bytes from each on
+    low = words[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
+    high = words[starts + 8] & FIRST_BYTES[np.clip(lengths - 8, 0, 8)] | lengths.astype(np.uint64) << np.uint64(56)
+    first, numbers = find_equals(low, np.where(lengths > 15, starts.astype(np.uint64), high))
+    starts, ends = starts[first], starts[first] + lengths[first]
+    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist())], numbers
+
+
+def find_equals(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(where the first of each distinct pair (low, high) stands, the number of each pair): np.unique, three times as
+    fast. Equal ones come to stand side by side when hashes of them are sorted, with their index in the last bits."""
+    bits = np.uint64(len(low).bit_length())
+    for salt in count(0x9E3779B97F4A7C15, 2**33):
+        hashes = (low ^ high >> np.uint64(7)) * np.uint64(salt)
+        hashes = (hashes ^ hashes >> np.uint64(32) ^ high) * np.uint64(0xD6E8FEB86659FD93)
+        packed = np.sort(hashes >> bits << bits | np.arange(len(low), dtype=np.uint64))
+        order, hashes = (packed & (np.uint64(1) << bits) - np.uint64(1)).astype(np.int64), packed >> bits
+        is_new = np.append(True, hashes[1:] != hashes[:-1])
+        first, numbers = order[is_new], np.empty(len(order), dtype=np.int64)
+        numbers[order] = np.cumsum(is_new) - 1
+        if np.array_equal(low[first][numbers], low) and np.array_equal(high[first][numbers], high):
+            return first, numbers  # else two that differ share a hash
+
+
+WORK = {}  # what a worker process does with an item
+
+
+def start_worker(make: Callable, argument) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that waits
+    Thread(target=follow, args=[multiprocessing.parent_process()], daemon=True).start()
+    WORK['work'] = make(argument)
+
+
+def follow(parent) -> None:
+    """A program that is killed cannot end its workers."""
+    parent.join()
+    os._exit(1)
+
+
+def work_on(item):
+    return WORK['work'](item)
+
+
+def in_processes(make: Callable, argument, items: Iterable, num_workers: int = 1) -> Iterator:
+    """make(argument)(item) of each item, in order, by that many processes; a few items are in memory at a time."""
+    items = iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if num_workers == 1 or len(first) < 2:  # starting processes would take longer
+        yield from map(make(argument), items)
+        return
+    with ProcessPoolExecutor(num_workers, initializer=start_worker, initargs=(make, argument)) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(work_on, item))
+            if len(waiting) > num_workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class BulkEncoder:
+    """
+    Called with texts, returns the uint16 ids of all of them as bytes, and how many ids each one has.
+
+    Each distinct segment is encoded once. Texts that hardly repeat themselves, such as base64 or columns of hashes, are
+    left to tiktoken as they are, and so are the next few blocks: looking for repetitions in vain has to cost little.
+    """
+
+    def __init__(self, tokenizer: BPETokenizer):
+        self.engine, self.bytes_per_id = tokenizer._engine, tokenizer.bytes_per_id
+        self.patience = 0 if tokenizer.pattern in SPLITTABLE else float('inf')  # blocks that are not looked at
+        self.known = {END: b''}  # segment -> its ids as bytes: those of a text are then those of its segments, joined
+
+    def __call__(self, texts: list[str]) -> tuple[bytes, list[int]]:
+        if not self.patience:
+            segments, numbers = split_block(texts)
+            new = set(segments).difference(self.known)
+            if 2 * sum(map(len, new)) < sum(map(len, texts)):
+                self.learn(new)
+                joined = self.join(segments, numbers)
+                if len(self.known) > CACHE:
+                    self.known = {END: b''}
+                return joined
+            self.patience = 4
+        self.patience -= 1
+        rows = [self.to_bytes(text) for text in texts]
+        return b''.join(rows), [len(row) // 2 for row in rows]
+
+    def to_bytes(self, text: str) -> bytes:
+        return b''.join(array('H', self.engine.encode_ordinary(part)).tobytes() for part in segments(text))
+
+    def join(self, segments: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
+        pieces = [self.known[segment] for segment in segments]
+        ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
+        sizes = np.array([len(piece) // 2 for piece in pieces])
+        starts = (np.cumsum(sizes) - sizes)[numbers]  # in ids, of the segment at each place
+        sizes = sizes[numbers]
+        ends = np.cumsum(sizes)  # in the ids of the texts
+        index = np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1])
+        return ids[index].tobytes(), np.diff(ends[numbers == segments.index(END)], prepend=0).tolist()
+
+    def learn(self, new: set[bytes]) -> None:
+        """Encode segments: all that may stand behind each other in one go, which is then cut up at their last bytes."""
+        free, spaced, alone = [], [], []
+        for segment in new:
+            if segment[0] in SIGN and segment[-1] in WORD:
+                free.append(segment)  # behind a letter or digit
+            elif segment[0] == 32 and len(segment) > 1 and segment[1] in SEEN:
+                spaced.append(segment)  # behind anything
+            else:
+                alone.append(segment)
+        ids, start = self.to_bytes(b''.join(free + spaced).decode('utf-8')), 0
+        ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=np.uint16)])
+        ends = np.cumsum([len(segment) for segment in free + spaced], dtype=np.int64)
+        for segment, end in zip(free + spaced, (2 * np.searchsorted(ends_of_ids, ends) + 2).tolist()):
+            self.known[segment] = ids[start:end]
+            start = end
+        for segment in alone:
+            self.known[segment] = self.to_bytes(segment.decode('utf-8'))
 
 
 # -----------------------------------------------------------------------------
