@@ -1,27 +1,39 @@
 """
 How fast this machine does what the project asks of it, each thing beside a limit of the same machine.
 
-    $ python bench.py                                    # everything, at the size of a bare `python train.py`
+    $ python bench.py                                    # train and loader, at the size of a bare `python train.py`
     $ python bench.py --what=loader --batch_size=64      # one thing alone
+    $ python bench.py --what=tokenizer --text_mb=20
     $ python bench.py --what=train --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --vocab_size=65 --batch_size=64
     $ python bench.py --depth=12 --block_size=1024 --vocab_size=50304 --batch_size=32      # on a GPU
 
 train: a whole training step, optimizer included, and forward + backward alone. On a CPU its FLOP/s are divided by those
 of a float32 matrix product timed right before and after it (a shared machine's speed swings, their ratio does not), on
 CUDA by the peak of the card's data sheet, where runtime.py knows the card. loader: rows a second, beside those that the
-training step takes. Figures are medians. The last line of stdout is all of them as one JSON object.
+training step takes. tokenizer (only when it is named: it takes minutes): training a BPE and encoding with it, beside
+rustbpe, gigatoken and tiktoken on the same cores. Figures are medians. The last line of stdout is all of them as one
+JSON object.
 
 Left out on purpose: several ranks, and data that does not fit into the operating system's cache of files.
 """
 
+import ast
+import base64
 import dataclasses
+import hashlib
+import importlib.util
 import json
 import os
 import platform
+import random
+import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -31,13 +43,13 @@ import torch
 import batches
 import plan
 import runtime
+import tokenizer as tokenizers
 from configurator import configure
 from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
-from tokenizer import CharTokenizer
 
 # What to measure, and on what
-what = 'all'  # all, or some of train, loader (see MEASURES) with commas between them
+what = 'all'  # all (train and loader), or some of train, loader, tokenizer (see MEASURES) with commas between them
 repeats = 20  # measurements, of which the median counts
 warmup = 3  # measurements before them that do not count; compilation falls into the first
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
@@ -69,6 +81,12 @@ qk_norm = 'rms'  # none | rms | rms_gain: of queries and keys
 mlp = 'relu2'  # relu2 | gelu | swiglu
 tied_head = False  # the head is the embedding table
 softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
+
+
+# The tokenizer
+text_mb = 100.0  # millions of bytes of text to train it on, from what this Python has installed
+bpe_vocab_size = 32768  # ids of the tokenizer
+bpe_repeats = 3  # turns in which each program trains and encodes once
 
 
 def derive(settings, explicit):
@@ -263,7 +281,7 @@ def write_random_text(folder: str) -> batches.Data:
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, vocab_size, count, dtype=np.uint16)
     ids[rng.random(count) < 1 / DOCUMENT] = BOS
-    with batches.Writer(folder, CharTokenizer(characters)) as out:
+    with batches.Writer(folder, tokenizers.CharTokenizer(characters)) as out:
         out.write('train', ids, len(ids))
     return batches.Data(folder)
 
@@ -297,13 +315,219 @@ def loader(data: batches.Data, machine: Machine, figures: dict) -> dict:
 
 
 # -----------------------------------------------------------------------------
+# the tokenizer, beside programs in Rust
+
+SUFFIXES = {'.py', '.pyi', '.md', '.rst', '.txt', '.po', '.json'}
+BETWEEN = '\0'  # between documents in a file; no document holds it
+
+
+def installed_texts(limit: int) -> list[tuple[str, str]]:
+    """(suffix, text) of the text files below site-packages and the standard library by path, each distinct one once."""
+    roots = [Path(sysconfig.get_path(name)) for name in ('purelib', 'stdlib')]
+    found, seen, size = [], set(), 0
+    for path in sorted({path for root in roots for path in root.rglob('*') if path.suffix in SUFFIXES}):
+        content = path.read_bytes() if path.is_file() else b''
+        digest = hashlib.sha256(content).digest()
+        try:
+            text = content.decode('utf-8')
+        except UnicodeDecodeError:
+            continue
+        if not text or digest in seen or BETWEEN in text:
+            continue
+        if size + len(content) > limit:
+            break
+        seen.add(digest)
+        found.append((path.suffix, text))
+        size += len(content)
+    return found
+
+
+def natural_texts(texts: list[tuple[str, str]]) -> Iterator[str]:
+    """What people wrote for people: the .md, .rst and .txt among them, and the docstrings."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for suffix, text in texts:
+        if suffix in ('.md', '.rst', '.txt'):
+            yield text
+        if suffix != '.py':
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # other people's invalid escapes
+                nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+        except (SyntaxError, ValueError, RecursionError):  # tests of parsers have such files
+            continue
+        yield from filter(None, (ast.get_docstring(node, clean=False) for node in nodes))
+
+
+def worst_texts(size: int) -> dict[str, list[str]]:
+    """Texts in which hardly a word comes twice, about so many bytes of each, a megabyte a document."""
+    rng, documents = random.Random(seed), range(-(-size // 10**6))
+    line = lambda: f'12:00:{rng.randrange(60):02d} INFO commit {rng.randbytes(20).hex()} tree {rng.randbytes(20).hex()}'
+    return {
+        'base64': [base64.b64encode(rng.randbytes(750_000)).decode() for _ in documents],
+        'hashes': ['\n'.join(line() for _ in range(9000)) for _ in documents],
+    }
+
+
+# Each program runs in a process of its own, without torch: for its memory, and for the processes that it starts. Only
+# work() is timed. The arguments are the texts, cores, vocabulary size, the tokenizer, and where to write.
+CHILD = """
+import json, sys, time
+import numpy as np, tiktoken
+from tokenizer import PATTERN, load, train_bpe
+path, cores, size, table, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+
+def texts():
+    rest = ''
+    with open(path, encoding='utf-8', newline='') as file:
+        while block := file.read(2**20):
+            *whole, rest = (rest + block).split(chr(0))
+            yield from whole
+    yield rest
+
+def memory():  # the most that this process had, and for each core the most of the largest that it started
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == 'darwin' else 1024
+    own = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    try:  # Linux counts what bench.py had into its own
+        with open('/proc/self/status', encoding='ascii') as file:
+            own = next(1024 * int(line.split()[1]) for line in file if line.startswith('VmHWM'))
+    except OSError:
+        pass
+    return own + cores * children
+
+{program}
+started = time.perf_counter()
+result = work()
+print(json.dumps(dict(seconds=time.perf_counter() - started, memory=memory())))
+{after}
+"""
+TRAINERS = {  # name: (program, what it does after the time is taken)
+    'ours': ('def work(): return train_bpe(texts(), size, num_workers=cores)', 'result.save(table)'),
+    'rustbpe': (
+        """
+import rustbpe
+trained = rustbpe.Tokenizer()
+def work(): trained.train_from_iterator(texts(), size, pattern=PATTERN)
+""",
+        """
+pieces = [bytes(piece) for piece, rank in sorted(trained.get_mergeable_ranks(), key=lambda item: item[1])]
+ours = load(table)
+assert pieces == [ours.decode_bytes([i]) for i in range(ours.vocab_size)], 'these are not the merges of rustbpe'
+""",
+    ),
+    'gigatoken': (
+        """
+import gigatoken
+source = gigatoken.TextFileSource([path], separator=chr(0))
+def work(): gigatoken.train_bpe(source, size, [])
+""",
+        '',
+    ),
+}
+ENCODERS = {
+    'ours': (
+        """
+tokenizer, documents = load(table), list(texts())
+tokenizer.encode('this builds what is built once')
+def work(): np.concatenate(list(tokenizer.encode_batch(documents, cores))).tofile(out)
+""",
+        '',
+    ),
+    'tiktoken': (
+        """
+tokenizer, documents = load(table), list(texts())
+ranks = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.vocab_size)}
+engine = tiktoken.Encoding('x', pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens={})
+engine.encode_ordinary('this builds what is built once')
+def work(): return engine.encode_ordinary_batch(documents, num_threads=cores)
+""",
+        """
+ours = np.fromfile(out, np.uint16)
+assert ours.tolist() == [i for ids in result for i in ids], 'these are not the ids of tiktoken'
+""",
+    ),
+}
+
+
+def turns(programs: dict[str, tuple[str, str]], arguments: list) -> dict[str, dict]:
+    """{name: median seconds and peak memory} of programs that take turns. The first one's results are checked."""
+    runs = {name: [] for name in programs}
+    for name in list(programs) * bpe_repeats:
+        program, after = programs[name]
+        code = CHILD.replace('{program}', program).replace('{after}', after)
+        command = [sys.executable, '-c', code, *map(str, arguments)]
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, encoding='utf-8')
+        if done.returncode:
+            raise SystemExit(f'bench: {name} failed: {done.stderr.strip().splitlines()[-1]}')
+        runs[name].append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{'))))
+    keys = ('seconds', 'memory')
+    return {
+        name: {key: None if found[0][key] is None else median(run[key] for run in found) for key in keys}
+        for name, found in runs.items()
+    }
+
+
+def tokenizer(data: batches.Data, machine: Machine, figures: dict) -> dict:
+    """Training on installed texts, and encoding several kinds of text, each beside Rust on the same cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    texts = installed_texts(int(text_mb * 1e6))
+    content = BETWEEN.join(text for _, text in texts).encode('utf-8')
+    about = dict(bytes=len(content), documents=len(texts), sha256=hashlib.sha256(content).hexdigest())
+    about['not_ascii'] = float(np.mean(np.frombuffer(content, np.uint8) >= 128))
+    print(
+        'text    {bytes:,} bytes, {documents:,} documents, {not_ascii:.2%} not ASCII, sha256 {sha256}'.format(**about)
+    )
+    natural = list(natural_texts(texts))
+    kinds = {'training': [text for _, text in texts], 'natural': natural, **worst_texts(int(text_mb * 1e5))}
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, documents in kinds.items():
+            path = Path(folder, kind)
+            path.write_bytes(BETWEEN.join(documents).encode('utf-8'))
+            arguments = [path, cores, bpe_vocab_size, Path(folder, 'tok.json'), Path(folder, 'ids.bin')]
+            programs = {
+                name: code for name, code in TRAINERS.items() if name == 'ours' or importlib.util.find_spec(name)
+            }
+            found[kind] = turns(programs if kind == 'training' else ENCODERS, arguments)
+            show_tokenizer(kind, path.stat().st_size, found[kind])
+    return dict(text=about, cores=cores, **found)
+
+
+def show_tokenizer(kind: str, size: int, found: dict[str, dict]) -> None:
+    for name, figures in found.items():
+        memory = 'n/a' if figures['memory'] is None else f'{figures["memory"] / 2**20:,.0f} MiB'
+        share = found['ours']['seconds'] / figures['seconds']
+        print(
+            f'{kind:<10}{name:<10}{figures["seconds"]:7.2f} s | {size / 1e6 / figures["seconds"]:6.1f} MB/s'
+            f' | ours takes {share:.2f} of its time | peak memory {memory}',
+            flush=True,
+        )
+
+
+# -----------------------------------------------------------------------------
 # (data, machine, what was found so far) -> {name: number}. A new measurement is one more function, and its name here
-MEASURES = {f.__name__: f for f in (train, loader)}
+MEASURES = {f.__name__: f for f in (train, loader, tokenizer)}
 
 
 def check(names: list[str]) -> None:
     """Whatever is wrong with bench's own settings, at once; the model's and the optimizer's check theirs."""
-    least = dict(repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, block_size=1, vocab_size=2, seed=0)
+    least = dict(
+        bpe_repeats=1,
+        bpe_vocab_size=256,
+        text_mb=0.1,
+        repeats=1,
+        warmup=0,
+        batch_size=1,
+        gradient_accumulation_steps=1,
+        block_size=1,
+        vocab_size=2,
+        seed=0,
+    )
     expected = f'expected all, or some of {", ".join(MEASURES)} with commas between them'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
     wrong += [f'{name} is {config[name]}, expected at least {low}' for name, low in least.items() if config[name] < low]
@@ -314,7 +538,7 @@ def check(names: list[str]) -> None:
 
 
 def main():
-    names = list(MEASURES) if what == 'all' else [name.strip() for name in what.split(',')]
+    names = ['train', 'loader'] if what == 'all' else [name.strip() for name in what.split(',')]
     check(names)
     where = runtime.choose_device(device)
     number, why_number = runtime.choose_dtype(dtype, where)

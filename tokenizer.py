@@ -13,7 +13,9 @@ neither a byte nor a special token has, ascending, so our own tables (bytes firs
 permuted) and MiniMind's (special tokens first) are one format. Text never becomes a special token, whatever it spells:
 only a program puts `tokenizer.special[...]` into a row.
 
-$ python tokenizer.py --input=FILE.txt --vocab_size=1024 --out=tok.json       trains one
+$ python tokenizer.py --input=FILE.txt --vocab_size=1024 --out=tok.json    trains one
+$ python tokenizer.py --show="some text" --merges=True                     prints its tokens, and how they were made
+$ python tokenizer.py --evaluate=tok.json                                  bytes per token beside GPT-2's and GPT-4's
 
 Left out on purpose: vocabularies above 65,536 ids (token files are uint16) and normalisation of the text.
 """
@@ -21,15 +23,23 @@ Left out on purpose: vocabularies above 65,536 ids (token files are uint16) and 
 import hashlib
 import heapq
 import json
+import multiprocessing
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import signal
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
+from itertools import accumulate, chain, count, islice
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import regex
 import tiktoken
+from tqdm import tqdm
 
 VERSION = 1  # of tok.json
 MAX_VOCAB = 65536  # ids are stored as uint16
@@ -49,6 +59,11 @@ PATTERN = '|'.join(
     )
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
+# Where a text may be split, since no chunk of these patterns goes on there: between a letter or digit and a sign or
+# blank, and before a space with something to see behind it. What is found out about such a segment of a text holds
+# wherever it occurs. (Nor do their classes overlap: a possessive quantifier says no more than a greedy one.)
+SPLITTABLE = {GPT2_PATTERN, *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}'))}
+SPLIT = regex.compile(r'(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}])|(?<=\p{L})(?=\p{N})')
 GPT2_FILES = ('vocab.bpe', 'encoder.json')
 GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 # sha256 of GPT-2's table in our form: whether a table is GPT-2's can be said without having it
@@ -65,17 +80,16 @@ def valid_text(text: str) -> str:
         return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
 
-def segments(text: str, size: int = 2**18) -> Iterator[str]:
+def segments(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[str]:
     """
-    Parts of at most size characters, cut before a blank that follows a letter or digit: no chunk of the patterns here
-    goes on there, so the parts encode to the same ids as the whole. Without such a place the cut is anywhere. Needed
-    because the regex behind tiktoken overflows its stack on a few million blanks in a row.
+    Parts of at most size characters, split where no chunk of the patterns here goes on, so that they encode to the same
+    ids as the whole. Without such a place in the second half of a part it is split anywhere, or (anywhere=False) grows.
+    Needed because the regex behind tiktoken overflows its stack on a few million blanks in a row.
     """
     start = 0
     while len(text) - start > size:
-        end = start + size
-        places = (i for i in range(end, start, -1) if text[i].isspace() and text[i - 1].isalnum())
-        end = next(places, end)
+        place = SPLIT.search(text, start + size // 2, start + size if anywhere else len(text))
+        end = place.start() if place else start + size if anywhere else len(text)
         yield text[start:end]
         start = end
     yield text[start:]
@@ -100,6 +114,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
+
+    def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
+        """(n,) uint16, the ids of each text in order. Made for much text; memory holds a few blocks of it."""
+        return (np.array(self.encode(text), dtype=np.uint16) for text in texts)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of the ids, special tokens left out. ValueError on an id beyond the vocabulary."""
@@ -182,11 +200,19 @@ class BPETokenizer(Tokenizer):
     @cached_property
     def _engine(self) -> tiktoken.Encoding:
         """tiktoken's merge loop over our table. It merges by the rank of the joined bytes, which is the same thing."""
-        ranks = {piece: i for i, piece in self._pieces.items() if piece}
-        return tiktoken.Encoding('ours', pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
+        ranks, pattern = {piece: i for i, piece in self._pieces.items() if piece}, self.pattern
+        if pattern in SPLITTABLE:  # tiktoken's regex is twice as fast without possessive quantifiers
+            pattern = re.sub(r'(?<=[+*?])\+', '', pattern)
+        return tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     def encode(self, text: str) -> list[int]:
         return [i for part in segments(valid_text(text)) for i in self._engine.encode_ordinary(part)]
+
+    def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
+        blocks = in_blocks(map(valid_text, texts), BLOCK // 2)
+        for ids, counts in in_processes(BulkEncoder, self, blocks, num_workers):
+            ids = np.frombuffer(ids, dtype=np.uint16)
+            yield from (ids[end - count : end] for count, end in zip(counts, accumulate(counts)))
 
     def table(self) -> dict:
         merges = [list(pair) for pair in self.merges]
@@ -270,89 +296,346 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), pattern: str = PATTERN
+    texts: Iterable[str],
+    vocab_size: int,
+    special: Sequence[str] = (),
+    pattern: str = PATTERN,
+    special_first: bool = False,
+    num_workers: int = 1,
+    progress: bool = False,
 ) -> BPETokenizer:
     """
     Learn merges from the texts until the vocabulary, 256 bytes and special tokens counted, has vocab_size ids.
 
     The most frequent pair of neighbours is merged first, of equally frequent ones the smallest pair of ids, so that two
     implementations agree byte for byte. With too little text for that many merges it returns a smaller vocabulary.
+    Memory holds a few blocks of text and the distinct chunks. Special tokens take the last ids, or the first.
     """
     num_merges = vocab_size - 256 - len(special)
     if num_merges < 0:
         raise SystemExit(f'vocab_size={vocab_size}: at least {256 + len(special)}, 256 bytes and the special tokens')
+    if len(set(special)) < len(special):
+        raise SystemExit(f'special tokens {", ".join(special)}: expected names that differ')
     check_size(vocab_size)
-    counts = Counter()
-    split = regex.compile(pattern)
-    for text in texts:
-        counts.update(split.findall(valid_text(text)))
-    merges = learn_merges(counts, num_merges)
-    first = 256 + len(merges)
-    return BPETokenizer(pattern, merges, {name: first + i for i, name in enumerate(special)})
+    check_pattern(pattern)
+    merges = learn_merges(count_chunks(texts, pattern, num_workers), num_merges, progress)
+    first = len(special) if special_first else 0  # of the bytes
+    merges = [(first + left, first + right) for left, right in merges]
+    first_special = 0 if special_first else 256 + len(merges)
+    names = {name: first_special + i for i, name in enumerate(special)}
+    return BPETokenizer(pattern, merges, names, range(first, first + 256))
 
 
-def learn_merges(counts: dict[str, int], num_merges: int) -> list[tuple[int, int]]:
-    """counts: how often each distinct chunk occurs. A few words make up most of a text: work is per distinct one."""
-    words = [list(chunk.encode('utf-8')) for chunk in counts]
-    times = list(counts.values())
-    pair_counts, where = Counter(), defaultdict(set)  # `where` may name words that lost the pair since: harmless
-    for index, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pair_counts[pair] += times[index]
-            where[pair].add(index)
+def check_pattern(pattern: str) -> None:
+    """In second 1, not after an hour: the pattern has to compile here and in tiktoken, whose regex is another."""
+    try:
+        groups = regex.compile(pattern).groups
+        BPETokenizer(pattern, [], {}).encode('text')
+    except (regex.error, ValueError) as error:
+        raise SystemExit(f'pattern {pattern!r} does not compile: {error}') from None
+    if groups:
+        raise SystemExit(f'pattern {pattern!r} has groups that capture: write (?:...)')
 
-    # A count that grows is pushed at once, one that shrinks is put right when it comes up.
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
-    heapq.heapify(heap)
-    merges = []
-    while heap and len(merges) < num_merges:
-        stale, pair = heapq.heappop(heap)
-        count = pair_counts.get(pair, 0)
-        if count != -stale:
-            if 0 < count < -stale:
-                heapq.heappush(heap, (-count, pair))
-            continue
-        new_id = 256 + len(merges)
-        merges.append(pair)
-        grown = set()
-        for index in where.pop(pair):
-            grown |= apply_merge(words, index, pair, new_id, times[index], pair_counts, where)
-        for other in grown:
-            heapq.heappush(heap, (-pair_counts[other], other))
-        pair_counts.pop(pair, None)
+
+def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[str, int]:
+    """How often each distinct chunk occurs: a few words make up most of a text, and all later work is per distinct."""
+    counts, seen = {}, 0
+
+    def parts() -> Iterator[str]:
+        for text in map(valid_text, texts):
+            yield from segments(text, BLOCK, anywhere=False) if pattern in SPLITTABLE else [text]
+
+    def blocks() -> Iterator[list[str]]:
+        nonlocal seen
+        for block in in_blocks(parts(), BLOCK):
+            seen += sum(map(len, block))
+            yield block
+
+    for found in in_processes(chunk_counter, pattern, blocks(), num_workers):
+        for chunk, times in found.items():
+            counts[chunk] = counts.get(chunk, 0) + times
+    kept = sum(len(chunk) * times for chunk, times in counts.items())
+    if kept != seen:
+        raise SystemExit(
+            f'pattern {pattern!r} leaves out {seen - kept:,} of {seen:,} characters: add an alternative |.'
+        )
+    return counts
+
+
+def chunk_counter(pattern: str) -> Callable[[list[str]], dict[str, int]]:
+    split = regex.compile(pattern).findall
+
+    def count_block(block: list[str]) -> dict[str, int]:
+        """The slow regex of the pattern runs once for each distinct segment of the block."""
+        counts, times = {}, [1] * len(block)
+        if pattern in SPLITTABLE:
+            segments, numbers = split_block(block)
+            block, times = [s.decode('utf-8', 'ignore') for s in segments], np.bincount(numbers).tolist()  # END is ''
+        for segment, n in zip(block, times):
+            for chunk in split(segment):
+                counts[chunk] = counts.get(chunk, 0) + n
+        return counts
+
+    return count_block
+
+
+def learn_merges(counts: dict[str, int], num_merges: int, progress: bool = False) -> list[tuple[int, int]]:
+    """
+    Merges from the number of times that each distinct chunk occurs.
+
+    All chunks lie in one array, a cell a byte and -1 between them. A token's id stands in its first cell and in its
+    last, so the tokens beside the one at `place` are found at place - 1 and place + length: a merge writes three cells.
+
+    The places of a pair all come into being at one merge, the one that made its newer id; from then on it only loses
+    some. So its count at birth is a bound for ever. Nothing is brought up to date: a pair is counted when its turn
+    comes, and goes back into the queue if it has become rarer.
+
+    The pairs that one merge gives birth to are a family, the most frequent first, and only its first member queues.
+    """
+    symbols, weights = lay_out(counts)
+    del counts  # the largest thing in memory
+    lengths = np.ones(256 + num_merges, dtype=np.int64)  # bytes of each id
+    heap, merges = [], []
+    push_first(heap, family(*all_pairs(symbols), weights))
+    with tqdm(total=num_merges, desc='merging', disable=not progress) as bar:
+        while heap and len(merges) < num_merges:
+            bound, pair, places, siblings = heapq.heappop(heap)  # the smallest: -count first, then the pair
+            push_first(heap, siblings)
+            left, right = pair >> 16, pair & 0xFFFF
+            places = places[(symbols[places] == left) & (symbols[places + lengths[left]] == right)]
+            count = int(np.add.reduce(weights[places]))
+            if count < -bound:
+                push_first(heap, iter([(-count, pair, places)] if count else []))
+                continue
+            merges.append((left, right))
+            if left == right:
+                places = without_overlap(places, lengths[left])
+            born = apply_merge(symbols, lengths, places, left, right, 255 + len(merges))
+            push_first(heap, family(*born, weights))
+            bar.update()
     return merges
 
 
-def apply_merge(words, index, pair, new_id, times, pair_counts, where) -> set[tuple[int, int]]:
-    """Merge the pair in one word, bring its pair counts up to date and return the pairs that are new in it."""
-    old = words[index]
-    new = merge(old, pair, new_id)
-    if len(new) == len(old):
-        return set()
-    words[index] = new
-    for gone in zip(old, old[1:]):
-        pair_counts[gone] -= times
-    grown = set()
-    for neighbours in zip(new, new[1:]):
-        pair_counts[neighbours] += times
-        if new_id in neighbours:
-            where[neighbours].add(index)
-            grown.add(neighbours)
-    return grown
+def lay_out(counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(symbols, weights): the bytes of all chunks with -1 before, between and behind, and each cell's chunk's count."""
+    joined = b'\0'.join([b'', *(chunk.encode('utf-8') for chunk in counts), b''])
+    cells = np.array([len(chunk.encode('utf-8')) + 1 for chunk in counts], dtype=np.int64)
+    symbols = np.frombuffer(joined, dtype=np.uint8).astype(np.int64)
+    symbols[0] = symbols[np.cumsum(cells)] = -1
+    weights = np.repeat(np.array(list(counts.values()), dtype=np.int64), cells)
+    return symbols, np.append(0, weights)
 
 
-def merge(ids: list[int], pair: tuple[int, int], new_id: int) -> list[int]:
-    """Replace the pair wherever it stands, from left to right: [1, 1, 1] with (1, 1) is [new, 1]."""
-    left, right = pair
-    merged, i, last = [], 0, len(ids) - 1
-    while i <= last:
-        if ids[i] == left and i < last and ids[i + 1] == right:
-            merged.append(new_id)
-            i += 2
-        else:
-            merged.append(ids[i])
-            i += 1
-    return merged
+def all_pairs(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs, places) to begin with. A pair is left << 16 | right."""
+    places = ((symbols[:-1] >= 0) & (symbols[1:] >= 0)).nonzero()[0]
+    return symbols[places] << 16 | symbols[places + 1], places
+
+
+def push_first(heap: list, members: Iterator[tuple]) -> None:
+    """Queue the next member of a family, and with it the members behind."""
+    for member in members:
+        heapq.heappush(heap, (*member, members))
+        return
+
+
+def family(pairs: np.ndarray, places: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(-count, pair, its places in ascending order) of each distinct pair, in the order in which they may be merged."""
+    if not len(pairs):
+        return
+    order = pairs.argsort(kind='stable')
+    pairs, places = pairs[order], places[order]
+    edges = np.concatenate(([0], (pairs[1:] != pairs[:-1]).nonzero()[0] + 1, [len(pairs)]))
+    pairs, counts = pairs[edges[:-1]], np.add.reduceat(weights[places], edges[:-1])
+    for i in (-counts).argsort(kind='stable'):  # stable: of equal counts the smallest pair
+        yield -int(counts[i]), int(pairs[i]), places[edges[i] : edges[i + 1]]
+
+
+def without_overlap(places: np.ndarray, length: int) -> np.ndarray:
+    """Of a pair of equals, such as aa in aaaa: every other place of a run, from the left."""
+    index = np.arange(len(places))
+    goes_on = np.diff(places, prepend=-length) == length
+    run = np.maximum.accumulate(np.where(goes_on, 0, index))  # where the run of each place began
+    return places[(index - run) % 2 == 0]
+
+
+def apply_merge(symbols, lengths, places, left: int, right: int, new_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write new_id over the pair at these places; (pairs, places) of what it forms with its neighbours."""
+    middle, length = lengths[left], lengths[left] + lengths[right]
+    lengths[new_id] = length
+    symbols[places + middle] = -1  # no token begins here any more, unless it is the last cell
+    symbols[places] = symbols[places + (length - 1)] = new_id
+    before, after = symbols[places - 1], symbols[places + length]
+    pairs = np.concatenate((before << 16 | new_id, new_id << 16 | after))
+    places = np.concatenate((places - lengths[before], places))
+    is_pair = np.concatenate(((before >= 0) & (before != new_id), after >= 0))  # (new, new) is seen from its left one
+    return pairs[is_pair], places[is_pair]
+
+
+# -----------------------------------------------------------------------------
+# Much text: its distinct segments, and several processes
+
+# Where a text may be split, by bytes and more careful: ASCII letters and digits, ASCII signs and blanks, and what is to
+# see for sure (ASCII, and U+00C0 to U+07FF by their first byte)
+WORD = {byte for byte in range(128) if chr(byte).isalnum()}
+SIGN = {*range(128)} - WORD
+SEEN = {*range(33, 127), *range(0xC3, 0xE0)}
+IS_WORD, IS_SIGN, IS_SEEN = (np.isin(np.arange(256), list(kind)) for kind in (WORD, SIGN, SEEN))
+FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # of a machine word
+END = b'\xff'  # no byte of UTF-8: stands behind each text of a block
+BLOCK = 2**21  # characters that are counted at a time, about; encoded: half as many
+CACHE = 2**19  # segments whose ids are kept, about 100 MB
+
+
+def in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of texts with about so many characters each, or one text that has more."""
+    block, length = [], 0
+    for text in texts:
+        block.append(text)
+        length += len(text) + 1  # an empty text is work too
+        if length >= size:
+            yield block
+            block, length = [], 0
+    if block:
+        yield block
+
+
+def split_block(texts: list[str]) -> tuple[list[bytes], np.ndarray]:
+    """
+    (the distinct segments of the texts, which of them stands at each place), with END behind each text.
+
+    Up to 15 bytes of a segment are two machine words, the last byte its length. A longer one counts as distinct.
+    """
+    data = END.join([text.encode('utf-8') for text in texts]) + END
+    codes = np.frombuffer(data + bytes(16), dtype=np.uint8)
+    begins = np.zeros(len(codes), dtype=bool)
+    begins[1:] = IS_WORD[codes[:-1]] & IS_SIGN[codes[1:]]
+    begins[:-1] |= (codes[:-1] == 32) & IS_SEEN[codes[1:]]
+    ends = (codes == END[0]).nonzero()[0]
+    begins[0] = begins[ends] = begins[ends + 1] = True
+    edges = begins[: len(data) + 1].nonzero()[0]
+    starts, lengths = edges[:-1], np.diff(edges)
+
+    words = np.ndarray(len(codes) - 7, dtype='<u8', buffer=codes, strides=(1,))  # the 8 bytes from each on
+    low = words[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
+    high = words[starts + 8] & FIRST_BYTES[np.clip(lengths - 8, 0, 8)] | lengths.astype(np.uint64) << np.uint64(56)
+    first, numbers = find_equals(low, np.where(lengths > 15, starts.astype(np.uint64), high))
+    starts, ends = starts[first], starts[first] + lengths[first]
+    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist())], numbers
+
+
+def find_equals(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(where the first of each distinct pair (low, high) stands, the number of each pair): np.unique, three times as
+    fast. Equal ones come to stand side by side when hashes of them are sorted, with their index in the last bits."""
+    bits = np.uint64(len(low).bit_length())
+    for salt in count(0x9E3779B97F4A7C15, 2**33):
+        hashes = (low ^ high >> np.uint64(7)) * np.uint64(salt)
+        hashes = (hashes ^ hashes >> np.uint64(32) ^ high) * np.uint64(0xD6E8FEB86659FD93)
+        packed = np.sort(hashes >> bits << bits | np.arange(len(low), dtype=np.uint64))
+        order, hashes = (packed & (np.uint64(1) << bits) - np.uint64(1)).astype(np.int64), packed >> bits
+        is_new = np.append(True, hashes[1:] != hashes[:-1])
+        first, numbers = order[is_new], np.empty(len(order), dtype=np.int64)
+        numbers[order] = np.cumsum(is_new) - 1
+        if np.array_equal(low[first][numbers], low) and np.array_equal(high[first][numbers], high):
+            return first, numbers  # else two that differ share a hash
+
+
+WORK = {}  # what a worker process does with an item
+
+
+def start_worker(make: Callable, argument) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that waits
+    Thread(target=follow, args=[multiprocessing.parent_process()], daemon=True).start()
+    WORK['work'] = make(argument)
+
+
+def follow(parent) -> None:
+    """A program that is killed cannot end its workers."""
+    parent.join()
+    os._exit(1)
+
+
+def work_on(item):
+    return WORK['work'](item)
+
+
+def in_processes(make: Callable, argument, items: Iterable, num_workers: int = 1) -> Iterator:
+    """make(argument)(item) of each item, in order, by that many processes; a few items are in memory at a time."""
+    items = iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if num_workers == 1 or len(first) < 2:  # starting processes would take longer
+        yield from map(make(argument), items)
+        return
+    with ProcessPoolExecutor(num_workers, initializer=start_worker, initargs=(make, argument)) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(work_on, item))
+            if len(waiting) > num_workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class BulkEncoder:
+    """
+    Called with texts, returns the uint16 ids of all of them as bytes, and how many ids each one has.
+
+    Each distinct segment is encoded once. Texts that hardly repeat themselves, such as base64 or columns of hashes, are
+    left to tiktoken as they are, and so are the next few blocks: looking for repetitions in vain has to cost little.
+    """
+
+    def __init__(self, tokenizer: BPETokenizer):
+        self.engine, self.bytes_per_id = tokenizer._engine, tokenizer.bytes_per_id
+        self.patience = 0 if tokenizer.pattern in SPLITTABLE else float('inf')  # blocks that are not looked at
+        self.known = {END: b''}  # segment -> its ids as bytes: those of a text are then those of its segments, joined
+
+    def __call__(self, texts: list[str]) -> tuple[bytes, list[int]]:
+        if not self.patience:
+            segments, numbers = split_block(texts)
+            new = set(segments).difference(self.known)
+            if 2 * sum(map(len, new)) < sum(map(len, texts)):
+                self.learn(new)
+                joined = self.join(segments, numbers)
+                if len(self.known) > CACHE:
+                    self.known = {END: b''}
+                return joined
+            self.patience = 4
+        self.patience -= 1
+        rows = [self.to_bytes(text) for text in texts]
+        return b''.join(rows), [len(row) // 2 for row in rows]
+
+    def to_bytes(self, text: str) -> bytes:
+        return b''.join(array('H', self.engine.encode_ordinary(part)).tobytes() for part in segments(text))
+
+    def join(self, segments: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
+        pieces = [self.known[segment] for segment in segments]
+        ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
+        sizes = np.array([len(piece) // 2 for piece in pieces])
+        starts = (np.cumsum(sizes) - sizes)[numbers]  # in ids, of the segment at each place
+        sizes = sizes[numbers]
+        ends = np.cumsum(sizes)  # in the ids of the texts
+        index = np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1])
+        return ids[index].tobytes(), np.diff(ends[numbers == segments.index(END)], prepend=0).tolist()
+
+    def learn(self, new: set[bytes]) -> None:
+        """Encode segments: all that may stand behind each other in one go, which is then cut up at their last bytes."""
+        free, spaced, alone = [], [], []
+        for segment in new:
+            if segment[0] in SIGN and segment[-1] in WORD:
+                free.append(segment)  # behind a letter or digit
+            elif segment[0] == 32 and len(segment) > 1 and segment[1] in SEEN:
+                spaced.append(segment)  # behind anything
+            else:
+                alone.append(segment)
+        ids, start = self.to_bytes(b''.join(free + spaced).decode('utf-8')), 0
+        ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=np.uint16)])
+        ends = np.cumsum([len(segment) for segment in free + spaced], dtype=np.int64)
+        for segment, end in zip(free + spaced, (2 * np.searchsorted(ends_of_ids, ends) + 2).tolist()):
+            self.known[segment] = ids[start:end]
+            start = end
+        for segment in alone:
+            self.known[segment] = self.to_bytes(segment.decode('utf-8'))
 
 
 # -----------------------------------------------------------------------------
@@ -383,6 +666,9 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return self._loaded.encode(text)
+
+    def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
+        return self._loaded.encode_batch(texts, num_workers)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return self._loaded.decode_bytes(ids)
@@ -462,17 +748,123 @@ def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[int, int]]:
             yield ranks[parts[0]], ranks[parts[1]]
 
 
-if __name__ == '__main__':
-    from configurator import configure
+# -----------------------------------------------------------------------------
+# Looking at one
 
-    input = ''  # a UTF-8 text file to learn from
+# Short texts of several kinds, for --evaluate
+SAMPLES = {
+    'English': 'The lighthouse keeper climbed the stairs every evening, counted the ships on the horizon, and wrote\n'
+    "their names into a book that nobody else would read. It wasn't a lonely life, he said; it was a quiet one.",
+    'code': 'def moving_average(values, width=3):\n    total = 0.0\n    for i, value in enumerate(values):\n'
+    '        total += value - (values[i - width] if i >= width else 0)\n        yield total / min(i + 1, width)\n',
+    'maths': "Let f(x) = 3x^2 - 4x + 12. Then f'(x) = 6x - 4 = 0 gives x = 2/3, where f(2/3) = 32/3 ≈ 10.6667.\n"
+    '\\int_0^1 \\frac{dx}{1+x^2} = \\frac{\\pi}{4}, and 1024 * 768 = 786432.',
+    'German': 'Am Morgen lag dünner Nebel über den Feldern, und die Straße zum Bahnhof war noch menschenleer.',
+    'Russian': 'Утром над полями лежал лёгкий туман, и дорога к вокзалу была ещё совсем пустой.',
+    'Chinese': '清晨，田野上笼罩着一层薄雾，通往车站的路上还没有行人。他打开书，读了几页，又合上了。',
+    'Japanese': '朝、畑には薄い霧がかかり、駅へ向かう道にはまだ誰もいなかった。',
+    'Arabic': 'في الصباح كان ضباب خفيف يغطي الحقول، وكان الطريق إلى المحطة لا يزال خاليا.',
+    'Hindi': 'सुबह खेतों पर हल्का कोहरा था और स्टेशन जाने वाली सड़क अभी भी खाली थी।',
+}
+
+
+def show_tokens(tokenizer: Tokenizer, text: str, derive: bool = False, colour: bool = True) -> str:
+    """The text with its tokens in alternating colours, or between bars, and their ids; derive: how merges made them."""
+    ids = tokenizer.encode(text)
+    spelled = {i: tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace') for i in ids}
+    if colour:
+        painted = [f'\x1b[30;{(46, 103)[n % 2]}m{spelled[i]}\x1b[0m' for n, i in enumerate(ids)]
+    else:
+        painted = [spelled[i] + '|' for i in ids]
+    lines = [''.join(painted), ' '.join(map(str, ids))]
+    made = dict(zip(merge_ids(tokenizer.byte_ids, tokenizer.special, len(tokenizer.merges)), tokenizer.merges))
+    for i in dict.fromkeys(ids) if derive else ():
+        lines.append(f'{i:>6} {spelled[i]!r}')
+        todo = [(i, 1)]
+        while todo:
+            i, depth = todo.pop()
+            if i in made:
+                halves = [f'{half} {tokenizer.decode_bytes([half])!r}' for half in made[i]]
+                lines.append(f'{"  " * depth}     {i} = {halves[0]} + {halves[1]}')
+                todo += [(half, depth + 1) for half in made[i][::-1]]
+    return '\n'.join(lines)
+
+
+def compare(encoders: dict[str, Callable[[str], list[int]]], texts: dict[str, str]) -> str:
+    """A table of bytes per token: more is better, since a model then sees more of a text in as many steps."""
+    lines = ['| bytes per token | ' + ' | '.join(encoders) + ' |', '|:--|' + '--:|' * len(encoders)]
+    for kind, text in texts.items():
+        rates = [f'{len(text.encode("utf-8")) / len(encode(text)):.2f}' for encode in encoders.values()]
+        lines.append(f'| {kind} | ' + ' | '.join(rates) + ' |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    import sys
+    from glob import glob
+
+    from configurator import configure
+    from data.download import pieces
+
+    # To train one
+    input = ''  # files to learn from, with commas, * allowed: .txt, .jsonl and .parquet with "text"
     vocab_size = 1024  # ids in all: 256 bytes, the merges and the special tokens; at most 65,536
     special = '<|bos|>'  # special tokens, separated by commas
+    special_first = False  # they take the first ids instead of the last
+    pattern = PATTERN  # what may not be merged across: a regular expression that matches each chunk of a text
+    max_chars = 0  # learn from so many characters only; 0 is all
+    num_workers = 0  # processes that count; 0 is one a core
     out = 'tok.json'  # where to write the tokenizer
+
+    # To look at one
+    show = ''  # a text whose tokens to print, by the tokenizer in `out`
+    merges = False  # and the merges that made them
+    evaluate = ''  # tok.json files, with commas, to compare with GPT-2's and GPT-4's encodings on several kinds of text
     configure(globals())
-    if not Path(input).is_file():
-        raise SystemExit(f'--input={input}: no such file, expected a UTF-8 text: python tokenizer.py --input=FILE')
-    names = [name for name in special.split(',') if name]
-    trained = train_bpe([Path(input).read_text(encoding='utf-8')], vocab_size, names)
-    trained.save(out)
-    print(f'{out}: {trained.vocab_size} ids, {len(trained.merges)} of them merges')
+
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(',') if name]
+
+    def read(files: list[str]) -> Iterator[str]:
+        """The files' texts, up to max_chars; the bar counts bytes of the files, and knows how many there are."""
+        sizes = [Path(file).stat().st_size for file in files]
+        left = limit = max_chars or 2**62
+        total = min(sum(sizes), limit)
+        with tqdm(total=total, unit='B', unit_scale=True, desc='counting') as bar:
+            for text, end in ((text, end) for file, end in zip(files, accumulate(sizes)) for text in pieces(file)):
+                if left <= 0:
+                    break
+                text = text[:left]
+                left -= len(text)
+                bar.update(min(len(text), max(0, min(end, total) - bar.n)))
+                yield text
+        if left == limit:
+            raise SystemExit(f'--input={input}: no character in it, expected text to learn from')
+
+    def train() -> None:
+        files = sorted({file for name in names(input) for file in glob(name, recursive=True) or [name]})
+        for file in files or [input]:
+            if not Path(file).is_file():
+                raise SystemExit(f'--input={file}: no such file, expected a text: python tokenizer.py --input=FILE')
+        workers = num_workers or os.cpu_count()
+        trained = train_bpe(read(files), vocab_size, names(special), pattern, special_first, workers, progress=True)
+        trained.save(out)
+        if trained.vocab_size < vocab_size:
+            print(f'no pair of neighbours is left: {trained.vocab_size:,} ids and not {vocab_size:,}')
+        print(f'{out}: {trained.vocab_size:,} ids, {len(trained.merges):,} of them merges')
+
+    def table() -> None:
+        encoders = {name: load(name).encode for name in names(evaluate)}
+        for name, by in (('gpt2', 'GPT-2'), ('cl100k_base', 'GPT-4')):
+            try:
+                encoders[by] = gpt2().encode if name == 'gpt2' else tiktoken.get_encoding(name).encode_ordinary
+            except (OSError, ValueError, SystemExit) as error:  # of requests, of tiktoken, of gpt2()
+                print(f"{by}'s encoding is left out: tiktoken could not fetch {name} ({type(error).__name__})")
+        print(compare(encoders, SAMPLES))
+
+    if show:
+        print(show_tokens(load(out), show, merges, colour=sys.stdout.isatty()))
+    elif evaluate:
+        table()
+    else:
+        train()

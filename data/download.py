@@ -6,7 +6,9 @@ What the prepare scripts share: getting a file from the network whole or not at 
         ...
 """
 
+import codecs
 import hashlib
+import io
 import json
 import os
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from tokenizer import valid_text
+from tokenizer import segments, valid_text
 
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
 HOPELESS = (400, 401, 403, 404, 410)  # answers that asking again will not change
@@ -129,21 +131,45 @@ def documents(path: str | Path) -> Iterator[str]:
     .parquet a column "text". What cannot be read is a SystemExit naming the file, and the line.
     """
     path = Path(path)
+    yield from [read_text(path)] if path.suffix == '.txt' and path.is_file() else pieces(path)
+
+
+def pieces(path: str | Path, size: int = 2**22) -> Iterator[str]:
+    """documents(path), but a long .txt in parts that fit into memory, cut where no word goes on."""
+    path = Path(path)
     if path.suffix not in SUFFIXES:
         raise SystemExit(f'{path}: expected a file that ends in {", ".join(SUFFIXES)}')
     if not path.is_file():
         raise SystemExit(f'{path}: no such file')
-    if path.suffix == '.parquet':
-        texts = parquet_rows(path)
-    elif path.suffix == '.jsonl':
-        texts = json_lines(path)
-    else:
-        texts = [read_text(path)]
-    yield from map(valid_text, texts)
+    if path.suffix != '.txt':
+        yield from map(valid_text, (parquet_rows if path.suffix == '.parquet' else json_lines)(path))
+        return
+    rest = ''
+    for block in read_blocks(path, size):
+        *parts, rest = segments(rest + block, size, anywhere=False)
+        yield from parts
+    yield rest
 
 
 def read_text(path: Path) -> str:
-    return decode(path.read_bytes(), path).replace('\r\n', '\n').replace('\r', '\n')
+    return valid_text(''.join(read_blocks(path, 2**24)))
+
+
+def read_blocks(path: Path, size: int) -> Iterator[str]:
+    """The text of a UTF-8 file in blocks, without Windows' line ends and the byte order mark that it puts first."""
+    decoder = codecs.getincrementaldecoder('utf-8')()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset, block = 0, b' '
+    with open(path, 'rb') as file:
+        while block:
+            block = file.read(size)
+            start = offset - len(decoder.getstate()[0])  # of half a character, left from the block before
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise SystemExit(f'{path}: no UTF-8 at byte {start + error.start}: save it as UTF-8') from None
+            yield newlines.decode(text if offset else text.removeprefix('\ufeff'), final=not block)
+            offset += len(block)
 
 
 def decode(text: bytes, where: str | Path) -> str:

@@ -1,10 +1,18 @@
 """The tokenizers against tiktoken, against naive versions of training and encoding, and against the laws of a code."""
 
+import base64
+import codecs
 import json
 import random
+import signal
 import socket
+import subprocess
+import sys
+import sysconfig
+import tracemalloc
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +109,117 @@ def test_training_on_runs_and_ties_until_no_pair_is_left(text):
     assert trained.decode(trained.encode(text)) == text
 
 
+def library(size):
+    """The standard library's sources, so many bytes of them."""
+    texts, found = [], 0
+    for path in sorted(Path(sysconfig.get_path('stdlib')).glob('*.py')) + sorted(
+        Path(sysconfig.get_path('stdlib')).glob('[a-su-z]*/**/*.py')  # without test/ and site-packages' s
+    ):
+        if found < size and 'site-packages' not in path.parts:
+            try:
+                texts.append(path.read_text(encoding='utf-8'))
+            except UnicodeDecodeError:
+                continue
+            found += len(texts[-1].encode())
+    assert found >= size
+    return texts
+
+
+@pytest.mark.parametrize('vocab_size, num_workers', [(8192, 2), (32768, 1)])
+def test_training_equals_rustbpe(vocab_size, num_workers, oracle):
+    """The same merges in the same order, on 5 MB of Python."""
+    texts = library(5_000_000)
+    theirs = oracle('rustbpe').Tokenizer()
+    theirs.train_from_iterator(iter(texts), vocab_size, pattern=PATTERN)
+    ours = train_bpe(iter(texts), vocab_size, num_workers=num_workers)
+    ranks = {bytes(piece): rank for piece, rank in theirs.get_mergeable_ranks()}
+    assert ranks == {ours.decode_bytes([i]): i for i in range(vocab_size)}
+
+
+@pytest.mark.parametrize('pattern', sorted(tokenizers.SPLITTABLE))
+def test_segments_have_the_chunks_of_the_whole(pattern):
+    for seed in range(30):
+        text = random_text(random.Random(seed), 2000)
+        chunks = regex.findall(pattern, text)
+        distinct, numbers = tokenizers.split_block([text, '', text[:99]])
+        parts = [distinct[i] for i in numbers]
+        ends = [i for i, part in enumerate(parts) if part == tokenizers.END]
+        assert len(ends) == 3 and ends[1] == ends[0] + 1 and ends[2] == len(parts) - 1
+        parts = [part.decode() for part in parts[: ends[0]]]
+        assert ''.join(parts) == text == ''.join(chunks)
+        assert [chunk for part in parts for chunk in regex.findall(pattern, part)] == chunks
+        parts = tokenizers.SPLIT.sub('\0', text.replace('\0', '')).split('\0')
+        assert len(parts) > 50
+        chunks = regex.findall(pattern, text.replace('\0', ''))
+        assert [chunk for part in parts for chunk in regex.findall(pattern, part)] == chunks
+
+
+def test_what_is_seen_is_no_blank():
+    """By the first byte of its UTF-8."""
+    for code in {*range(0x3100)} - {*range(0xD800, 0xE000)}:
+        assert not (chr(code).encode()[0] in tokenizers.SEEN and regex.match(r'\s', chr(code)))
+
+
+def test_equals_are_found():
+    rng = np.random.default_rng(0)
+    low, high = rng.integers(0, 4, (2, 300)).astype(np.uint64) << np.uint64(40)
+    first, numbers = tokenizers.find_equals(low, high)
+    pairs = list(zip(low.tolist(), high.tolist()))
+    assert [pairs[i] for i in first[numbers]] == pairs and len(first) == len(set(pairs)) == 16
+
+
+def test_two_that_share_a_hash_are_told_apart():
+    """The numbers whose hashes, by the first salt, are 8 and 9: with three numbers the last two bits do not count."""
+    modulus, found = 2**64, []
+    for hashed in (8, 9):
+        mixed = hashed * pow(0xD6E8FEB86659FD93, -1, modulus) % modulus
+        mixed ^= mixed >> 32
+        found.append(mixed * pow(0x9E3779B97F4A7C15, -1, modulus) % modulus)
+    low = np.array([*found, found[0]], dtype=np.uint64)
+    first, numbers = tokenizers.find_equals(low, np.zeros(3, dtype=np.uint64))
+    assert low[first][numbers].tolist() == low.tolist() and len(first) == 2
+
+
+def test_training_reads_in_bounded_memory(monkeypatch):
+    """Ten times the text, with the same words: the same memory, which is a small part of the text."""
+    monkeypatch.setattr(tokenizers, 'BLOCK', 2**14)
+    peaks = []
+    for repeats in (20, 200):
+        words = ' '.join(f'word{i % 500}' for i in range(2000))
+        tracemalloc.start()
+        train_bpe((words + str(i % 10) for i in range(repeats)), 300)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] < 200 * len(words) / 2
+
+
+def test_training_cuts_long_texts_exactly(monkeypatch):
+    rng = random.Random(7)
+    text = random_text(rng, 20_000)
+    expected = train_bpe([text], 600).merges
+    monkeypatch.setattr(tokenizers, 'BLOCK', 500)
+    assert train_bpe([text], 600).merges == train_bpe([text], 600, num_workers=2).merges == expected
+
+
+def test_special_tokens_may_come_first():
+    texts = LINES * 3
+    last, first = train_bpe(texts, 400, SPECIAL), train_bpe(texts, 400, SPECIAL, special_first=True)
+    assert list(first.special.values()) == [0, 1, 2] and list(last.special.values()) == [397, 398, 399]
+    for line in LINES:
+        assert first.encode(line) == [i + 3 for i in last.encode(line)] and first.decode(first.encode(line)) == line
+
+
+@pytest.mark.parametrize('pattern, words', [
+    ('(', 'does not compile'),
+    (r'(a)|.', 'groups that capture'),
+    (r'\w+', 'leaves out 3 of 11 characters'),
+    ('[[:bad:]]', 'does not compile'),
+])  # fmt: skip
+def test_a_pattern_that_will_not_do_is_named(pattern, words):
+    with pytest.raises(SystemExit, match=words):
+        train_bpe(['a text to b'], 300, pattern=pattern)
+
+
 def test_ties_go_to_the_smallest_pair():
     assert train_bpe(['ba dc'], 257).merges == [(ord(' '), ord('d'))]
     assert train_bpe(['b\na'], 300).merges == []  # no two bytes of one chunk
@@ -130,6 +249,80 @@ def test_encoding_equals_naive_encoding(trained):
     rng = random.Random(1)
     for text in [*LINES, *(random_text(rng, 200) for _ in range(40))]:
         assert trained.encode(text) == naive_encode(trained, text)
+
+
+def mixed_texts(size):
+    """Code, prose in several scripts, emoji, control characters, and long lines without a blank."""
+    rng = random.Random(5)
+    yield from library(size // 2)
+    for start, end in (
+        (0x4E00, 0x9FFF),
+        (0x3041, 0x3096),
+        (0xAC00, 0xD7A3),
+        (0x1F300, 0x1F64F),
+        (0, 0x20),
+        (0x400, 0x500),
+    ):
+        signs = '，。 \n' if start >= 0x3000 else ' ,.\n'
+        words = (''.join(chr(rng.randint(start, end)) for _ in range(rng.randint(1, 9))) for _ in range(size // 250))
+        yield ''.join(word + rng.choice(signs) for word in words)
+    yield base64.b64encode(rng.randbytes(size // 16)).decode()
+    yield rng.randbytes(size // 16).hex()
+    yield from (random_text(rng, size // 200) for _ in range(20))
+    yield from ['', ' ', '\n', "don't", "'", 'a', '\0', '']
+
+
+@pytest.mark.parametrize('size', [1_000_000, pytest.param(12_000_000, marks=pytest.mark.slow)])
+def test_ids_equal_tiktokens(size):
+    """One by one and in bulk; tiktoken gets every text whole, and the pattern as it is written."""
+    texts = list(mixed_texts(size))
+    assert sum(len(text.encode()) for text in texts) > 0.85 * size
+    ours = train_bpe(texts[::3], 4096, SPECIAL)
+    ranks = {ours.decode_bytes([i]): i for i in range(4096 - len(SPECIAL))}
+    oracle = tiktoken.Encoding('oracle', pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    bulk = ours.encode_batch(iter(texts), num_workers=2)
+    for text, ids in zip(texts, bulk, strict=True):
+        expected = oracle.encode_ordinary(text)
+        assert ids.dtype == np.uint16 and ids.tolist() == expected == ours.encode(text)
+        assert ours.decode(ids) == text
+
+
+@pytest.mark.parametrize('kind', ['forgets', 'gives up', 'another pattern'])
+def test_bulk_encoding_however_it_is_done(kind, trained, monkeypatch):
+    rng = random.Random(6)
+    texts = [random_text(rng, rng.randint(0, 500)) for _ in range(100)] + ['surrogates a\ud83d\ude00b\ud800']
+    monkeypatch.setattr(tokenizers, 'BLOCK', 4000)
+    if kind == 'forgets':
+        monkeypatch.setattr(tokenizers, 'CACHE', 50)
+        texts += texts
+    if kind == 'gives up':
+        texts[20:80] = [rng.randbytes(300).hex(' ', 20) for _ in range(60)]
+    if kind == 'another pattern':
+        trained = BPETokenizer(r'(?s).{1,7}', trained.merges, trained.special)
+    assert [ids.tolist() for ids in trained.encode_batch(texts)] == [trained.encode(text) for text in texts]
+
+
+def test_bulk_encoding_of_characters():
+    assert [ids.tolist() for ids in CharTokenizer('abc').encode_batch(['ab', '', 'c'])] == [[0, 1], [], [2]]
+
+
+def test_random_bytes_come_back(trained):
+    rng = random.Random(8)
+    for length in range(60):
+        content = rng.randbytes(length)
+        assert trained.decode_bytes(trained.byte_ids[byte] for byte in content) == content
+        for text in (content.decode('latin-1'), content.decode('utf-8', 'replace')):
+            assert trained.decode(trained.encode(text)) == text
+
+
+def test_a_stream_shows_no_half_characters(trained):
+    """The bytes of an id at a time through Python's incremental decoder, as sample.py does it."""
+    text, shown = '你好🌍 Straße', ''
+    decoder = codecs.getincrementaldecoder('utf-8')()
+    for i in trained.encode(text):
+        shown += decoder.decode(trained.decode_bytes([i]))
+        assert text.startswith(shown)
+    assert shown == text
 
 
 def test_round_trip_and_bytes_per_id(trained):
@@ -409,3 +602,79 @@ def test_the_program_trains_one(run_program, tmp_path):
     assert tokenizers.load(out).to_dict() == expected.to_dict()
     done = run_program('tokenizer.py', '--input=nothing.txt', cwd=tmp_path, check=False)
     assert done.returncode == 1 and done.stderr.strip().startswith('--input=nothing.txt: no such file')
+
+
+BAD_INPUT = {
+    'no UTF-8': (['--input={bad}'], r'bad\.txt: no UTF-8 at byte 7: '),
+    'empty': (['--input={empty}'], 'empty.txt: no character in it'),
+    'no such file': (['--input=nothing.txt'], '--input=nothing.txt: no such file'),
+    'no input': ([], '--input=: no such file'),
+    'a kind that is not read': (['--input=' + __file__], r"expected a file that ends in \.txt"),
+    'vocabulary too small': (['--input={text}', '--vocab_size=256'], 'vocab_size=256: at least 257'),
+    'vocabulary too large': (['--input={text}', '--vocab_size=65537'], '65537 ids: at most 65536'),
+    'pattern': (['--input={text}', '--pattern=('], r"pattern '\(' does not compile"),
+    'special tokens that repeat': (['--input={text}', '--special=a,a'], 'special tokens a, a: expected names'),
+    'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),
+    'a changed tokenizer': (['--show=text', '--out={changed}'], 'hash 00'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', BAD_INPUT)
+def test_bad_input_is_named_in_one_line(name, run_program, tmp_path, trained):
+    contents = {'bad': b'\xc3\xa4 text\xff', 'empty': b'', 'text': b'some text'}
+    contents['changed'] = json.dumps({**trained.to_dict(), 'hash': '00'}).encode()
+    paths = {name: tmp_path / f'{name}.txt' for name in contents}
+    for key, content in contents.items():
+        paths[key].write_bytes(content)
+    arguments, message = BAD_INPUT[name]
+    done = run_program('tokenizer.py', *(a.format(**paths) for a in arguments), cwd=tmp_path, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and 'Traceback' not in done.stderr and regex.search(message, last)
+    assert not (tmp_path / 'tok.json').exists()
+
+
+def test_the_program_reads_several_files_and_says_when_it_ends_early(run_program, tmp_path):
+    (tmp_path / 'a.txt').write_text('abab', encoding='utf-8')
+    (tmp_path / 'b.jsonl').write_text('{"text": "abab"}\n{"text": "never read"}\n', encoding='utf-8')
+    done = run_program('tokenizer.py', '--input=a.txt,*.jsonl', '--vocab_size=400', '--max_chars=8', cwd=tmp_path)
+    assert 'no pair of neighbours is left: 259 ids and not 400' in done.stdout
+    made = tokenizers.load(tmp_path / 'tok.json')
+    assert made.merges == train_bpe(['abab', 'abab'], 400).merges == [(97, 98), (256, 256)]
+    shown = run_program('tokenizer.py', '--show=abab a', '--merges=True', cwd=tmp_path).stdout
+    assert shown.splitlines()[:2] == ['abab| |a|', '257 32 97']
+    assert "257 = 256 b'ab' + 256 b'ab'" in shown and "256 = 97 b'a' + 98 b'b'" in shown
+
+
+@pytest.mark.parametrize('config, special', [
+    ('config/tokenizer_6400.py', {'<|endoftext|>': 0, '<|im_start|>': 1, '<|im_end|>': 2}),
+    ('config/tokenizer_65536.py', {name: 1 for name in SPECIAL}),
+])  # fmt: skip
+def test_the_two_configurations(config, special, run_program, tmp_path):
+    (tmp_path / 'a.txt').write_text(''.join(LINES), encoding='utf-8')
+    root = Path(tokenizers.__file__).parent
+    run_program('tokenizer.py', root / config, '--input=a.txt', cwd=tmp_path)
+    made = tokenizers.load(tmp_path / 'tok.json')
+    if 0 in special.values():
+        assert made.special == special and made.bos == 0
+    else:
+        assert list(made.special.values()) == list(range(made.vocab_size - 9, made.vocab_size))
+        assert special.keys() <= made.special.keys()
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no SIGKILL')
+def test_a_killed_training_leaves_nothing(tmp_path):
+    (tmp_path / 'a.txt').write_text(' '.join(f'word{i * 7919 % 99991}' for i in range(200_000)), encoding='utf-8')
+    command = [sys.executable, tokenizers.__file__, '--input=a.txt', '--vocab_size=60000', '--num_workers=1']
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    seen = b''
+    while b'merging' not in seen:  # it has counted, and is in the middle of its merges
+        seen += running.stderr.read1()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    running.stderr.close()
+    assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_the_comparison_of_encodings(offline, trained):
+    table = tokenizers.compare({'bytes': lambda text: text.encode(), 'ours': trained.encode}, tokenizers.SAMPLES)
+    assert table.count('| 1.00 |') == len(tokenizers.SAMPLES) and '| English | 1.00 | ' in table

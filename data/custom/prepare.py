@@ -23,12 +23,16 @@ text that share of the lines, evenly spread: at least one and never all, of ten 
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from itertools import tee
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
 
 import runtime
 import tasks
@@ -43,6 +47,7 @@ DATA = Path(__file__).resolve().parents[1]
 name = 'custom'  # the data is written to data/<name>: train with --dataset=<name>
 tokenizer = 'bpe'  # bpe | char | gpt2 | another of tiktoken's names | path/to/tok.json
 vocab_size = 8192  # of a bpe that is trained here; short texts give less. Larger means longer tokens, a larger model
+num_workers = 0  # processes that train a tokenizer and encode text; 0 is one a core
 val_fraction = 0.1  # share of the characters, or lines, kept for validation; 0 trains on all and validates on the same
 
 MEND = 'take bpe, or the tok.json of the model to train on, such as data/tinyworld/sft/tok.json'
@@ -150,7 +155,7 @@ def choose_tokenizer(texts: Callable[[], Iterator[str]], train_texts: Callable[[
     if tokenizer == 'char':
         return tokenizers.CharTokenizer(''.join(set().union(*texts())))
     if tokenizer == 'bpe':
-        return tokenizers.train_bpe(train_texts(), vocab_size, special)
+        return tokenizers.train_bpe(train_texts(), vocab_size, special, num_workers=num_workers or os.cpu_count())
     if tokenizer == 'gpt2':
         return tokenizers.gpt2(DATA / 'custom')
     if tokenizer.endswith('.json'):
@@ -178,6 +183,13 @@ def halves(texts: Iterator[str], cut: int) -> Iterator[tuple[str, str]]:
             yield 'val', tail
 
 
+def parts_of(documents: Iterator[tuple[str, str]]) -> Iterator[tuple[str, bool, str]]:
+    """(split, whether a document begins, text), so that a long document passes through memory in parts."""
+    for split, text in documents:
+        for i, part in enumerate(tokenizers.segments(text)):
+            yield split, i == 0, part
+
+
 def splits_of(split: str) -> tuple[str, ...]:
     """Where a document of that split goes: with --val_fraction=0 all are train's, and val is a copy."""
     return (split,) if val_fraction else ('train', 'val')
@@ -200,17 +212,17 @@ def write_text(files: list[str], folder: Path) -> str:
         )
     train_texts = lambda: (text for split, text in halves(texts(), cut) if split == 'train')  # noqa: E731
     chosen = choose_tokenizer(texts, train_texts, ('<|bos|>',))
+    parts, copies = tee(parts_of(halves(texts(), cut)))
+    encoded = chosen.encode_batch((part for _, _, part in parts), num_workers or os.cpu_count())
     with Writer(folder, chosen) as out:
-        for split, text in halves(texts(), cut):
-            begin = [] if chosen.bos is None else [chosen.bos]
-            for part in tokenizers.segments(text):
-                try:
-                    ids = begin + chosen.encode(part)
-                except ValueError as error:  # a character that the tokenizer given does not hold
-                    raise SystemExit(f'--tokenizer={tokenizer}: {error}: take another, or char to make one') from None
+        try:
+            for (split, begins, part), ids in zip(copies, encoded):
+                if begins and chosen.bos is not None:
+                    ids = np.append(np.uint16(chosen.bos), ids)
                 for target in splits_of(split):
                     out.write(target, ids, len(part.encode('utf-8')))
-                begin = []
+        except ValueError as error:  # a character that the tokenizer given does not hold
+            raise SystemExit(f'--tokenizer={tokenizer}: {error}: take another, or char to make one') from None
     return f'{total:,} characters'
 
 
