@@ -109,7 +109,10 @@ FREE = {
 }  # fmt: skip
 OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
 # What the next stage takes over from the one before, unless it says otherwise
-RECIPE = {'optimizer', 'learning_rate', 'embedding_rate', 'head_rate', 'weight_decay', 'beta1', 'beta2', 'grad_clip'}
+RECIPE = {
+    'isolate', 'optimizer', 'learning_rate', 'embedding_rate', 'head_rate', 'weight_decay', 'beta1', 'beta2',
+    'grad_clip',
+}  # fmt: skip
 HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}  # one of them says how long: a new one replaces the old
 
 

@@ -74,6 +74,7 @@ class GPTConfig:
     softcap: float = 15.0  # logits are squeezed into (-softcap, softcap); 0 is off
     init_std: float = 0.0  # standard deviation of the first weights; 0 is 1 / sqrt(fan-in)
     zero_init: bool = True  # what writes into the residual stream, and an untied head, starts at zero
+    bos: int = -1  # the id that begins a document: nothing in a row looks back beyond it; -1: a row is one text
 
     def __post_init__(self):
         for name, allowed in CHOICES.items():
@@ -277,7 +278,8 @@ class GPT(nn.Module):
 
         cache.keys and cache.values (n_layer, B, n_kv_head, S, D) have S slots for each row, of which the first
         cache.lengths[b] are in use; the new tokens go into the next T. cache.width is how many slots to look at: at
-        least max(lengths) + T, at most S. Whoever owns the cache sees to that, and adds to lengths afterwards.
+        least max(lengths) + T, at most S. Whoever owns the cache sees to that, and adds to lengths afterwards. With a
+        cache a row is one document, whatever config.bos says.
         """
         config, T = self.config, inputs.shape[1]
         if T > config.block_size:
@@ -286,6 +288,9 @@ class GPT(nn.Module):
         if cache is not None:
             places = places + cache.lengths[:, None]  # (B, T)
             mask = torch.arange(cache.width, device=inputs.device) <= places[:, None, :, None]  # (B, 1, T, width)
+        elif config.bos >= 0:
+            document = (inputs == config.bos).cumsum(dim=1)  # (B, T), the how manieth
+            mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
         x, rotation = self.transformer.wte(inputs), None
         if config.positions == 'learned':
             x = x + self.transformer.wpe(places)

@@ -83,6 +83,7 @@ zero_init = True  # output projections and an untied head start at zero
 # a step, and what it changes
 batch_size = 16  # rows of a micro-batch, at most; out of memory: lower it and raise the next as much
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows, over all ranks
+isolate = False  # the documents of a row do not see each other; on CUDA that takes a slower attention than Flash
 optimizer = 'muon'  # muon (for the matrices inside the layers, AdamW for the rest) | adamw
 learning_rate = 4e-3  # AdamW's, and Muon's update is scaled to match it
 embedding_rate = 1.0  # the embeddings' rate, in learning rates
@@ -311,7 +312,10 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
         raise SystemExit(f'{dataset} was made with another tokenizer than {path}; take the data it was trained on')
     fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
-    model_config = GPTConfig(vocab_size=data.tokenizer.vocab_size, **fields)
+    if isolate and data.tokenizer.bos is None:
+        raise SystemExit(f'{dataset} has no token that begins a document, so --isolate=True cannot tell them apart')
+    fields |= dict(vocab_size=data.tokenizer.vocab_size, bos=data.tokenizer.bos if isolate else -1)
+    model_config = GPTConfig(**fields)
     for split in ('train', 'val'):
         data.split(split)
     if not eval_only:
@@ -490,7 +494,7 @@ def give_up_if_stuck(step):
 
 def introduce():
     """What will run, on what, and why."""
-    flash = device.startswith('cuda') and dtype in ('bfloat16', 'float16')
+    flash = device.startswith('cuda') and dtype in ('bfloat16', 'float16') and not isolate
     attention = 'Flash Attention' if flash else "torch's attention"
     how = f'{"compiled" if compile else "eager"} ({why_compile}), {attention}, {torch.get_num_threads()} threads'
     print(config.describe())

@@ -16,6 +16,7 @@ block_size = 256
 rope_theta = 500.0  # rows are short
 zero_init = True
 
+isolate = True  # documents are short, and in a chat there is one alone
 batch_size = 4  # 4 * 256 = 1,024 tokens a step: at this size it is the number of steps that teaches
 max_iters = 500
 learning_rate = 4e-3

@@ -280,6 +280,18 @@ def test_first_weights_have_the_stated_spread(preset, settings, c_proj, others, 
             assert p.std().item() == pytest.approx(expected, rel=0.05), name
 
 
+@pytest.mark.parametrize('preset', ['nano', 'qwen3'])
+def test_documents_of_a_row_do_not_see_each_other(preset):
+    bos, model = 7, randomise(build(preset, bos=7))
+    row = ids(rows=1)
+    row[row == bos] = 8
+    row[0, [5, 6, 11]] = bos  # documents of 5 (its beginning is in another row), 1, 5 and 5 tokens
+    alone = torch.cat([model(part) for part in row.split([5, 1, 5, 5], dim=1)], dim=1)
+    torch.testing.assert_close(model(row), alone, atol=1e-5, rtol=1e-5)
+    together = randomise(build(preset))(row)
+    assert (together - alone).abs().amax(dim=-1)[0, 5:].min() > 1e-4  # without bos each sees what was before it
+
+
 def test_first_loss_is_that_of_a_guess_and_a_seed_gives_the_same_weights():
     nll = build()(ids(), ids(seed=2))
     torch.testing.assert_close(nll, torch.full((2, 16), math.log(100)), atol=1e-6, rtol=0)

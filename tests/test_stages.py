@@ -49,7 +49,7 @@ SMALL = (
     *SHAPE, '--batch_size=8', '--gradient_accumulation_steps=1', '--log_interval=1', '--eval_interval=10',
     '--max_iters=20', '--warmup_iters=0', '--min_lr=0', '--schedule=warmdown', '--learning_rate=3e-3',
     '--eval_iters=-1', '--eval_problems=3', '--max_new_tokens=12', '--rl_tokens=12', '--rl_samples=4',
-    '--sample_prompts=b?|1+2?',
+    '--sample_prompts=b?|1+2?', '--isolate=True',
 )  # fmt: skip
 STAGES = ('pretrain', 'mid', 'sft', 'dpo', 'rl')
 LATER = STAGES[1:]
@@ -411,8 +411,9 @@ def test_a_tokenizer_without_conversations_is_named(train, runs, tmp_path, stage
     runs['letters'] = data
     if 'speechless' not in runs:
         runs['speechless'] = runs['folder'] / 'speechless'
-        assert train('pretrain', '--max_iters=1', out=runs['speechless'], data=data).returncode == 0
-    done = train(stage, f'--init_from={runs["speechless"]}', out=tmp_path / 'out', data=data)
+        done = train('pretrain', '--isolate=False', '--max_iters=1', out=runs['speechless'], data=data)
+        assert done.returncode == 0, done.stderr
+    done = train(stage, '--isolate=False', f'--init_from={runs["speechless"]}', out=tmp_path / 'out', data=data)
     assert_one_line(done, 'no format for conversations', '<|user_start|>', 'conversation.SPECIAL')
 
 

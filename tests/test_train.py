@@ -605,6 +605,7 @@ def bare_folder(folder, **files):
         (('--backend=mpi',), ('backend', 'mpi', 'gloo')),
         (('--grad_clip=-1', '--seed=-1'), ('grad_clip is -1.0', 'seed is -1', 'at least 0')),
         (('--eval_iters=0',), ('eval_iters is 0', '-1')),
+        (('--isolate=True',), ('no token that begins a document', '--isolate')),
         (('--init_from=resume',), ('there is no checkpoint', 'python train.py')),
         (('--learning_rat=1e-3',), ('learning_rat', "did you mean 'learning_rate'?")),
     ],
