@@ -212,6 +212,7 @@ def test_special_tokens_may_come_first():
 @pytest.mark.parametrize('pattern, words', [
     ('(', 'does not compile'),
     (r'(a)|.', 'groups that capture'),
+    (r'a*|.', 'empty chunk'),
     (r'\w+', 'leaves out 3 of 11 characters'),
     ('[[:bad:]]', 'does not compile'),
 ])  # fmt: skip
@@ -432,6 +433,7 @@ DAMAGE = {
     'version': ({'version': 99}, 'version 99'),
     'kind': ({'kind': 'sentencepiece'}, 'sentencepiece'),
     'no merges': ({'merges': None}, 'damaged'),
+    'special tokens without ids': ({'special': ['<|bos|>']}, 'damaged'),
 }
 
 
@@ -614,6 +616,10 @@ BAD_INPUT = {
     'vocabulary too large': (['--input={text}', '--vocab_size=65537'], '65537 ids: at most 65536'),
     'pattern': (['--input={text}', '--pattern=('], r"pattern '\(' does not compile"),
     'special tokens that repeat': (['--input={text}', '--special=a,a'], 'special tokens a, a: expected names'),
+    'a limit below zero': (['--input={text}', '--max_chars=-1'], 'max_chars=-1 .* at least 0'),
+    'workers below zero': (['--input={text}', '--num_workers=-1'], 'num_workers=-1: at least 0'),
+    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], '--out=nowhere/tok.json: cannot be written'),
+    'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: unknown character 'b'"),
     'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),
     'a changed tokenizer': (['--show=text', '--out={changed}'], 'hash 00'),
 }  # fmt: skip
@@ -623,6 +629,7 @@ BAD_INPUT = {
 def test_bad_input_is_named_in_one_line(name, run_program, tmp_path, trained):
     contents = {'bad': b'\xc3\xa4 text\xff', 'empty': b'', 'text': b'some text'}
     contents['changed'] = json.dumps({**trained.to_dict(), 'hash': '00'}).encode()
+    contents['characters'] = json.dumps(CharTokenizer('a').to_dict()).encode()
     paths = {name: tmp_path / f'{name}.txt' for name in contents}
     for key, content in contents.items():
         paths[key].write_bytes(content)
@@ -675,6 +682,21 @@ def test_a_killed_training_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
 
 
-def test_the_comparison_of_encodings(offline, trained):
-    table = tokenizers.compare({'bytes': lambda text: text.encode(), 'ours': trained.encode}, tokenizers.SAMPLES)
-    assert table.count('| 1.00 |') == len(tokenizers.SAMPLES) and '| English | 1.00 | ' in table
+def test_the_comparison_of_encodings(run_program, trained, tmp_path):
+    """Without a network, which it says."""
+    BPETokenizer(PATTERN, [], {}).save(tmp_path / 'bytes.json')
+    trained.save(tmp_path / 'tok.json')
+    offline = {'HTTPS_PROXY': 'http://127.0.0.1:9', 'TIKTOKEN_CACHE_DIR': tmp_path / 'nothing'}
+    done = run_program('tokenizer.py', '--evaluate=bytes.json, tok.json', cwd=tmp_path, env=offline)
+    assert 'left out: cl100k_base: tiktoken could not get it' in done.stdout
+    assert '| bytes per token | bytes.json | tok.json |' in done.stdout
+    for kind in tokenizers.SAMPLES:
+        assert f'| {kind} | 1.00 | ' in done.stdout
+
+
+def test_tokens_are_shown_in_alternating_colours(trained):
+    characters = CharTokenizer('ab')
+    painted, ids = tokenizers.show_tokens(characters, 'ab', derive=True).splitlines()[:2]
+    assert painted == '\x1b[30;46ma\x1b[0m\x1b[30;103mb\x1b[0m' and ids == '0 1'
+    bars = tokenizers.show_tokens(BPETokenizer(PATTERN, [], {}), 'é', colour=False).splitlines()[0]
+    assert bars == r'\xc3|\xa9|'
