@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import time
 import tracemalloc
 import unicodedata
 from collections import Counter
@@ -669,16 +670,20 @@ def test_the_two_configurations(config, special, run_program, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no SIGKILL')
-def test_a_killed_training_leaves_nothing(tmp_path):
-    (tmp_path / 'a.txt').write_text(' '.join(f'word{i * 7919 % 99991}' for i in range(200_000)), encoding='utf-8')
-    command = [sys.executable, tokenizers.__file__, '--input=a.txt', '--vocab_size=60000', '--num_workers=1']
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+@pytest.mark.parametrize('phase, num_workers', [(b'merging', 1), (b'counting', 2)])
+def test_a_killed_training_leaves_nothing(phase, num_workers, tmp_path):
+    """No file, and no worker: each of them holds the other end of stderr."""
+    digits_to_letters = {ord('0') + digit: ord('a') + digit for digit in range(10)}
+    words = ' '.join(str(i * 7919 % 99991) for i in range(200_000)).translate(digits_to_letters)
+    (tmp_path / 'a.txt').write_text(words * 8, encoding='utf-8')
+    command = [sys.executable, tokenizers.__file__, '--input=a.txt', '--vocab_size=60000']
+    running = subprocess.Popen([*command, f'--num_workers={num_workers}'], cwd=tmp_path, stderr=subprocess.PIPE)
     seen = b''
-    while b'merging' not in seen:  # it has counted, and is in the middle of its merges
+    while phase not in seen:
         seen += running.stderr.read1()
+    time.sleep(0.2)  # into the middle of the phase, which takes a second
     running.send_signal(signal.SIGKILL)
-    running.wait()
-    running.stderr.close()
+    assert running.communicate(timeout=30) and running.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
 
 
