@@ -799,7 +799,7 @@ if __name__ == '__main__':
     from glob import glob
 
     from configurator import configure
-    from data.download import pieces
+    from data.download import SUFFIXES, pieces
 
     # To train one
     input = ''  # files to learn from, with commas, * allowed: .txt, .jsonl and .parquet with "text"
@@ -840,8 +840,8 @@ if __name__ == '__main__':
     def train() -> None:
         files = sorted({file for name in names(input) for file in glob(name, recursive=True) or [name]})
         for file in files or [input]:
-            if not Path(file).is_file():
-                raise SystemExit(f'--input={file}: no such file, expected a text: python tokenizer.py --input=FILE')
+            if not Path(file).is_file() or Path(file).suffix not in SUFFIXES:
+                raise SystemExit(f'--input={file}: no such file of text, expected one of {", ".join(SUFFIXES)}')
         if max_chars < 0 or num_workers < 0:
             raise SystemExit(f'max_chars={max_chars} and num_workers={num_workers}: at least 0')
         if Path(out).is_dir() or not os.access(Path(out).absolute().parent, os.W_OK):
