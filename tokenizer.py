@@ -100,10 +100,11 @@ class Tokenizer:
     What both kinds share. pieces: the bytes that each id stands for, in the order of ids, b'' for a special token.
 
     Attributes: kind; vocab_size, special tokens counted; special {spelling: id}; bos, the id that begins a document, or
-    None; bytes_per_id (vocab_size,) int64, 0 for special tokens; hash, the sha256 of the table.
+    None; bytes_per_id (vocab_size,) int64, 0 for special tokens; halves {id: the two that a merge joined to it}; hash,
+    the sha256 of the table.
     """
 
-    kind = ''
+    kind, halves = '', {}
 
     def __init__(self, pieces: list[bytes], special: dict[str, int]):
         self.special = dict(special)
@@ -195,7 +196,8 @@ class BPETokenizer(Tokenizer):
     ):
         self.pattern, self.byte_ids = pattern, list(byte_ids)
         self.merges = [(int(left), int(right)) for left, right in merges]
-        super().__init__(join_pieces(self.merges, self.byte_ids, special), special)
+        self.halves = dict(zip(merge_ids(self.byte_ids, special, len(self.merges)), self.merges))
+        super().__init__(join_pieces(self.halves, self.byte_ids, special), special)
 
     @cached_property
     def _engine(self) -> tiktoken.Encoding:
@@ -235,17 +237,16 @@ def merge_ids(byte_ids: Sequence[int], special: dict[str, int], num_merges: int)
     return sorted(set(range(size)) - set(taken))
 
 
-def join_pieces(merges: Sequence[tuple[int, int]], byte_ids: Sequence[int], special: dict[str, int]) -> list[bytes]:
+def join_pieces(halves: dict[int, tuple[int, int]], byte_ids: Sequence[int], special: dict[str, int]) -> list[bytes]:
     """The bytes behind every id, b'' for special tokens."""
-    pieces = {special_id: b'' for special_id in special.values()}
-    known = {byte_id: bytes([byte]) for byte, byte_id in enumerate(byte_ids)}
-    for new_id, (left, right) in zip(merge_ids(byte_ids, special, len(merges)), merges):
-        if left not in known or right not in known:
+    pieces = {byte_id: bytes([byte]) for byte, byte_id in enumerate(byte_ids)}
+    for new_id, (left, right) in halves.items():
+        if left not in pieces or right not in pieces:
             raise ValueError(f'merge {new_id} joins {left} and {right}, which do not both come before it')
-        known[new_id] = known[left] + known[right]
-    if len(set(known.values())) != len(known):
+        pieces[new_id] = pieces[left] + pieces[right]
+    if len(set(pieces.values())) != len(pieces):
         raise ValueError('two merges give the same bytes')
-    pieces.update(known)
+    pieces.update({special_id: b'' for special_id in special.values()})
     return [pieces[i] for i in range(len(pieces))]
 
 
@@ -269,13 +270,10 @@ def from_dict(table: dict, source: str | Path = 'tokenizer') -> Tokenizer:
             tokenizer = CharTokenizer(table['characters'])
         else:
             tokenizer = BPETokenizer(table['pattern'], table['merges'], table['special'], table['bytes'])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SystemExit(f'{source}: a damaged tokenizer ({error}): prepare it again') from None
     if table.get('hash') != tokenizer.hash:
-        raise SystemExit(
-            f'{source}: hash {table.get("hash")}, but its content has {tokenizer.hash}: '
-            'the file was changed or damaged, prepare it again'
-        )
+        raise SystemExit(f'{source}: its content has not the hash {table.get("hash")}: damaged, prepare it again')
     return tokenizer
 
 
@@ -329,29 +327,23 @@ def train_bpe(
 def check_pattern(pattern: str) -> None:
     """In second 1, not after an hour: the pattern has to compile here and in tiktoken, whose regex is another."""
     try:
-        groups = regex.compile(pattern).groups
+        compiled = regex.compile(pattern)
+        if compiled.groups:
+            raise SystemExit(f'pattern {pattern!r} has groups that capture: write (?:...)')
+        if compiled.match(''):
+            raise SystemExit(f'pattern {pattern!r} matches an empty chunk: write + for *')
         BPETokenizer(pattern, [], {}).encode('text')
     except (regex.error, ValueError) as error:
         raise SystemExit(f'pattern {pattern!r} does not compile: {error}') from None
-    if groups:
-        raise SystemExit(f'pattern {pattern!r} has groups that capture: write (?:...)')
 
 
 def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[str, int]:
     """How often each distinct chunk occurs: a few words make up most of a text, and all later work is per distinct."""
-    counts, seen = {}, 0
-
-    def parts() -> Iterator[str]:
-        for text in map(valid_text, texts):
-            yield from segments(text, BLOCK, anywhere=False) if pattern in SPLITTABLE else [text]
-
-    def blocks() -> Iterator[list[str]]:
-        nonlocal seen
-        for block in in_blocks(parts(), BLOCK):
-            seen += sum(map(len, block))
-            yield block
-
-    for found in in_processes(chunk_counter, pattern, blocks(), num_workers):
+    counts, seen, parts = {}, 0, map(valid_text, texts)
+    if pattern in SPLITTABLE:
+        parts = chain.from_iterable(segments(text, BLOCK, anywhere=False) for text in parts)
+    for found, length in in_processes(chunk_counter, pattern, in_blocks(parts, BLOCK), num_workers):
+        seen += length
         for chunk, times in found.items():
             counts[chunk] = counts.get(chunk, 0) + times
     kept = sum(len(chunk) * times for chunk, times in counts.items())
@@ -362,19 +354,19 @@ def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[s
     return counts
 
 
-def chunk_counter(pattern: str) -> Callable[[list[str]], dict[str, int]]:
+def chunk_counter(pattern: str) -> Callable[[list[str]], tuple[dict[str, int], int]]:
     split = regex.compile(pattern).findall
 
-    def count_block(block: list[str]) -> dict[str, int]:
-        """The slow regex of the pattern runs once for each distinct segment of the block."""
-        counts, times = {}, [1] * len(block)
+    def count_block(block: list[str]) -> tuple[dict[str, int], int]:
+        """(chunks and how often they occur, characters). The slow regex runs once for each distinct segment."""
+        counts, times, length = {}, [1] * len(block), sum(map(len, block))
         if pattern in SPLITTABLE:
             segments, numbers = split_block(block)
             block, times = [s.decode('utf-8', 'ignore') for s in segments], np.bincount(numbers).tolist()  # END is ''
         for segment, n in zip(block, times):
             for chunk in split(segment):
                 counts[chunk] = counts.get(chunk, 0) + n
-        return counts
+        return counts, length
 
     return count_block
 
@@ -405,7 +397,8 @@ def learn_merges(counts: dict[str, int], num_merges: int, progress: bool = False
             places = places[(symbols[places] == left) & (symbols[places + lengths[left]] == right)]
             count = int(np.add.reduce(weights[places]))
             if count < -bound:
-                push_first(heap, iter([(-count, pair, places)] if count else []))
+                if count:
+                    heapq.heappush(heap, (-count, pair, places, iter(())))
                 continue
             merges.append((left, right))
             if left == right:
@@ -702,8 +695,7 @@ def read_gpt2(folder: Path) -> BPETokenizer:
         table = BPETokenizer(GPT2_PATTERN, merges, special, [ids[character] for character in spelling])
     except (KeyError, ValueError) as error:
         raise SystemExit(f'{folder}: vocab.bpe or encoder.json is damaged ({error}): fetch both again') from None
-    new_ids = merge_ids(table.byte_ids, special, len(merges))
-    wrong = [i for i, (left, right) in zip(new_ids, pairs) if ids.get(left + right) != i]
+    wrong = [i for i, (left, right) in zip(table.halves, pairs) if ids.get(left + right) != i]
     if wrong or len(ids) != table.vocab_size:
         raise SystemExit(f'{folder}: vocab.bpe and encoder.json do not belong together: fetch both again')
     return table
@@ -713,17 +705,13 @@ def from_tiktoken(name: str, folder: str | Path | None = None) -> BPETokenizer:
     """The table of one of tiktoken's encodings, which it downloads once. folder: where GPT-2's files could be put."""
     if name not in tiktoken.list_encoding_names():
         raise SystemExit(f'tiktoken has no encoding {name!r}, only {", ".join(tiktoken.list_encoding_names())}')
-    too_large = f'{name}: more than {MAX_VOCAB} ids, and token files hold uint16: take gpt2, or train one (bpe)'
     if name.startswith(('cl100k', 'o200k')):  # known before anything is downloaded
-        raise SystemExit(too_large)
-    try:
-        encoding = tiktoken.get_encoding(name)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; tiktoken's own is about a wrong hash
-        where = Path(folder or GPT2_FOLDER)
-        mend = f'put {" and ".join(GPT2_FILES)} from {GPT2_URL} into {where}' if name == 'gpt2' else 'try again'
-        raise SystemExit(f'{name}: tiktoken could not get it ({type(error).__name__}): {mend}') from None
-    if encoding.n_vocab > MAX_VOCAB:
-        raise SystemExit(too_large)
+        raise SystemExit(
+            f'{name}: more than {MAX_VOCAB} ids, and token files hold uint16: take gpt2, or train one (bpe)'
+        )
+    where = Path(folder or GPT2_FOLDER)
+    mend = f'put {" and ".join(GPT2_FILES)} from {GPT2_URL} into {where}' if name == 'gpt2' else 'try again'
+    encoding = fetch(name, mend)
     ranks, special = encoding._mergeable_ranks, dict(encoding._special_tokens)
     pattern = GPT2_PATTERN if name in ('gpt2', 'r50k_base') else encoding._pat_str  # spelled differently, the same
     byte_ids = [ranks[bytes([byte])] for byte in range(256)]
@@ -731,6 +719,14 @@ def from_tiktoken(name: str, folder: str | Path | None = None) -> BPETokenizer:
         return BPETokenizer(pattern, list(recover_merges(ranks)), special, byte_ids)
     except ValueError as error:
         raise SystemExit(f'{name}: its table does not fit tok.json ({error})') from None
+
+
+def fetch(name: str, mend: str = 'try again') -> tiktoken.Encoding:
+    """One of tiktoken's encodings, which it downloads once; mend: what else to do about it."""
+    try:
+        return tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; tiktoken's own is about a wrong hash
+        raise SystemExit(f'{name}: tiktoken could not get it ({type(error).__name__}): {mend}') from None
 
 
 def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[int, int]]:
@@ -777,16 +773,15 @@ def show_tokens(tokenizer: Tokenizer, text: str, derive: bool = False, colour: b
     else:
         painted = [spelled[i] + '|' for i in ids]
     lines = [''.join(painted), ' '.join(map(str, ids))]
-    made = dict(zip(merge_ids(tokenizer.byte_ids, tokenizer.special, len(tokenizer.merges)), tokenizer.merges))
     for i in dict.fromkeys(ids) if derive else ():
         lines.append(f'{i:>6} {spelled[i]!r}')
         todo = [(i, 1)]
         while todo:
             i, depth = todo.pop()
-            if i in made:
-                halves = [f'{half} {tokenizer.decode_bytes([half])!r}' for half in made[i]]
+            if i in tokenizer.halves:
+                halves = [f'{half} {tokenizer.decode_bytes([half])!r}' for half in tokenizer.halves[i]]
                 lines.append(f'{"  " * depth}     {i} = {halves[0]} + {halves[1]}')
-                todo += [(half, depth + 1) for half in made[i][::-1]]
+                todo += [(half, depth + 1) for half in tokenizer.halves[i][::-1]]
     return '\n'.join(lines)
 
 
@@ -804,7 +799,7 @@ if __name__ == '__main__':
     from glob import glob
 
     from configurator import configure
-    from data.download import pieces
+    from data.download import SUFFIXES, pieces
 
     # To train one
     input = ''  # files to learn from, with commas, * allowed: .txt, .jsonl and .parquet with "text"
@@ -823,20 +818,21 @@ if __name__ == '__main__':
     configure(globals())
 
     def names(text: str) -> list[str]:
-        return [name for name in text.split(',') if name]
+        return [name.strip() for name in text.split(',') if name.strip()]
 
     def read(files: list[str]) -> Iterator[str]:
-        """The files' texts, up to max_chars; the bar counts bytes of the files, and knows how many there are."""
-        sizes = [Path(file).stat().st_size for file in files]
+        """The files' texts, up to max_chars. The bar counts the bytes of the files, or up to max_chars."""
+        ends = list(accumulate(Path(file).stat().st_size for file in files))
         left = limit = max_chars or 2**62
-        total = min(sum(sizes), limit)
+        total = min(ends[-1], limit)
         with tqdm(total=total, unit='B', unit_scale=True, desc='counting') as bar:
-            for text, end in ((text, end) for file, end in zip(files, accumulate(sizes)) for text in pieces(file)):
+            for text, end in ((text, end) for file, end in zip(files, ends) for text in pieces(file)):
                 if left <= 0:
                     break
                 text = text[:left]
                 left -= len(text)
-                bar.update(min(len(text), max(0, min(end, total) - bar.n)))
+                size = len(text) if max_chars else len(text.encode('utf-8'))
+                bar.update(min(size, max(0, min(end, total) - bar.n)))
                 yield text
         if left == limit:
             raise SystemExit(f'--input={input}: no character in it, expected text to learn from')
@@ -844,8 +840,12 @@ if __name__ == '__main__':
     def train() -> None:
         files = sorted({file for name in names(input) for file in glob(name, recursive=True) or [name]})
         for file in files or [input]:
-            if not Path(file).is_file():
-                raise SystemExit(f'--input={file}: no such file, expected a text: python tokenizer.py --input=FILE')
+            if not Path(file).is_file() or Path(file).suffix not in SUFFIXES:
+                raise SystemExit(f'--input={file}: no such file of text, expected one of {", ".join(SUFFIXES)}')
+        if max_chars < 0 or num_workers < 0:
+            raise SystemExit(f'max_chars={max_chars} and num_workers={num_workers}: at least 0')
+        if Path(out).is_dir() or not os.access(Path(out).absolute().parent, os.W_OK):
+            raise SystemExit(f'--out={out}: cannot be written, expected a file in a folder that exists')
         workers = num_workers or os.cpu_count()
         trained = train_bpe(read(files), vocab_size, names(special), pattern, special_first, workers, progress=True)
         trained.save(out)
@@ -855,16 +855,20 @@ if __name__ == '__main__':
 
     def table() -> None:
         encoders = {name: load(name).encode for name in names(evaluate)}
-        for name, by in (('gpt2', 'GPT-2'), ('cl100k_base', 'GPT-4')):
+        theirs = {'GPT-2': lambda: gpt2().encode, 'GPT-4': lambda: fetch('cl100k_base').encode_ordinary}
+        for by, encoder in theirs.items():
             try:
-                encoders[by] = gpt2().encode if name == 'gpt2' else tiktoken.get_encoding(name).encode_ordinary
-            except (OSError, ValueError, SystemExit) as error:  # of requests, of tiktoken, of gpt2()
-                print(f"{by}'s encoding is left out: tiktoken could not fetch {name} ({type(error).__name__})")
+                encoders[by] = encoder()
+            except SystemExit as error:
+                print(f"{by}'s encoding is left out: {error}")
         print(compare(encoders, SAMPLES))
 
-    if show:
-        print(show_tokens(load(out), show, merges, colour=sys.stdout.isatty()))
-    elif evaluate:
-        table()
-    else:
+    try:
+        if show:
+            print(show_tokens(load(out), show, merges, colour=sys.stdout.isatty()))
+        elif evaluate:
+            table()
+    except ValueError as error:  # a character that a tokenizer of characters does not hold
+        raise SystemExit(f'{out if show else evaluate}: {error}') from None
+    if not (show or evaluate):
         train()

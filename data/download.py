@@ -152,7 +152,7 @@ def pieces(path: str | Path, size: int = 2**22) -> Iterator[str]:
 
 
 def read_text(path: Path) -> str:
-    return valid_text(''.join(read_blocks(path, 2**24)))
+    return ''.join(read_blocks(path, 2**24))
 
 
 def read_blocks(path: Path, size: int) -> Iterator[str]:
@@ -172,14 +172,6 @@ def read_blocks(path: Path, size: int) -> Iterator[str]:
             offset += len(block)
 
 
-def decode(text: bytes, where: str | Path) -> str:
-    """UTF-8 without the byte order mark that Windows puts first."""
-    try:
-        return text.decode('utf-8').removeprefix('\ufeff')
-    except UnicodeDecodeError as error:
-        raise SystemExit(f'{where}: no UTF-8 at byte {error.start}: save it as UTF-8') from None
-
-
 def json_lines(path: Path) -> Iterator[str]:
     with open(path, 'rb') as file:
         for number, line in enumerate(file, start=1):
@@ -187,7 +179,9 @@ def json_lines(path: Path) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                item = json.loads(decode(line, where))
+                item = json.loads(line.decode('utf-8').removeprefix('\ufeff'))
+            except UnicodeDecodeError as error:
+                raise SystemExit(f'{where}: no UTF-8 at byte {error.start}: save it as UTF-8') from None
             except ValueError as error:
                 raise SystemExit(f'{where}: not JSON ({error})') from None
             if not isinstance(item, dict) or 'text' not in item:
@@ -205,6 +199,9 @@ def parquet_rows(path: Path) -> Iterator[str]:
         raise SystemExit(f"{path}: pyarrow is needed to read it: pip install '.[data]'") from None
     try:
         for rows in parquet.ParquetFile(path).iter_batches(batch_size=256, columns=['text']):
-            yield from rows.column('text').to_pylist()
+            for text in rows.column('text').to_pylist():
+                if not isinstance(text, str):
+                    raise SystemExit(f'{path}: "text" must be a string, got {text!r:.60}')
+                yield text
     except (pyarrow.ArrowException, KeyError) as error:
         raise SystemExit(f'{path}: no parquet with a column "text" ({error}): delete it and run again') from None

@@ -187,6 +187,9 @@ def test_openwebtext_from_parquet(tree, oracle):
     (folder / 'raw' / '00000.parquet').write_bytes(b'PAR1 and no more')
     with pytest.raises(SystemExit, match=r'00000\.parquet: no parquet'):
         list(downloads.documents(folder / 'raw' / '00000.parquet'))
+    parquet.write_table(pyarrow.table({'text': ['one', None]}), folder / 'raw' / '00000.parquet')
+    with pytest.raises(SystemExit, match=r'00000\.parquet: "text" must be a string, got None'):
+        list(downloads.documents(folder / 'raw' / '00000.parquet'))
 
 
 def test_openwebtext_errors(tree, refused):

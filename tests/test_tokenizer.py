@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import time
 import tracemalloc
 import unicodedata
 from collections import Counter
@@ -20,6 +21,7 @@ import regex
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
+import conversation
 import tokenizer as tokenizers
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
@@ -71,12 +73,11 @@ def naive_train(texts, num_merges, pattern):
 
 def naive_encode(tokenizer, text):
     """One merge after the other, in the order they were learned, over every chunk."""
-    first = 256
     ids = []
     for chunk in regex.findall(tokenizer.pattern, text):
         part = list(chunk.encode())
         for i, pair in enumerate(tokenizer.merges):
-            part = naive_merge(part, pair, first + i)
+            part = naive_merge(part, pair, 256 + i)
         ids += part
     return ids
 
@@ -113,7 +114,7 @@ def library(size):
     """The standard library's sources, so many bytes of them."""
     texts, found = [], 0
     for path in sorted(Path(sysconfig.get_path('stdlib')).glob('*.py')) + sorted(
-        Path(sysconfig.get_path('stdlib')).glob('[a-su-z]*/**/*.py')  # without test/ and site-packages' s
+        Path(sysconfig.get_path('stdlib')).glob('[a-su-z]*/**/*.py')  # without test/
     ):
         if found < size and 'site-packages' not in path.parts:
             try:
@@ -212,6 +213,7 @@ def test_special_tokens_may_come_first():
 @pytest.mark.parametrize('pattern, words', [
     ('(', 'does not compile'),
     (r'(a)|.', 'groups that capture'),
+    (r'a*|.', 'empty chunk'),
     (r'\w+', 'leaves out 3 of 11 characters'),
     ('[[:bad:]]', 'does not compile'),
 ])  # fmt: skip
@@ -432,6 +434,7 @@ DAMAGE = {
     'version': ({'version': 99}, 'version 99'),
     'kind': ({'kind': 'sentencepiece'}, 'sentencepiece'),
     'no merges': ({'merges': None}, 'damaged'),
+    'special tokens without ids': ({'special': ['<|bos|>']}, 'damaged'),
 }
 
 
@@ -597,7 +600,8 @@ def test_the_program_trains_one(run_program, tmp_path):
     text = tmp_path / 'ein Text ü.txt'
     text.write_text(''.join(LINES) * 5, encoding='utf-8', newline='\n')
     out = tmp_path / 'tok.json'
-    run_program('tokenizer.py', f'--input={text}', '--vocab_size=300', f'--out={out}', cwd=tmp_path)
+    done = run_program('tokenizer.py', f'--input={text}', '--vocab_size=300', f'--out={out}', cwd=tmp_path)
+    assert 'counting: 100%' in done.stderr  # of the bytes, whatever the script
     expected = train_bpe([text.read_text(encoding='utf-8')], 300, ['<|bos|>'])
     assert tokenizers.load(out).to_dict() == expected.to_dict()
     done = run_program('tokenizer.py', '--input=nothing.txt', cwd=tmp_path, check=False)
@@ -609,11 +613,15 @@ BAD_INPUT = {
     'empty': (['--input={empty}'], 'empty.txt: no character in it'),
     'no such file': (['--input=nothing.txt'], '--input=nothing.txt: no such file'),
     'no input': ([], '--input=: no such file'),
-    'a kind that is not read': (['--input=' + __file__], r"expected a file that ends in \.txt"),
+    'a kind that is not read': (['--input={bad},' + __file__], r'test_tokenizer\.py: no such file of text, expected'),
     'vocabulary too small': (['--input={text}', '--vocab_size=256'], 'vocab_size=256: at least 257'),
     'vocabulary too large': (['--input={text}', '--vocab_size=65537'], '65537 ids: at most 65536'),
     'pattern': (['--input={text}', '--pattern=('], r"pattern '\(' does not compile"),
     'special tokens that repeat': (['--input={text}', '--special=a,a'], 'special tokens a, a: expected names'),
+    'a limit below zero': (['--input={text}', '--max_chars=-1'], 'max_chars=-1 .* at least 0'),
+    'workers below zero': (['--input={text}', '--num_workers=-1'], 'num_workers=-1: at least 0'),
+    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], '--out=nowhere/tok.json: cannot be written'),
+    'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: unknown character 'b'"),
     'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),
     'a changed tokenizer': (['--show=text', '--out={changed}'], 'hash 00'),
 }  # fmt: skip
@@ -623,6 +631,7 @@ BAD_INPUT = {
 def test_bad_input_is_named_in_one_line(name, run_program, tmp_path, trained):
     contents = {'bad': b'\xc3\xa4 text\xff', 'empty': b'', 'text': b'some text'}
     contents['changed'] = json.dumps({**trained.to_dict(), 'hash': '00'}).encode()
+    contents['characters'] = json.dumps(CharTokenizer('a').to_dict()).encode()
     paths = {name: tmp_path / f'{name}.txt' for name in contents}
     for key, content in contents.items():
         paths[key].write_bytes(content)
@@ -645,36 +654,53 @@ def test_the_program_reads_several_files_and_says_when_it_ends_early(run_program
     assert "257 = 256 b'ab' + 256 b'ab'" in shown and "256 = 97 b'a' + 98 b'b'" in shown
 
 
-@pytest.mark.parametrize('config, special', [
-    ('config/tokenizer_6400.py', {'<|endoftext|>': 0, '<|im_start|>': 1, '<|im_end|>': 2}),
-    ('config/tokenizer_65536.py', {name: 1 for name in SPECIAL}),
+@pytest.mark.parametrize('size, names, first', [
+    (6400, ('<|endoftext|>', '<|im_start|>', '<|im_end|>'), True),
+    (65536, conversation.SPECIAL, False),
 ])  # fmt: skip
-def test_the_two_configurations(config, special, run_program, tmp_path):
+def test_the_two_configurations(size, names, first, run_program, tmp_path):
     (tmp_path / 'a.txt').write_text(''.join(LINES), encoding='utf-8')
-    root = Path(tokenizers.__file__).parent
-    run_program('tokenizer.py', root / config, '--input=a.txt', cwd=tmp_path)
+    config = Path(tokenizers.__file__).parent / 'config' / f'tokenizer_{size}.py'
+    done = run_program('tokenizer.py', config, '--input=a.txt', cwd=tmp_path)
+    assert f' ids and not {size:,}' in done.stdout
     made = tokenizers.load(tmp_path / 'tok.json')
-    if 0 in special.values():
-        assert made.special == special and made.bos == 0
-    else:
-        assert list(made.special.values()) == list(range(made.vocab_size - 9, made.vocab_size))
-        assert special.keys() <= made.special.keys()
+    first_id = 0 if first else made.vocab_size - len(names)
+    assert made.special == {name: first_id + i for i, name in enumerate(names)} and made.bos == first_id
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no SIGKILL')
-def test_a_killed_training_leaves_nothing(tmp_path):
-    (tmp_path / 'a.txt').write_text(' '.join(f'word{i * 7919 % 99991}' for i in range(200_000)), encoding='utf-8')
-    command = [sys.executable, tokenizers.__file__, '--input=a.txt', '--vocab_size=60000', '--num_workers=1']
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+@pytest.mark.parametrize('phase, num_workers', [(b'merging', 1), (b'counting', 2)])
+def test_a_killed_training_leaves_nothing(phase, num_workers, tmp_path):
+    """No file, and no worker: each of them holds the other end of stderr."""
+    digits_to_letters = {ord('0') + digit: ord('a') + digit for digit in range(10)}
+    words = ' '.join(str(i * 7919 % 99991) for i in range(200_000)).translate(digits_to_letters)
+    (tmp_path / 'a.txt').write_text(words * 8, encoding='utf-8')
+    command = [sys.executable, tokenizers.__file__, '--input=a.txt', '--vocab_size=60000']
+    running = subprocess.Popen([*command, f'--num_workers={num_workers}'], cwd=tmp_path, stderr=subprocess.PIPE)
     seen = b''
-    while b'merging' not in seen:  # it has counted, and is in the middle of its merges
+    while phase not in seen:
         seen += running.stderr.read1()
+    time.sleep(0.2)  # into the middle of the phase, which takes a second
     running.send_signal(signal.SIGKILL)
-    running.wait()
-    running.stderr.close()
+    assert running.communicate(timeout=30) and running.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
 
 
-def test_the_comparison_of_encodings(offline, trained):
-    table = tokenizers.compare({'bytes': lambda text: text.encode(), 'ours': trained.encode}, tokenizers.SAMPLES)
-    assert table.count('| 1.00 |') == len(tokenizers.SAMPLES) and '| English | 1.00 | ' in table
+def test_the_comparison_of_encodings(run_program, trained, tmp_path):
+    """Without a network, which it says."""
+    BPETokenizer(PATTERN, [], {}).save(tmp_path / 'bytes.json')
+    trained.save(tmp_path / 'tok.json')
+    offline = {'HTTPS_PROXY': 'http://127.0.0.1:9', 'TIKTOKEN_CACHE_DIR': tmp_path / 'nothing'}
+    done = run_program('tokenizer.py', '--evaluate=bytes.json, tok.json', cwd=tmp_path, env=offline)
+    assert 'left out: cl100k_base: tiktoken could not get it' in done.stdout
+    assert '| bytes per token | bytes.json | tok.json |' in done.stdout
+    for kind in tokenizers.SAMPLES:
+        assert f'| {kind} | 1.00 | ' in done.stdout
+
+
+def test_tokens_are_shown_in_alternating_colours(trained):
+    characters = CharTokenizer('ab')
+    painted, ids = tokenizers.show_tokens(characters, 'ab', derive=True).splitlines()[:2]
+    assert painted == '\x1b[30;46ma\x1b[0m\x1b[30;103mb\x1b[0m' and ids == '0 1'
+    bars = tokenizers.show_tokens(BPETokenizer(PATTERN, [], {}), 'é', colour=False).splitlines()[0]
+    assert bars == r'\xc3|\xa9|'
