@@ -61,6 +61,7 @@ seed = 1337  # of the weights and the random tokens
 batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows
 optimizer = 'muon'  # muon | adamw
+muon_iterations = 5  # 5 | 3 products that make an update orthogonal
 learning_rate = 2e-3  # constant
 grad_clip = 1.0  # longest gradient; 0 is off
 
@@ -205,7 +206,11 @@ def make_model(vocab_size: int, machine: Machine):
             return compiled_model(inputs, targets)
 
     fused = machine.compile and machine.device != 'cpu'
-    return raw_model, model, Optimizer(raw_model, optimizer, fp16=machine.dtype == 'float16', compile=fused)
+    return (
+        raw_model,
+        model,
+        Optimizer(raw_model, optimizer, iterations=muon_iterations, fp16=machine.dtype == 'float16', compile=fused),
+    )
 
 
 def train(data: batches.Data, machine: Machine, figures: dict) -> dict:

@@ -111,7 +111,7 @@ OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # 
 # What the next stage takes over from the one before, unless it says otherwise
 RECIPE = {
     'isolate', 'optimizer', 'learning_rate', 'embedding_rate', 'head_rate', 'weight_decay', 'beta1', 'beta2',
-    'grad_clip',
+    'grad_clip', 'muon_iterations',
 }  # fmt: skip
 HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}  # one of them says how long: a new one replaces the old
 

@@ -18,28 +18,35 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Newton-Schulz: five times x -> a x + b x^3 + c x^5 on the singular values, each time with the coefficients that do
-# most for what the one before has left. Polar Express (Amsel et al., 2025, arXiv 2505.16932), for values in [0.001, 1];
-# the margin keeps rounding from lifting the largest above 1.
-POLAR_EXPRESS = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
+# Newton-Schulz: x -> a x + b x^3 + c x^5 on the singular values, each time with the coefficients that do most for what
+# the times before have left (Polar Express: Amsel et al., 2025, arXiv 2505.16932). The margin keeps rounding from
+# lifting the largest above 1.
+POLAR_EXPRESS = {
+    5: (  # for values in [0.001, 1], which come to lie in [0.847, 1.141]
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ),
+    3: (  # for values in [0.02, 1], which come to lie in [0.907, 1.093]
+        (7.710969245867679, -22.11375479048116, 16.248743017738473),
+        (3.2152759873077437, -2.411172010255782, 0.5013000136148815),
+        (2.2183077524237897, -1.593989622915833, 0.41074788751050023),
+    ),
+}
 MARGIN = 1.02
 MOMENTUM = (0.85, 0.95, 300)  # Muon's, from, to, over so many steps (Keller Jordan's, for short runs)
 GOOD_STEPS = 2000  # so many in a row double fp16's loss scale
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     """(N, rows, columns) -> U p(S) V^T: the same singular vectors, singular values near 1. In bf16 on CUDA."""
     X = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X  # the smaller product
     X = X / (X.norm(dim=(-2, -1), keepdim=True) * MARGIN + 1e-7)
-    for a, b, c in POLAR_EXPRESS:
+    for a, b, c in POLAR_EXPRESS[iterations]:
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).to(matrices.dtype)
@@ -49,7 +56,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 # (where it was not g is zero, since 0 * nan is nan, and neither p nor state changes), count the steps so far and this.
 
 
-def muon(p, g, ok, count, lr, weight_decay, state):
+def muon(p, g, ok, count, lr, weight_decay, state, iterations):
     """Jordan et al., 2024. p, g (N, rows, columns) -> the new p.
 
     The update has AdamW's RMS, about 0.2 (Moonlight: Liu et al., 2025). Decay acts only where it pulls the way the
@@ -59,7 +66,7 @@ def muon(p, g, ok, count, lr, weight_decay, state):
     momentum = low + (high - low) * (count / steps).clamp(max=1.0)
     state['m'].lerp_(g, (1 - momentum) * ok)
     ahead = torch.lerp(g, state['m'], momentum)  # Nesterov's
-    update = orthogonalize(ahead) * (0.2 * max(p.shape[-2:]) ** 0.5)
+    update = orthogonalize(ahead, iterations) * (0.2 * max(p.shape[-2:]) ** 0.5)
     decay = weight_decay * p * (update * p > 0)
     return torch.where(ok, p - lr * (update + decay), p)
 
@@ -159,12 +166,14 @@ class Optimizer:
 
     def __init__(
         self, model, kind: str = 'muon', betas=(0.9, 0.95), weight_decay: float = 0.1,
-        embedding_rate: float = 1.0, head_rate: float = 1.0,
+        embedding_rate: float = 1.0, head_rate: float = 1.0, iterations: int = 5,
         rank: int = 0, world_size: int = 1, group=None, fp16: bool = False, compile: bool = False,
     ):  # fmt: skip
         if kind not in ('muon', 'adamw'):
             raise SystemExit(f"optimizer is '{kind}', expected muon or adamw")
-        self.betas, self.weight_decay, self.fp16 = betas, weight_decay, fp16
+        if iterations not in POLAR_EXPRESS:
+            raise SystemExit(f'muon_iterations is {iterations}, expected one of {", ".join(map(str, POLAR_EXPRESS))}')
+        self.betas, self.weight_decay, self.iterations, self.fp16 = betas, weight_decay, iterations, fp16
         self.buckets: dict[Rule, Bucket] = {}
         blocks = model.matrix_blocks()
         for name, p in model.named_parameters():
@@ -225,7 +234,8 @@ class Optimizer:
         rate = torch.full_like(self.loss_scale, lr, dtype=norm.dtype)
         for rule, bucket in self.buckets.items():
             g = torch.where(ok, bucket.grad * scale, 0.0)
-            more = dict(multiple=rule.multiple, betas=self.betas) if rule.kind == 'adamw' else {}
+            of_adamw = dict(multiple=rule.multiple, betas=self.betas)
+            more = of_adamw if rule.kind == 'adamw' else dict(iterations=self.iterations)
             update, decay, count = self.updates[rule.kind], rule.decay * self.weight_decay, self.counters['count']
             share = update(bucket.parameters(), g, ok, count.to(g.dtype), rate, decay, bucket.state, **more)
             bucket.put_back(bucket.collect(share))

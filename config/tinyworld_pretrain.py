@@ -19,6 +19,7 @@ zero_init = True
 isolate = True  # documents are short, and in a chat there is one alone
 batch_size = 4  # 4 * 256 = 1,024 tokens a step: at this size it is the number of steps that teaches
 max_iters = 500
+muon_iterations = 3  # as good as 5 in so small a model
 learning_rate = 4e-3
 embedding_rate = 4.0
 head_rate = 3.0

@@ -285,7 +285,7 @@ def test_from_a_folder_come_the_architecture_and_the_recipe():
     assert taken(resume=False) == expected
     assert taken(resume=False, learning_rate=1.0, batch_size=2, seed=9, max_iters=3) == expected  # what is given wins
     rates = dict(optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5)
-    rates |= dict(beta1=0.75, beta2=0.125, grad_clip=4.0, isolate=True)
+    rates |= dict(beta1=0.75, beta2=0.125, grad_clip=4.0, isolate=True, muon_iterations=3)
     assert set(rates) == checkpoint.RECIPE
     state = dict(config={**RUN, **rates}, model_config=MODEL)
     answer = inherit(state, WHERE, {**SETTINGS, **dict.fromkeys(rates)}, frozenset(), False)

@@ -95,8 +95,8 @@ def assert_same_state(got, expected, tolerance):
 # the naive optimizer
 
 
-def polynomial(s):
-    for a, b, c in optim.POLAR_EXPRESS:
+def polynomial(s, iterations=5):
+    for a, b, c in optim.POLAR_EXPRESS[iterations]:
         s = a * s + b * s**3 + c * s**5
     return s
 
@@ -104,7 +104,7 @@ def polynomial(s):
 def naive_orthogonalize(G):
     """One matrix, whatever its shape, by the sum of powers that the coefficients stand for."""
     X = G / (G.norm() * optim.MARGIN + 1e-7)
-    for a, b, c in optim.POLAR_EXPRESS:
+    for a, b, c in optim.POLAR_EXPRESS[5]:
         X = a * X + b * X @ X.T @ X + c * X @ X.T @ X @ X.T @ X
     return X
 
@@ -200,12 +200,13 @@ def test_adamw_is_torchs(kind, tied, rates):
 # Muon
 
 
+@pytest.mark.parametrize('iterations', [3, 5])
 @pytest.mark.parametrize('shape', [(3, 8, 8), (2, 16, 4), (2, 4, 16), (1, 48, 40), (1, 1, 8), (1, 192, 64)], ids=str)
-def test_orthogonalize_is_the_polynomial_of_the_singular_values(shape):
+def test_orthogonalize_is_the_polynomial_of_the_singular_values(shape, iterations):
     G = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
-    expected = U @ torch.diag_embed(polynomial(S / (S.norm(dim=-1, keepdim=True) * 1.02 + 1e-7))) @ Vh
-    got = optim.orthogonalize(G)
+    expected = U @ torch.diag_embed(polynomial(S / (S.norm(dim=-1, keepdim=True) * 1.02 + 1e-7), iterations)) @ Vh
+    got = optim.orthogonalize(G, iterations)
     assert got.dtype == torch.float64
     assert_close(got, expected, 1e-6)
 
@@ -218,10 +219,13 @@ def test_singular_values_of_an_update_are_near_1(shape, dtype):
     assert 0.6 < S.min() and S.max() < 1.3
 
 
-def test_the_polynomial_lifts_what_it_is_said_to_lift():
-    s = torch.logspace(-3, 0, 1000, dtype=torch.float64)
-    lifted = polynomial(s / optim.MARGIN)
-    assert 0.8 < lifted.min() and lifted.max() < 1.2  # 0.847 and 1.141
+@pytest.mark.parametrize(
+    ('iterations', 'lowest', 'margin', 'low', 'high'), [(5, -3, 1.02, 0.8, 1.2), (3, -1.699, 1, 0.906, 1.094)]
+)
+def test_the_polynomial_lifts_what_it_is_said_to_lift(iterations, lowest, margin, low, high):
+    s = torch.logspace(lowest, 0, 1000, dtype=torch.float64)
+    lifted = polynomial(s / margin, iterations)
+    assert low < lifted.min() and lifted.max() < high
 
 
 def test_a_tall_matrix_costs_no_more_than_a_wide_one():
@@ -364,6 +368,8 @@ def test_rows_that_no_bucket_has_are_refused(monkeypatch):
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(SystemExit, match="optimizer is 'sgd', expected muon or adamw"):
         Optimizer(build(), 'sgd')
+    with pytest.raises(SystemExit, match='muon_iterations is 4, expected one of 5, 3'):
+        Optimizer(build(), iterations=4)
 
 
 # -----------------------------------------------------------------------------
