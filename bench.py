@@ -83,7 +83,6 @@ mlp = 'relu2'  # relu2 | gelu | swiglu
 tied_head = False  # the head is the embedding table
 softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
 
-
 # The tokenizer
 text_mb = 100.0  # millions of bytes of text to train it on, from what this Python has installed
 bpe_vocab_size = 32768  # ids of the tokenizer
@@ -206,11 +205,8 @@ def make_model(vocab_size: int, machine: Machine):
             return compiled_model(inputs, targets)
 
     fused = machine.compile and machine.device != 'cpu'
-    return (
-        raw_model,
-        model,
-        Optimizer(raw_model, optimizer, iterations=muon_iterations, fp16=machine.dtype == 'float16', compile=fused),
-    )
+    more = dict(iterations=muon_iterations, fp16=machine.dtype == 'float16', compile=fused)
+    return raw_model, model, Optimizer(raw_model, optimizer, **more)
 
 
 def train(data: batches.Data, machine: Machine, figures: dict) -> dict:
@@ -522,17 +518,9 @@ MEASURES = {f.__name__: f for f in (train, loader, tokenizer)}
 def check(names: list[str]) -> None:
     """Whatever is wrong with bench's own settings, at once; the model's and the optimizer's check theirs."""
     least = dict(
-        bpe_repeats=1,
-        bpe_vocab_size=256,
-        text_mb=0.1,
-        repeats=1,
-        warmup=0,
-        batch_size=1,
-        gradient_accumulation_steps=1,
-        block_size=1,
-        vocab_size=2,
-        seed=0,
-    )
+        repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, block_size=1, vocab_size=2, seed=0,
+        text_mb=0.1, bpe_vocab_size=256, bpe_repeats=1,
+    )  # fmt: skip
     expected = f'expected all, or some of {", ".join(MEASURES)} with commas between them'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
     wrong += [f'{name} is {config[name]}, expected at least {low}' for name, low in least.items() if config[name] < low]

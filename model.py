@@ -289,7 +289,7 @@ class GPT(nn.Module):
             places = places + cache.lengths[:, None]  # (B, T)
             mask = torch.arange(cache.width, device=inputs.device) <= places[:, None, :, None]  # (B, 1, T, width)
         elif config.bos >= 0:
-            document = (inputs == config.bos).cumsum(dim=1)  # (B, T), the how manieth
+            document = (inputs == config.bos).cumsum(dim=1)  # (B, T), which of the row's it belongs to
             mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
         x, rotation = self.transformer.wte(inputs), None
         if config.positions == 'learned':
