@@ -3,7 +3,7 @@ What a model scores: the total of a loss over a reader, and how well it answers 
 
 A validation reader is a reader whose one step holds all evaluation rows, so the step's loss is the validation loss:
 the same number for any micro-batch size and any number of ranks. Problems are those of tasks.py: answered by the engine
-and graded, or, where letters are to choose from, the likeliest letter is graded.
+and graded, or, where there are choices, the likeliest of them is graded.
 
 $ python evaluate.py                                                   # the newest checkpoint, a line for each skill
 $ python evaluate.py --out_dir=out/tinyworld/rl --skills=facts,one_step --show=3
@@ -123,11 +123,20 @@ def prompts(engine: Engine, chat, problems: Sequence[dict]) -> list[list[int]]:
     """Each problem's ids. One that the model cannot read as a whole is named, for its score would mean nothing."""
     made = [chat.prompt(problem['messages']) for problem in problems]
     for problem, ids in zip(problems, made):
-        if len(ids) > engine.context:
+        tokens = len(ids) + max([len(answer) - 1 for answer in answer_ids(engine, problem)], default=0)
+        if tokens > engine.context:
             question = text_of(problem['messages'][-1]['content'])[:60]
-            have = f"a problem of '{problem['skill']}' takes {len(ids)} tokens ({question!r})"
+            have = f"a problem of '{problem['skill']}' takes {tokens} tokens ({question!r})"
             raise SystemExit(f"{have}, expected at most the {engine.context} of the model's context; leave it out")
     return made
+
+
+def answer_ids(engine: Engine, problem: dict) -> list[list[int]]:
+    """The ids of each answer that a multiple-choice problem allows; of any other problem, none."""
+    try:
+        return [engine.tokenizer.encode(text) for text in tasks.answers(problem)]
+    except ValueError as error:
+        raise SystemExit(f"a choice of '{problem['skill']}' cannot be asked for: {error}") from None
 
 
 def text_of(content: str | list[dict]) -> str:
@@ -144,41 +153,32 @@ def answer(
     return [made[i : i + samples] for i in range(0, len(made), samples)]
 
 
-def letter_ids(tokenizer, count: int) -> list[int]:
-    """The ids of the first so many letters, as an answer begins with them."""
-    found = []
-    for letter in tasks.LETTERS[:count]:
-        try:
-            ids = tokenizer.encode(letter)
-        except ValueError as error:
-            raise SystemExit(f'the letter {letter} of a choice cannot be asked for: {error}') from None
-        if len(ids) != 1:
-            raise SystemExit(f'the letter {letter} of a choice is {len(ids)} tokens, expected one: its likelihood is '
-                             'that of one token; take --temperature=1, which samples the answer')  # fmt: skip
-        found += ids
-    return found
-
-
 @torch.inference_mode()
-def choose(engine: Engine, chat, problems: Sequence[dict]) -> list[str]:
-    """The likeliest letter of each multiple-choice problem: one forward for many, no cache, nothing sampled."""
-    model, training, chosen = engine.model, engine.model.training, []
-    ids_of = letter_ids(engine.tokenizer, max((len(problem['choices']) for problem in problems), default=0))
-    asked, device = prompts(engine, chat, problems), model.transformer.wte.weight.device
+def likelihoods(engine: Engine, chat, problems: Sequence[dict]) -> list[list[float]]:
+    """The log-probability in nats of each answer that a multiple-choice problem allows, in the order of its choices.
+
+    Many rows at once, no cache, nothing sampled. Answers that differ in their last token alone, as letters do, share a
+    row; the tokens of longer ones are added up.
+    """
+    model, training, rows = engine.model, engine.model.training, {}
+    asked = [answer_ids(engine, problem) for problem in problems]
+    scores, device = [[0.0] * len(answers) for answers in asked], model.transformer.wte.weight.device
+    for prompt, answers, own in zip(prompts(engine, chat, problems), asked, scores):
+        for i, ids in enumerate(answers):
+            rows.setdefault((*prompt, *ids[:-1]), []).append((own, i, len(prompt) - 1, ids))
     model.eval()
     try:
-        for start in range(0, len(asked), engine.max_rows):
-            rows = asked[start : start + engine.max_rows]
-            lengths = torch.tensor([len(ids) for ids in rows], device=device)
-            longest = max(map(len, rows))  # padding on the right is what nothing before it looks at
-            inputs = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows], device=device)
-            x = model.hidden(inputs)[torch.arange(len(rows), device=device), lengths - 1]  # (B, C)
-            logits = model.logits(x).cpu()[:, ids_of]
-            for problem, row in zip(problems[start:], logits):
-                chosen.append(tasks.LETTERS[int(row[: len(problem['choices'])].argmax())])
+        for start in range(0, len(rows), engine.max_rows):
+            chunk = list(rows.items())[start : start + engine.max_rows]
+            longest = max(len(row) for row, _ in chunk)  # padding on the right is what nothing before it looks at
+            x = model.hidden(torch.tensor([row + (0,) * (longest - len(row)) for row, _ in chunk], device=device))
+            for r, (_, answers) in enumerate(chunk):
+                for own, i, place, ids in answers:
+                    logp = model.logits(x[r, place : place + len(ids)]).float().log_softmax(-1)  # (tokens, ids)
+                    own[i] = float(logp[range(len(ids)), ids].sum())
     finally:
         model.train(training)
-    return chosen
+    return scores
 
 
 def attempt(
@@ -197,7 +197,8 @@ def attempt(
     by_letter, asked = [problems[i] for i in choices], [problems[i] for i in free]
     done = [
         Attempt(problem, [letter], [tasks.grade(problem, letter)], [])
-        for problem, letter in zip(by_letter, choose(engine, chat, by_letter))
+        for problem, scores in zip(by_letter, likelihoods(engine, chat, by_letter))
+        for letter in [tasks.LETTERS[scores.index(max(scores))]]
     ]
     for problem, said in zip(asked, answer(engine, chat, asked, max_tokens, samples, temperature, seed, free)):
         texts, ended = [chat.transcript(s.ids) for s in said], [s.finish_reason == 'stop' for s in said]
@@ -279,10 +280,9 @@ class Skills:
         prompts(engine, chat, problems)  # those that are too long are named now
 
     def __call__(self) -> dict[str, float]:
-        scores = {
-            name: tally(attempt(self.engine, self.chat, problems, self.max_tokens))
-            for name, problems in self.skills.items()
-        }
+        together = [problem for problems in self.skills.values() for problem in problems]  # fuller batches
+        attempts = attempt(self.engine, self.chat, together, self.max_tokens)
+        scores = {name: tally([made for made in attempts if made.problem['skill'] == name]) for name in self.skills}
         more = {'mean': mean(scores)} if scores else {}
         return {**{name: score.accuracy for name, score in scores.items()}, **more}
 

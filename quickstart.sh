@@ -38,10 +38,13 @@ if [ ! -e data/tinyworld/problems.jsonl ]; then
     python data/tinyworld/prepare.py
 fi
 
+# ---- Games: rows of words that come again in another order. Before any language the model learns to look back
+python train.py config/tinyworld_games.py
+
 # ---- Pretraining: guess the next token of plain text. The model picks up words, grammar and the facts of its world
 python train.py config/tinyworld_pretrain.py
 
-# ---- Midtraining: the form of a conversation: whose turn it is, choosing among A to D, when to take the calculator
+# ---- Midtraining: the form of a conversation: whose turn it is, choosing one of several answers, when to take the calculator
 python train.py config/tinyworld_mid.py
 
 # ---- Supervised fine-tuning (SFT): imitate good answers to all that people may ask. Now it can chat

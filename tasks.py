@@ -8,6 +8,7 @@ A problem is a line of problems.jsonl, a dict:
     grader          the name of one of the functions below
     answer          what the grader compares with; some graders take more
     choices         of a multiple-choice question alone: its answer is a letter, and likelihood may choose it
+    spoken          an answer with each of the choices, where answers say more than the letter
 
     >>> problem = {'split': 'val', 'skill': 'sums', 'messages': [{'role': 'user', 'content': '2 + 3?'}],
     ...            'grader': 'number', 'answer': 5}
@@ -210,13 +211,18 @@ def grade(problem: dict, text: str) -> float:
 # multiple choice, and what chance would score
 
 
-def render_choice(question: str, choices: list[str]) -> str:
+def render_choice(question: str, choices: list[str], request: str = 'Answer with the letter only.') -> str:
     """
     The text of a multiple-choice question, in nanochat's form: the question, a line `- choice=letter` for each, and the
-    request for the letter alone. A letter right behind `=`, without a blank, is the same token as in the answer.
+    request. A letter right behind `=`, without a blank, is the same token as in an answer that is this letter alone.
     """
     lines = [f'- {choice}={letter}' for choice, letter in zip(choices, LETTERS)]
-    return '\n'.join([question, *lines, '', 'Answer with the letter only.'])
+    return '\n'.join([question, *lines, '', request])
+
+
+def answers(problem: dict) -> list[str]:
+    """The answers of which likelihood takes one, in the order of the choices; none where nothing is to choose from."""
+    return problem.get('spoken') or list(LETTERS[: len(problem.get('choices', ()))])
 
 
 def baseline(problem: dict) -> float:
@@ -273,6 +279,10 @@ def checked(problem: dict, where: str) -> dict:
         if problem.get('answer') not in list(LETTERS[: len(choices)]):
             last = LETTERS[len(choices) - 1]
             raise SystemExit(f'{where}: answer is {problem.get("answer")!r}, expected a letter from A to {last}')
+    if 'spoken' in problem:
+        spoken, number = problem['spoken'], len(problem.get('choices', ()))
+        if not isinstance(spoken, list) or len(spoken) != number or not all(t and isinstance(t, str) for t in spoken):
+            raise SystemExit(f'{where}: spoken is {spoken!r}, expected an answer for each of {number} choices')
     problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
     try:
         empty = grade(problem, '')  # has the grader what it needs?

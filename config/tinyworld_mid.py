@@ -9,7 +9,7 @@ auto_resume = True  # started again, it goes on where it stopped
 dataset = 'tinyworld/mid'
 
 batch_size = 4
-max_iters = 250
-eval_interval = 250
+max_iters = 350
+eval_interval = 350
 eval_problems = 30
 log_interval = 50

@@ -339,27 +339,51 @@ def test_a_question_beyond_the_context_is_named_before_anything_is_answered(engi
 # ---- multiple choice
 
 
-def naive_letter(model, known):
-    """One forward for one problem, no padding; among its letters the one of largest probability."""
-    with torch.no_grad():
-        probabilities = model(torch.tensor([CHAT.prompt(known['messages'])]))[0, -1].softmax(-1)
-    letters = 'ABCDEFGH'[: len(known['choices'])]
-    return max(letters, key=lambda letter: probabilities[TOKENIZER.encode(letter)[0]])
+def naive(model, known):
+    """Each answer by a forward of its own, no padding, its tokens' probabilities multiplied."""
+    prompt, scores = CHAT.prompt(known['messages']), []
+    for text in known.get('spoken', 'ABCDEFGH'[: len(known['choices'])]):
+        ids = TOKENIZER.encode(text)
+        with torch.no_grad():
+            probabilities = model(torch.tensor([prompt + ids]))[0].softmax(-1)
+        scores.append(math.log(math.prod(float(probabilities[len(prompt) - 1 + i, t]) for i, t in enumerate(ids))))
+    return scores
 
 
+def some_choices(seed, spoken):
+    rng = random.Random(seed)
+    for i in range(40):
+        words = [rng.choice(['red', 'old', 'a white cat', 'an owl']) for _ in range(rng.randint(2, 6))]
+        known = choice('why ' * rng.randint(1, 6) + '?', words, 'A')
+        said = [f'{"it is " * rng.randint(0, 2)}{word}={letter}' for word, letter in zip(words, 'ABCDEF')]
+        yield {**known, 'spoken': said} if spoken and i % 3 else known
+
+
+@pytest.mark.parametrize('spoken', [False, True])
 @pytest.mark.parametrize('max_rows', [1, 7, 100])
-def test_the_likeliest_letter_against_one_forward_a_problem(max_rows):
-    rng = random.Random(3)
-    known = [
-        choice('why ' * rng.randint(1, 6) + '?', [rng.choice(['red', 'old']) for _ in range(rng.randint(2, 6))], 'A')
-        for _ in range(40)
-    ]
+def test_the_likelihood_of_each_choice_against_one_forward_each(max_rows, spoken):
+    known = list(some_choices(3, spoken))
     model = tiny(seed=1).eval()
-    chosen = evaluate.choose(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), CHAT, known)
-    expected = [naive_letter(model, p) for p in known]
-    assert chosen == expected
-    assert len(set(expected)) > 2
-    assert evaluate.choose(Engine(model, TOKENIZER, CHAT), CHAT, []) == []
+    scores = evaluate.likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), CHAT, known)
+    assert [len(own) for own in scores] == [len(p['choices']) for p in known]
+    expected = [naive(model, p) for p in known]
+    assert all(own == pytest.approx(right, abs=1e-4) for own, right in zip(scores, expected))
+    assert len({right.index(max(right)) for right in expected}) > 2
+    assert evaluate.likelihoods(Engine(model, TOKENIZER, CHAT), CHAT, []) == []
+
+
+def test_letters_of_one_token_are_read_in_one_row():
+    model, rows = tiny().eval(), []
+    hidden, model.hidden = model.hidden, lambda ids: rows.append(len(ids)) or hidden(ids)
+    evaluate.likelihoods(Engine(model, TOKENIZER, CHAT), CHAT, [choice('Snow?', ['red', 'white', 'old'], 'B')])
+    assert rows == [1]
+
+
+def test_the_likeliest_of_the_spoken_answers_is_graded_by_its_letter(engine):
+    known = choice('Snow?', ['red', 'white'], 'B')
+    for spoken, grade in ((['xxx', 'B'], 1.0), (['B', 'xxx'], 0.0)):
+        made = evaluate.attempt(engine, CHAT, [{**known, 'spoken': spoken}], 5)[0]
+        assert made.grades == [grade] and made.answers == ['B' if grade else 'A']
 
 
 def test_choices_are_sampled_where_several_answers_are_wanted(engine):
@@ -368,17 +392,17 @@ def test_choices_are_sampled_where_several_answers_are_wanted(engine):
     assert all(made.ended == [True] * 4 for made in attempts)
 
 
-def test_a_letter_that_is_no_token_is_named():
-    with pytest.raises(SystemExit, match='the letter B of a choice cannot be asked for'):
-        evaluate.letter_ids(CharTokenizer('A1'), 2)
+def test_a_choice_that_cannot_be_written_is_named():
+    model = tiny()
+    with pytest.raises(SystemExit, match="a choice of 'choice' cannot be asked for"):
+        evaluate.answer_ids(Engine(model, CharTokenizer('A1'), CHAT), choice('Snow?', ['1', 'A'], 'B'))
 
-    class Bytewise:
-        def encode(self, text):
-            return list(text.encode('utf-16'))
 
-    with pytest.raises(SystemExit, match='the letter A of a choice is 4 tokens, expected one'):
-        evaluate.letter_ids(Bytewise(), 2)
-    assert evaluate.letter_ids(TOKENIZER, 26) == [TOKENIZER.encode(letter)[0] for letter in tasks.LETTERS]
+def test_a_choice_beyond_the_context_is_named(engine):
+    known = choice('Snow?', ['red', 'white'], 'B')
+    evaluate.prompts(engine, CHAT, [known])
+    with pytest.raises(SystemExit, match="a problem of 'choice' takes .* tokens"):
+        evaluate.prompts(engine, CHAT, [{**known, 'spoken': ['B', 'it is ' * 100]}])
 
 
 # ---- scores

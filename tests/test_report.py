@@ -619,9 +619,10 @@ def later(path):
 
 
 def test_the_quickstart_runs_every_stage_in_order():
-    assert [line.split('tinyworld_')[1] for line in PROGRAMS if 'train.py' in line] == [f'{x}.py' for x in report.ORDER]
+    trained = [line.split('tinyworld_')[1] for line in PROGRAMS if 'train.py' in line]
+    assert trained == ['games.py', *(f'{stage}.py' for stage in report.ORDER)]
     order = [line.split()[1] for line in PROGRAMS]
-    assert order == ['data/tinyworld/prepare.py', *['train.py'] * 5, 'evaluate.py', 'report.py']
+    assert order == ['data/tinyworld/prepare.py', *['train.py'] * 6, 'evaluate.py', 'report.py']
 
 
 @pytest.mark.parametrize('line', PROGRAMS)
@@ -640,12 +641,13 @@ def test_every_line_names_what_there_is(line, run_program):
             configure(report.train_defaults(), argv=[str(ROOT / later(argument))])
 
 
-@pytest.mark.parametrize('stage', report.ORDER)
-def test_each_stage_goes_on_where_it_stopped_and_lands_where_the_report_looks(stage):
+@pytest.mark.parametrize('name', ['games', *report.ORDER])
+def test_each_stage_goes_on_where_it_stopped_and_lands_where_the_report_looks(name):
     defaults = report.train_defaults()
-    config: Settings = configure(defaults, argv=[str(ROOT / later(f'config/tinyworld_{stage}.py'))])
-    assert (config['stage'], config['auto_resume'], config['time_limit']) == (stage, True, 0)
-    assert config['out_dir'] == f'out/tinyworld/{stage}'
+    config: Settings = configure(defaults, argv=[str(ROOT / later(f'config/tinyworld_{name}.py'))])
+    assert config['stage'] == (name if name in report.ORDER else 'pretrain')
+    assert (config['auto_resume'], config['time_limit']) == (True, 0)
+    assert config['out_dir'] == f'out/tinyworld/{name}'
 
 
 def test_the_quickstart_asks_for_the_packages_of_pyproject():

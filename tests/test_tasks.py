@@ -232,6 +232,9 @@ def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_p
     (dict(grader='letter', answer='AB', choices=['x', 'y']), "answer is 'AB'"),
     (dict(grader='letter', answer='A', choices=['x']), 'choices'),
     (dict(grader='letter', answer='A', choices='xy'), 'choices'),
+    (dict(grader='letter', answer='A', choices=['x', 'y'], spoken=['x=A']), 'expected an answer for each of 2'),
+    (dict(grader='letter', answer='A', choices=['x', 'y'], spoken=['x=A', '']), 'spoken is'),
+    (dict(answer='A', spoken=['x=A']), 'each of 0 choices'),
     (dict(grader='exact', answer=''), 'an empty text right'),
     (dict(grader='spelled', answer='12'), 'an empty text right'),
 ], ids=lambda value: str(value)[:40])  # fmt: skip

@@ -18,10 +18,10 @@ from data.tinyworld.wordings import HeldOut, canonical, is_held_out, typed, vary
 from tools import calculate
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ('pretrain', 'mid', 'sft', 'dpo')
+FOLDERS = ('games', 'pretrain', 'mid', 'sft', 'dpo')
 FILES = [f'{folder}/{name}' for folder in FOLDERS for name in ('train.bin', 'val.bin', 'meta.json', 'tok.json')]
 SMALL = {
-    'vocab_size': 700, 'tokenizer_bytes': 90_000, 'pretrain_tokens': 60_000, 'mid_tokens': 60_000, 'sft_tokens': 60_000,
+    'vocab_size': 700, 'tokenizer_bytes': 90_000, 'games_tokens': 20_000, 'pretrain_tokens': 60_000, 'mid_tokens': 60_000, 'sft_tokens': 60_000,
     'dpo_pairs': 150, 'rl_problems': 40, 'val_tokens': 6000, 'val_pairs': 20, 'val_problems': 30,
 }  # fmt: skip
 PATTERN_SIGNS = re.compile(r'[\[\]{}|~^]')
@@ -176,10 +176,37 @@ def test_choices_are_asked_about_and_one_is_right():
     for _ in range(400):
         example = SKILLS['choice'](rng)
         choices = example.more['choices']
+        problem = prepare.problem_of(example, 'choice', 'val')
+        right = [tasks.grade(problem, text) for text in tasks.answers(problem)]
+        assert sorted(right) == [0.0] * (len(choices) - 1) + [1.0]
+        assert tasks.answers(problem)[right.index(1.0)] == example.messages[-1]['content']
         assert 2 <= len(choices) == len(set(choices)) <= 4
         assert all(f'- {choice}=' in example.messages[0]['content'] for choice in choices)
         letters[example.answer] += 1
     assert letters['A'] < 200 and letters['D'] > 20  # no letter is the best guess by far
+
+
+def test_a_chain_can_be_known_from_the_word_before_and_not_from_the_place():
+    rng, places = random.Random(8), Counter()
+    for _ in range(300):
+        first, *parts = [part.split() for part in re.findall(r'said: (.*?)\.', text.chain(rng))]
+        follows = dict(zip(first, first[1:]))
+        assert len(set(first)) == len(first) >= 3 and len(parts) >= 2
+        for part in parts:
+            assert len(part) >= 2 and all(follows[word] == after for word, after in zip(part, part[1:]))
+            places[first.index(part[0])] += 1
+    assert places[0] < places.total() / 2
+
+
+def test_labels_come_again_in_another_order():
+    rng, moved = random.Random(9), 0
+    for _ in range(300):
+        table, again = text.labels(rng).split('It is ')
+        pairs = re.findall(r'- (.*)\n', table)
+        assert sorted(again.split(', ')) == sorted(pairs) and 2 <= len(pairs) <= 6
+        assert [pair[-2:] for pair in pairs] == [f'={letter}' for letter in 'ABCDEF'[: len(pairs)]]
+        moved += again.split(', ') != pairs
+    assert moved > 150
 
 
 # ---- wordings
@@ -330,7 +357,7 @@ def test_a_stage_is_made_of_the_shares_of_the_table(stage, monkeypatch):
 
 
 def test_every_skill_has_its_share_of_learning():
-    assert set(STAGES['sft']) == set(STAGES['dpo']) == set(SKILLS)
+    assert set(STAGES['sft']) == set(STAGES['dpo']) | {'stories'} == set(SKILLS)  # DPO would make stories worse
     assert not {'two_step', 'three_step'} & set(STAGES['mid'])  # what reinforcement learning is to find out
     for shares in (STAGES['sft'], STAGES['mid']):
         assert sum(shares.values()) == 100

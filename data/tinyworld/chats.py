@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.tinyworld import facts, text
-from data.tinyworld.letters import counting, spelling
+from data.tinyworld.letters import counting, lists, spelling
 from data.tinyworld.people import ATTRIBUTES, RELATIONS, described
 from data.tinyworld.problems import SIGNS, one_step, sums, three_step, two_step
 from data.tinyworld.questions import fact
@@ -75,15 +75,17 @@ def stories(rng: random.Random) -> Example:
 
 
 def choice(rng: random.Random) -> Example:
-    """Two to four choices, the letter alone as the answer."""
+    """Two to four choices. The answer says the thing before its letter: a small model can look up what it has just
+    said, while the letter alone would ask it to remember and to look up in one breath."""
     question, right, wrong = rng.choice(CHOICES)(rng)
     wrong = sorted({*wrong} - {right})
     choices = [right, *rng.sample(wrong, min(len(wrong), rng.choice((1, 2, 3))))]
     rng.shuffle(choices)
-    letter = 'ABCD'[choices.index(right)]
-    another = other(rng, 'ABCD'[: len(choices)], letter)
-    asked = render_choice(sentence(question), choices)
-    return one(asked, letter, 'letter', letter, another, more={'choices': choices}, typable=False)
+    asked = render_choice(sentence(question), choices, 'Answer with the choice and its letter.')
+    spoken = [f'It is {choice}={letter}' for choice, letter in zip(choices, 'ABCD')]
+    place = choices.index(right)
+    more = {'choices': choices, 'spoken': spoken}
+    return one(asked, spoken[place], 'letter', 'ABCD'[place], other(rng, spoken, spoken[place]), more=more, typable=False)
 
 
 def person_choice(rng: random.Random) -> tuple[str, str, list[str]]:
@@ -126,8 +128,8 @@ def day_choice(rng: random.Random) -> tuple[str, str, list[str]]:
 
 
 def sum_choice(rng: random.Random) -> tuple[str, str, list[str]]:
-    """Small numbers, since the letter leaves no room for the calculator."""
-    a, b = rng.randint(1, 10), rng.randint(1, 10)
+    """Numbers so small that one knows the sum by heart: there is no calculator here."""
+    a, b = rng.randint(1, 5), rng.randint(1, 5)
     sign = rng.choice('+-')
     a, b = (a, b) if sign == '+' or a >= b else (b, a)
     right = a + b if sign == '+' else a - b
@@ -136,7 +138,7 @@ def sum_choice(rng: random.Random) -> tuple[str, str, list[str]]:
     return question, str(right), [str(n) for n in range(max(0, right - 4), right + 5)]
 
 
-CHOICES = (person_choice, person_choice, opposite_choice, thing_choice, day_choice, sum_choice)
+CHOICES = (person_choice, person_choice, person_choice, opposite_choice, thing_choice, day_choice, sum_choice)
 
 
 # -----------------------------------------------------------------------------
@@ -150,6 +152,7 @@ SKILLS = {  # a new skill: its function, its line here, its shares below
     'three_step': three_step,
     'spelling': spelling,
     'counting': counting,
+    'lists': lists,
     'identity': identity,
     'greeting': greeting,
     'refusal': refusal,
@@ -161,16 +164,16 @@ SKILLS = {  # a new skill: its function, its line here, its shares below
 # What the stages are made of: shares of the bytes of mid and sft, of the pairs of dpo
 STAGES = {
     'mid': {
-        'choice': 35, 'one_step': 16, 'sums': 10, 'facts': 18, 'spelling': 9, 'counting': 8,
+        'choice': 33, 'one_step': 15, 'sums': 9, 'facts': 17, 'spelling': 8, 'counting': 7, 'lists': 7,
         'identity': 1, 'greeting': 1, 'refusal': 1, 'stories': 1,
     },
     'sft': {
-        'facts': 17, 'one_step': 9, 'two_step': 9, 'three_step': 9, 'sums': 5, 'spelling': 10, 'counting': 7,
-        'identity': 3, 'greeting': 4, 'refusal': 6, 'memory': 8, 'stories': 12, 'choice': 1,
+        'facts': 16, 'one_step': 9, 'two_step': 8, 'three_step': 8, 'sums': 4, 'spelling': 10, 'counting': 8,
+        'identity': 4, 'greeting': 4, 'refusal': 6, 'memory': 8, 'stories': 8, 'choice': 3, 'lists': 4,
     },
     'dpo': {
-        'facts': 22, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 6, 'spelling': 12, 'counting': 7,
-        'identity': 4, 'greeting': 4, 'refusal': 8, 'memory': 8, 'stories': 3, 'choice': 3,
+        'facts': 23, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 6, 'spelling': 12, 'counting': 7,
+        'identity': 4, 'greeting': 4, 'refusal': 8, 'memory': 8, 'choice': 3, 'lists': 2,
     },
 }  # fmt: skip
 CARELESS = {'mid': 0.1, 'sft': 0.35, 'dpo': 0.35}

@@ -1,5 +1,5 @@
 """
-Questions about the letters of words and about counting, and the right answers.
+Questions about the letters of words, about counting and about lists of words, and the right answers.
 
 Every answer about letters spells the word first and then says what was asked, so that there is something to count.
 """
@@ -7,6 +7,7 @@ Every answer about letters spells the word first and then says what was asked, s
 import random
 
 from data.tinyworld import facts
+from data.tinyworld.text import some_words
 from data.tinyworld.wordings import Example, ask, one, other
 
 SPELLABLE = sorted(
@@ -179,3 +180,29 @@ def next_number(rng: random.Random) -> Example:
     )
     say = lambda number_: f'{side.capitalize()} {number} comes {number_}.'
     return one(question, say(answer), 'number', answer, say(answer + rng.choice((2, 3, 10, 11))))
+
+
+# -----------------------------------------------------------------------------
+# lists of words, whatever they are
+
+REPEAT = 'say after me: {words}|repeat after me: {words}|repeat: {words}|say: {words}|repeat these words: {words}'
+FOLLOWS = (
+    '[which word|what] [comes|stands] after {word} in {words}|in the list {words}, what comes after {word}'
+    '|{words}: which word follows {word}|{words}: what comes after {word}'
+)
+
+
+def lists(rng: random.Random) -> Example:
+    """Say after me: owl, river, cup; what comes after river in it? Keeps alive what the games have taught."""
+    words = some_words(rng, rng.randint(3, 7))
+    row = ', '.join(words)
+    if rng.random() < 0.3:
+        question, answer = ask(rng, command=REPEAT, words=row), f'Gladly: {row}.'
+        wrong = f'Gladly: {", ".join(words[::-1])}.'
+        return one(question, answer, 'contains', row, wrong, keep=tuple(words))
+    place = rng.randrange(len(words) - 1)
+    word, follower = words[place : place + 2]
+    question = ask(rng, FOLLOWS, words=row, word=word)
+    wrong = f'After {word} comes {other(rng, words, follower)}.'
+    answer = f'comes {follower}'
+    return one(question, f'After {word} {answer}.', 'contains', answer, wrong, keep=tuple(words))

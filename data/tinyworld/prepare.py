@@ -1,10 +1,10 @@
 """
 The data of every stage from tinyworld, a world of our own: seconds, no network.
 
-$ python data/tinyworld/prepare.py             writes pretrain, mid, sft and dpo beside this file, and problems.jsonl
+$ python data/tinyworld/prepare.py             writes games, pretrain, mid, sft and dpo beside this file, and problems.jsonl
 $ python data/tinyworld/prepare.py --seed=2    the same world, told and asked about otherwise
 
-The four folders share one tokenizer, trained here. problems.jsonl holds the questions that evaluation asks, none of
+The five folders share one tokenizer, trained here. problems.jsonl holds the questions that evaluation asks, none of
 which stands anywhere in what is trained on (asserted for every document), and those that reinforcement learning
 practises on, of which only the answer is given. It is written last.
 """
@@ -35,9 +35,10 @@ PRACTICE = ('two_step', 'three_step')  # the skills that reinforcement learning 
 seed = 1  # another gives other data, of the same world
 vocab_size = 1536  # ids in all, the special tokens counted
 tokenizer_bytes = 600_000  # of text that the tokenizer is trained on
+games_tokens = 500_000  # games that teach to look back
 pretrain_tokens = 700_000  # plain text
 mid_tokens = 400_000  # conversations as text
-sft_tokens = 1_200_000  # conversations, of which the answers count
+sft_tokens = 1_500_000  # conversations, of which the answers count
 dpo_pairs = 800  # a right answer and a worse one to the same question
 rl_problems = 1000  # to practise on
 val_tokens = 40_000  # of the validation split of mid and sft; pretraining's has half as much again
@@ -167,6 +168,8 @@ def main() -> None:
     practice = {skill: draw_problems(skill, 'train', rl_problems // len(PRACTICE), avoid) for skill in PRACTICE}
     tokenizer = train_tokenizer(avoid)
 
+    texts = {split: text.games(rng_of('games', split)) for split in SPLITS}
+    write('games', tokenizer, texts, avoid, max_tokens=(games_tokens, val_tokens // 2))
     texts = {split: plain(rng_of('pretrain', split), avoid) for split in SPLITS}
     write('pretrain', tokenizer, texts, avoid, max_tokens=(pretrain_tokens, val_tokens * 3 // 2))
     for stage, tokens in (('mid', mid_tokens), ('sft', sft_tokens)):

@@ -138,7 +138,7 @@ STEPS = {
         '{A} was angry for a moment, and then only sad.',
     ],
     'cry': [
-        '"Oh no, where is my {t}?" said {a}.', '{A} cried, because the {t} was {look} and there was no other like it.',
+        '"Oh no, where is my {t}?" said {a}.', '{A} cried, because there was no other {t} like it.',
     ],
     'look': [
         '{A} looked under the bed, but the {t} was not there.', '{A} looked {at2} and found only {t.many_other}.',
@@ -271,7 +271,7 @@ PLOTS = {  # (share of the stories, steps, what it cannot be about)
     'gift': (9, 'who sky? gift get_gift hand_over joy feast? end moral?', ''),
     'broken': (9, 'who sky? have break sad meet tell? mend happy thanks|feast? end|keep', NO_REPAIR),
     'quarrel': (7, 'who have meet quarrel anger sad? peace feast? end moral|sharing?', ''),
-    'alone': (20, 'who have lose sad|cry look look? found_it glad? keep moral?', ''),
+    'alone': (20, 'who have lose sad|cry look found_it glad? keep moral?', ''),
     'storm': (8, 'who plan storm sad? meet shelter clear happy? feast? end', ''),
     'counted': (45, 'who sky? COUNTS feast? end moral?', ''),
 }

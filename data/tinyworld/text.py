@@ -437,19 +437,35 @@ def code(rng: random.Random) -> str:
 def some_words(rng: random.Random, number: int) -> list[str]:
     """Different words of any kind, and numbers."""
     kinds = (list(ANIMALS), [many for _, many in THINGS], WORDS, list(BY_NAME), [str(n) for n in range(100)])
-    return list(dict.fromkeys(rng.choice(words) for words in rng.choices(kinds, k=number)))
+    found = {}
+    while len(found) < number:
+        found[rng.choice(rng.choice(kinds))] = True
+    return list(found)
 
 
-def echo(rng: random.Random) -> str:
-    """Anna said: owl river 7 cups. Ben said: owl river 7 cups."""
-    said = f' said: {rng.choice((", ", " ")).join(some_words(rng, rng.randint(3, 12)))}.'
-    return ' '.join(name + said for name in rng.sample(list(BY_NAME), rng.choice((2, 2, 3))))
+def chain(rng: random.Random) -> str:
+    """Anna said: owl river 7 cups moon. Ben said: 7 cups. Mia said: river 7 cups moon.
+
+    Parts begin anywhere: a word is known from the one before it, and not from its place.
+    """
+    words = some_words(rng, rng.randint(3, 9))
+    parts = [words]
+    for _ in range(rng.randint(2, 5)):
+        start = rng.randrange(len(words) - 1)
+        parts.append(words[start : start + rng.randint(2, 5)])
+    return ' '.join(f'{rng.choice(list(BY_NAME))} said: {" ".join(part)}.' for part in parts)
 
 
 def labels(rng: random.Random) -> str:
     """Words with letters, as a quiz has them, and which is which."""
     pairs = [f'{word}={letter}' for word, letter in zip(some_words(rng, rng.randint(2, 6)), 'ABCDEF')]
-    return ''.join(f'- {pair}\n' for pair in pairs) + '\n'.join(rng.sample(pairs, len(pairs)))
+    return ''.join(f'- {pair}\n' for pair in pairs) + 'It is ' + ', '.join(rng.sample(pairs, len(pairs)))
+
+
+def games(rng: random.Random) -> Iterator[str]:
+    """Games without end, and nothing else."""
+    while True:
+        yield chain(rng) if rng.random() < 0.7 else labels(rng)
 
 
 # ---- all of it
@@ -465,8 +481,8 @@ KINDS = {  # kind of document: (share of the characters, the function that makes
     'opposites': (3, opposites),
     'problem': (4, problem),
     'code': (1, code),
-    'echo': (10, echo),
-    'labels': (5, labels),
+    'chain': (12, chain),
+    'labels': (6, labels),
 }
 SLOPPY = 0.06  # share of the documents that somebody typed without capitals and without a final full stop
 
