@@ -9,7 +9,7 @@ auto_resume = True  # started again, it goes on where it stopped
 dataset = 'tinyworld/mid'
 
 batch_size = 4
-max_iters = 350
-eval_interval = 350
+max_iters = 400
+eval_interval = 400
 eval_problems = 30
 log_interval = 50

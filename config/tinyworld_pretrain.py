@@ -9,6 +9,6 @@ auto_resume = True  # started again, it goes on where it stopped
 dataset = 'tinyworld/pretrain'
 
 batch_size = 4  # 4 * 256 = 1,024 tokens a step: at this size it is the number of steps that teaches
-max_iters = 500
-eval_interval = 250
+max_iters = 600
+eval_interval = 300
 log_interval = 50

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.tinyworld import facts, text
 from data.tinyworld.letters import counting, lists, spelling
 from data.tinyworld.people import ATTRIBUTES, RELATIONS, described
-from data.tinyworld.problems import SIGNS, one_step, sums, three_step, two_step
+from data.tinyworld.problems import one_step, sums, three_step, two_step
 from data.tinyworld.questions import fact
-from data.tinyworld.talk import greeting, identity, refusal
+from data.tinyworld.talk import LIMIT, greeting, identity, refusal
 from data.tinyworld.turns import memory
 from data.tinyworld.wordings import Example, HeldOut, article, ask, is_held_out, one, other, sentence, typed, vary
 from tasks import render_choice
@@ -46,7 +46,7 @@ def stories(rng: random.Random) -> Example:
 
     It begins with its title, as many in pretraining do: who has just said whom it is about tells of nobody else.
     """
-    told = text.story(rng, plots=rng.choices((('alone',), ('wish', 'lost', 'gift'), ('counted',)), (60, 30, 10))[0])
+    told = text.story(rng, plots=rng.choices((('alone',), ('wish', 'lost', 'gift')), (2, 1))[0])
     names = told.people[: rng.choices((1, 2, 0), (64, 30, 6))[0]]
     with_thing = bool(names) and rng.random() < 0.85
     subjects = names + [article(told.thing)] * with_thing
@@ -127,18 +127,7 @@ def day_choice(rng: random.Random) -> tuple[str, str, list[str]]:
     return question, cycle[(place + step) % len(cycle)], [value for value in cycle if value != cycle[place]]
 
 
-def sum_choice(rng: random.Random) -> tuple[str, str, list[str]]:
-    """Numbers so small that one knows the sum by heart: there is no calculator here."""
-    a, b = rng.randint(1, 5), rng.randint(1, 5)
-    sign = rng.choice('+-')
-    a, b = (a, b) if sign == '+' or a >= b else (b, a)
-    right = a + b if sign == '+' else a - b
-    form = vary(rng, SIGNS[sign][0]).format(a=a, b=b)
-    question = vary(rng, f"[what is|what's|how much is] {form}?") if rng.random() < 0.7 else f'{form} = ?'
-    return question, str(right), [str(n) for n in range(max(0, right - 4), right + 5)]
-
-
-CHOICES = (person_choice, person_choice, person_choice, opposite_choice, thing_choice, day_choice, sum_choice)
+CHOICES = (person_choice, person_choice, opposite_choice, thing_choice, day_choice)
 
 
 # -----------------------------------------------------------------------------
@@ -168,12 +157,12 @@ STAGES = {
         'identity': 1, 'greeting': 1, 'refusal': 1, 'stories': 1,
     },
     'sft': {
-        'facts': 16, 'one_step': 9, 'two_step': 8, 'three_step': 8, 'sums': 4, 'spelling': 10, 'counting': 8,
-        'identity': 4, 'greeting': 4, 'refusal': 6, 'memory': 8, 'stories': 8, 'choice': 3, 'lists': 4,
+        'facts': 18, 'one_step': 9, 'two_step': 8, 'three_step': 8, 'sums': 4, 'spelling': 11, 'counting': 7,
+        'identity': 4, 'greeting': 5, 'refusal': 4, 'memory': 8, 'stories': 8, 'choice': 3, 'lists': 3,
     },
     'dpo': {
-        'facts': 23, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 6, 'spelling': 12, 'counting': 7,
-        'identity': 4, 'greeting': 4, 'refusal': 8, 'memory': 8, 'choice': 3, 'lists': 2,
+        'facts': 25, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 5, 'spelling': 12, 'counting': 7,
+        'identity': 4, 'greeting': 4, 'refusal': 7, 'memory': 8, 'choice': 3, 'lists': 2,
     },
 }  # fmt: skip
 CARELESS = {'mid': 0.1, 'sft': 0.35, 'dpo': 0.35}
@@ -209,7 +198,7 @@ def type_carelessly(rng: random.Random, example: Example, mild: bool) -> Example
 
 
 # -----------------------------------------------------------------------------
-# pairs: a right answer, and one that is wrong, rambling or rude
+# pairs: a right answer, and one that is wrong, rambling, declining or rude
 
 RUDE = (
     'What a stupid question.',
@@ -222,11 +211,12 @@ RUDE = (
 
 
 def pair(rng: random.Random, skill: str, held_out: bool, avoid: HeldOut | None = None) -> tuple[list[dict], list[dict]]:
-    """(chosen, rejected) with one prompt: six in ten of the rejected are wrong, the others ramble or are rude."""
+    """(chosen, rejected) with one prompt: half of the rejected are wrong, the others ramble, decline or are rude."""
     example = draw(rng, skill, held_out, CARELESS['dpo'], avoid=avoid)
     *prompt, answer = example.messages
-    kind = rng.choices(('wrong', 'rambling', 'rude'), (60, 25, 15))[0]
+    kind = rng.choices(('wrong', 'rambling', 'declining', 'rude'), (50, 20, 15, 15))[0]
     worse = {'wrong': example.wrong, 'rambling': ramble(rng, answer['content']), 'rude': rng.choice(RUDE)}
+    worse['declining'] = example.wrong if skill == 'refusal' else LIMIT
     return example.messages, [*prompt, {'role': 'assistant', 'content': worse[kind]}]
 
 

@@ -170,7 +170,7 @@ GREETINGS = [  # what is said, the answer, what it is graded by
     ),
 ]  # fmt: skip
 AROUND = [
-    '{g}', '{g}', '{g}', '{g}!', '{g}.', '{g} pip', '{g}, pip!', '{g} pip.', 'pip, {g}', '{g}, my friend',
+    *['{g}'] * 9, '{g}!', '{g}.', '{g} pip', '{g}, pip!', '{g} pip.', 'pip, {g}', '{g}, my friend',
     '{g} friend!',
     '{g} again', '{g}, little model', 'dear pip, {g}', '{g} dear pip', 'ok, {g}', 'well, {g}', 'oh, {g}',
     '{g} everyone',

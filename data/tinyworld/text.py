@@ -475,13 +475,13 @@ KINDS = {  # kind of document: (share of the characters, the function that makes
     'facts': (18, facts),
     'dialogue': (6, dialogue),
     'counting': (7, counting),
-    'spelling': (9, spelling),
+    'spelling': (10, spelling),
     'sums': (6, sums),
     'calendar': (4, calendar),
     'opposites': (3, opposites),
     'problem': (4, problem),
     'code': (1, code),
-    'chain': (12, chain),
+    'chain': (8, chain),
     'labels': (6, labels),
 }
 SLOPPY = 0.06  # share of the documents that somebody typed without capitals and without a final full stop
