@@ -110,7 +110,7 @@ warmdown = 0.5  # share of the run that the linear warm-down takes
 lr_decay_iters = 0  # steps until min_lr is reached; 0 is the end of the run
 min_lr = 0.0  # where the decay ends
 # what to see of it
-eval_interval = 250  # steps between evaluations; the first before step 0, the last after the last step
+eval_interval = 250  # steps between evaluations; the first before step 0, the last at the end; 0: only the last
 eval_iters = -1  # evaluate on the first eval_iters * batch_size rows of the validation data; -1 is all of it
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
@@ -268,7 +268,7 @@ def check(config):
         backend=('auto', 'gloo', 'nccl'),
     )  # fmt: skip
     least = dict(
-        batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, max_skips=1, eval_iters=-1,
+        batch_size=1, gradient_accumulation_steps=1, eval_interval=0, log_interval=1, max_skips=1, eval_iters=-1,
         seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
         time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
     )  # fmt: skip
@@ -467,7 +467,7 @@ def report(step, seconds, sums, norm, lr, tokens, speed, pause):
     totals = dict(zip(sums, runtime.add_up(list(sums.values()))))
     skipped = int(optimizer.counters['skipped'])
     tokens_per_second = tokens * ranks.world_size * speed
-    left = (max_iters - step - 1) / speed + pause * -(-(max_iters - step) // eval_interval)
+    left = (max_iters - step - 1) / speed + pause * -(-(max_iters - step) // eval_every)
     left = min(left, time_limit - seconds) if time_limit else left
     peak = runtime.peak_flops(device)
     mfu = f'{raw_model.flops_per_token() * tokens_per_second / peak / ranks.world_size:.1%}' if peak else 'n/a'
@@ -527,6 +527,7 @@ if wandb_log and master and not eval_only:
 asked_to_stop = runtime.catch_signals()
 step = logged_step = first_step
 tokens, pause = 0, 0.0
+eval_every = eval_interval or math.inf
 logged_at = perf_counter()  # later by each pause, so that the speed is that of the steps alone
 started = logged_at - seconds_before  # as if the run had never stopped
 while True:
@@ -534,11 +535,11 @@ while True:
     asked, seconds = runtime.add_up([len(asked_to_stop), round(perf_counter() - started, 3) * master])
     over = eval_only or step >= max_iters or (time_limit and seconds >= time_limit)
     paused_at = perf_counter()
-    due = step > first_step and step % (save_interval or eval_interval) == 0
+    due = step > first_step and step % (save_interval or eval_every) == 0
     if not eval_only and (over or asked or due):
         give_up_if_stuck(step)
         save(checkpoint_path, step, seconds, optimizer.state_dict())  # first of all: evaluation may fail
-    if not asked and (over or step % eval_interval == 0):
+    if not asked and (over or eval_interval and step % eval_interval == 0):
         evaluate_model(step, seconds)
         if prompts:
             sample(step, seconds)

@@ -708,6 +708,18 @@ def test_what_may_change_on_resume(train, tmp_path):
     assert_one_line(done, '6 rows here and 4 in', 'batch_size * gradient_accumulation_steps')
 
 
+def test_one_evaluation_at_the_end(train, tmp_path):
+    """eval_interval=0: the same weights, no evaluation and no checkpoint before the last step."""
+    often, once = tmp_path / 'often', tmp_path / 'once'
+    assert train(*SHORT, '--max_iters=6', out=often).returncode == 0
+    done = train(*SHORT, '--max_iters=6', '--eval_interval=0', out=once)
+    assert done.returncode == 0 and 'left' in done.stdout
+    assert [row['step'] for row in learned(once) if 'val' in row] == [6]
+    assert [row['step'] for row in learned(often) if 'val' in row] == [0, 6]
+    a, b = trained(often)['model'], trained(once)['model']
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_new_run_sets_the_old_one_aside(train, tmp_path):
     out = tmp_path / 'out'
     assert train(*SHORT, '--max_iters=2', out=out).returncode == 0
