@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ('games', 'pretrain', 'mid', 'sft', 'dpo')
 FILES = [f'{folder}/{name}' for folder in FOLDERS for name in ('train.bin', 'val.bin', 'meta.json', 'tok.json')]
 SMALL = {
-    'vocab_size': 700, 'tokenizer_bytes': 90_000, 'games_tokens': 20_000, 'pretrain_tokens': 60_000, 'mid_tokens': 60_000, 'sft_tokens': 60_000,
+    'vocab_size': 700, 'tokenizer_bytes': 90_000, 'games_tokens': 20_000, 'pretrain_tokens': 60_000,
+    'mid_tokens': 60_000, 'sft_tokens': 60_000,
     'dpo_pairs': 150, 'rl_problems': 40, 'val_tokens': 6000, 'val_pairs': 20, 'val_problems': 30,
 }  # fmt: skip
 PATTERN_SIGNS = re.compile(r'[\[\]{}|~^]')

@@ -83,9 +83,9 @@ def choice(rng: random.Random) -> Example:
     rng.shuffle(choices)
     asked = render_choice(sentence(question), choices, 'Answer with the choice and its letter.')
     spoken = [f'It is {choice}={letter}' for choice, letter in zip(choices, 'ABCD')]
-    place = choices.index(right)
+    answer = spoken[choices.index(right)]
     more = {'choices': choices, 'spoken': spoken}
-    return one(asked, spoken[place], 'letter', 'ABCD'[place], other(rng, spoken, spoken[place]), more=more, typable=False)
+    return one(asked, answer, 'letter', answer[-1], other(rng, spoken, answer), more=more, typable=False)
 
 
 def person_choice(rng: random.Random) -> tuple[str, str, list[str]]:

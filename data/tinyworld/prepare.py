@@ -1,7 +1,7 @@
 """
 The data of every stage from tinyworld, a world of our own: seconds, no network.
 
-$ python data/tinyworld/prepare.py             writes games, pretrain, mid, sft and dpo beside this file, and problems.jsonl
+$ python data/tinyworld/prepare.py             writes games, pretrain, mid, sft, dpo and problems.jsonl beside this file
 $ python data/tinyworld/prepare.py --seed=2    the same world, told and asked about otherwise
 
 The five folders share one tokenizer, trained here. problems.jsonl holds the questions that evaluation asks, none of
