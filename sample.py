@@ -33,7 +33,7 @@ from tools import calculate
 
 # What to complete, and with which model
 init_from = 'resume'  # resume: a checkpoint of this project's; the only choice so far
-out_dir = ''  # the folder of ckpt.pt, or of best.pt where there is one; '' is the newest under out/ and out-*/
+out_dir = ''  # the folder of ckpt.pt, or of best.pt if there is one, or a .pt file; '' is the newest of out/, out-*/
 chat = False  # a conversation in the terminal in place of a continuation; plain --chat will do
 system = ''  # for the chat: a text that stands before everything said, and is never forgotten
 start = '\n'  # the prompt, plain text whatever it spells; FILE:prompt.txt reads it from a file
@@ -63,17 +63,13 @@ IN_THE_BOX = Path(__file__).resolve().parent / 'assets' / 'tinyworld.pt'  # what
 
 
 def find_checkpoint() -> Path:
-    """The one to take, best.pt where there is one."""
+    """The one to take: of out_dir, else the newest, else the model in the box."""
     if init_from != 'resume':
         raise SystemExit(f"init_from is '{init_from}', expected 'resume'; a trained model's folder is --out_dir=FOLDER")
-    path = Path(out_dir) / 'ckpt.pt' if out_dir else checkpoint.newest()
-    if path is None and IN_THE_BOX.exists():
+    if not out_dir and checkpoint.newest() is None and IN_THE_BOX.exists():
         print('no checkpoint under out/ or out-*/: taking the model in the box', file=sys.stderr)
         return IN_THE_BOX
-    if path is None:
-        raise SystemExit('there is no checkpoint under out/ or out-*/; one is made by: python train.py')
-    best = path.with_name('best.pt')
-    return best if best.exists() else path
+    return evaluate.find(out_dir)
 
 
 def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:

@@ -133,6 +133,8 @@ def test_without_a_checkpoint_it_says_what_makes_one(tmp_path, sample):
     (expected,) = engine.generate([tokenizer.encode('to be')], 9, GREEDY)
     assert texts(done) == ['to be' + expected.text]
     assert 'the model in the box' in done.stderr and str(box) in done.stderr
+    named = sample('--start=to be', '--temperature=0', '--max_new_tokens=9', '--num_samples=1', f'--out_dir={box}')
+    assert texts(named) == texts(done) and 'in the box' not in named.stderr
     write_checkpoint(tmp_path / 'out' / 'mine' / 'sft', seed=5)
     assert 'in the box' not in sample('--max_new_tokens=1', program=program).stderr
 
