@@ -1,0 +1,27 @@
+# Tiny Shakespeare by characters in about ten seconds on two CPU cores, nanoGPT's long CPU recipe in a ninth of its time.
+#
+# $ python data/shakespeare_char/prepare.py
+# $ python train.py config/shakespeare_char_10s.py
+# $ python sample.py
+
+out_dir = 'out/shakespeare_char_10s'
+dataset = 'shakespeare_char'
+
+n_layer = 2
+n_head = 2
+n_embd = 64
+
+# 24 * 64 = 1,536 characters a step
+batch_size = 24
+block_size = 64
+
+max_iters = 300  # 0.46M characters: not even half of the text
+learning_rate = 2e-2
+warmup_iters = 10
+warmdown = 0.8
+muon_iterations = 3  # as good as 5 in so small a model
+beta2 = 0.99  # few tokens a step
+
+eval_iters = -1  # the whole validation text,
+eval_interval = 0  # once
+log_interval = 100
