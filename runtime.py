@@ -44,27 +44,23 @@ class Ranks(NamedTuple):
     local_world_size: int = 1
 
 
-STORE: dist.Store | None = None  # torchrun's, by which its processes find each other
-
-
 def join() -> Ranks:
     """Join the other processes, if torchrun started any. First thing a program does, so that one can speak for all."""
-    global STORE
     names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')
     ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in zip(names, Ranks())))
     if ranks.world_size > 1:
-        STORE, rank, world_size = next(dist.rendezvous('env://'))
-        dist.init_process_group('gloo', store=STORE, rank=rank, world_size=world_size, timeout=PATIENCE)
+        dist.init_process_group('gloo', timeout=PATIENCE)
     return ranks
 
 
 def leave() -> None:
     """End the process group, all ranks at once. A gloo process that leaves without, or before the others are done with
-    it, now and then aborts at exit or makes another abort. They wait for each other by the store, since a barrier of
-    gloo's own can fail in one rank when another has come out of it and left (github.com/pytorch/gloo/issues/155)."""
+    it, now and then aborts at exit or makes another abort. They wait for each other by torchrun's store, since a barrier
+    of gloo's can fail in one rank when another has come out of it and left (github.com/pytorch/gloo/issues/155)."""
     if dist.is_initialized():
-        STORE.set(f'rank {dist.get_rank()} is done', '')
-        STORE.wait([f'rank {rank} is done' for rank in range(dist.get_world_size())], PATIENCE)
+        store, rank, world_size = next(dist.rendezvous('env://'))
+        store.set(f'rank {rank} is done', '')
+        store.wait([f'rank {other} is done' for other in range(world_size)], PATIENCE)
         dist.destroy_process_group()
 
 
