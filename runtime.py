@@ -55,8 +55,8 @@ def join() -> Ranks:
 
 def leave() -> None:
     """End the process group, all ranks at once. A gloo process that leaves without, or before the others are done with
-    it, now and then aborts at exit or makes another abort. They wait for each other by torchrun's store, since a barrier
-    of gloo's can fail in one rank when another has come out of it and left (github.com/pytorch/gloo/issues/155)."""
+    it, now and then aborts at exit or makes another abort. They wait for each other by torchrun's store: a barrier of
+    gloo's can fail in one rank when another has come out of it and left (github.com/pytorch/gloo/issues/155)."""
     if dist.is_initialized():
         store, rank, world_size = next(dist.rendezvous('env://'))
         store.set(f'rank {rank} is done', '')
