@@ -266,7 +266,8 @@ def mixed_texts(size):
         (0x400, 0x500),
     ):
         signs = '，。 \n' if start >= 0x3000 else ' ,.\n'
-        words = (''.join(chr(rng.randint(start, end)) for _ in range(rng.randint(1, 9))) for _ in range(size // 250))
+        number = size // 250 if start else size // 750  # where no place is safe, a text above 2**18 is cut anywhere
+        words = (''.join(chr(rng.randint(start, end)) for _ in range(rng.randint(1, 9))) for _ in range(number))
         yield ''.join(word + rng.choice(signs) for word in words)
     yield base64.b64encode(rng.randbytes(size // 16)).decode()
     yield rng.randbytes(size // 16).hex()
