@@ -166,10 +166,11 @@ def likelihoods(engine: Engine, chat, problems: Sequence[dict]) -> list[list[flo
     for prompt, answers, own in zip(prompts(engine, chat, problems), asked, scores):
         for i, ids in enumerate(answers):
             rows.setdefault((*prompt, *ids[:-1]), []).append((own, i, len(prompt) - 1, ids))
+    todo = list(rows.items())
     model.eval()
     try:
-        for start in range(0, len(rows), engine.max_rows):
-            chunk = list(rows.items())[start : start + engine.max_rows]
+        for start in range(0, len(todo), engine.max_rows):
+            chunk = todo[start : start + engine.max_rows]
             longest = max(len(row) for row, _ in chunk)  # padding on the right is what nothing before it looks at
             x = model.hidden(torch.tensor([row + (0,) * (longest - len(row)) for row, _ in chunk], device=device))
             for r, (_, answers) in enumerate(chunk):

@@ -709,7 +709,7 @@ def test_what_may_change_on_resume(train, tmp_path):
 
 
 def test_one_evaluation_at_the_end(train, tmp_path):
-    """eval_interval=0: the same weights, no evaluation and no checkpoint before the last step."""
+    """eval_interval=0: the same weights, and no evaluation before the last step."""
     often, once = tmp_path / 'often', tmp_path / 'once'
     assert train(*SHORT, '--max_iters=6', out=often).returncode == 0
     done = train(*SHORT, '--max_iters=6', '--eval_interval=0', out=once)
