@@ -227,6 +227,11 @@ def machine(device: str) -> dict:
     )  # fmt: skip
 
 
+def with_threads(number: int) -> dict[str, str]:
+    """The environment for a process that shall compute with so many threads."""
+    return os.environ | {'OMP_NUM_THREADS': str(number)}
+
+
 def catch_signals() -> list[int]:
     """The list that Ctrl-C and SIGTERM are noted in, so that a step can be finished. A second Ctrl-C ends at once."""
     asked = []

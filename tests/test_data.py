@@ -137,6 +137,27 @@ def test_shakespeare_in_gpt2s_encoding(tree, execute):
     assert tokenizer.vocab_size == 259 and 256 in splits['train'] and tokenizer.bos not in splits['train']
 
 
+def test_the_standard_library(tree, execute, monkeypatch, tmp_path):
+    library = tmp_path / 'lib'
+    files = {f'part{i % 3}/m{i}.py': f'x = {i}  # é\n' for i in range(300)}
+    left_out = {'site-packages/other.py': b'y = 1', 'latin.py': 'é'.encode('latin-1'), 'empty.py': b'', 'a.txt': b'z'}
+    for name, content in {**{name: text.encode() for name, text in files.items()}, **left_out}.items():
+        (library / name).parent.mkdir(parents=True, exist_ok=True)
+        (library / name).write_bytes(content)
+    monkeypatch.setattr('sysconfig.get_path', lambda name: {'stdlib': str(library)}[name])
+    execute('stdlib')
+    splits, tokenizer = read(tree / 'data' / 'stdlib')
+    assert tokenizer.vocab_size == 257
+    found = {split: tokenizer.decode(ids).splitlines(keepends=True) for split, ids in splits.items()}
+    assert sorted(found['train'] + found['val']) == sorted(files.values())  # each whole, once
+    assert [ids[0] for ids in splits.values()] == [tokenizer.bos] * 2
+    assert 0 < len(found['val']) < 20 and found['train'] != sorted(found['train'])
+    execute('stdlib', '--vocab_size=265')
+    smaller, merged = read(tree / 'data' / 'stdlib')
+    assert merged.vocab_size == 265 and len(smaller['train']) < len(splits['train'])
+    assert merged.decode(smaller['train']) == ''.join(found['train'])
+
+
 @pytest.mark.parametrize('name', ['shakespeare_char', 'shakespeare'])
 def test_a_corrupted_file_is_refused_by_name(name, tree, refused):
     path = tree / 'data' / name / 'input.txt'
@@ -502,7 +523,7 @@ def test_custom_conversation_errors(tree, refused):
 def test_scripts_list_their_settings(tree, execute, capsys):
     names = {path.parent.name for path in tree.glob('data/*/prepare.py')} - {'tinyworld'}  # test_tinyworld.py's
     known = dict(custom='val_fraction', openwebtext='val_every')
-    settings = {**known, 'shakespeare': 'tries', 'shakespeare_char': 'tries'}
+    settings = {**known, 'shakespeare': 'tries', 'shakespeare_char': 'tries', 'stdlib': 'vocab_size'}
     assert names <= set(settings)
     for name, setting in ((name, settings[name]) for name in names):
         with pytest.raises(SystemExit) as done:

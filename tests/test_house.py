@@ -25,7 +25,7 @@ LAYERS = {
     'leaf': 'model moe tokenizer conversation optim tools configurator runtime',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'upper': 'evaluate',
-    'program': 'train sample serve bench report',
+    'program': 'train sample serve bench report dial',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {

@@ -435,3 +435,9 @@ def test_ranks_that_agree_go_on(speak):
 def test_ten_runs_on_two_ranks_end_with_status_0(speak):
     """Trap 36: without destroy_process_group() a gloo process now and then aborts at exit."""
     assert [speak(2, '').returncode for _ in range(10)] == [0] * 10
+
+
+def test_a_child_process_gets_its_threads_and_the_rest_of_the_environment(monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    environment = runtime.with_threads(3)
+    assert environment == {**os.environ, 'OMP_NUM_THREADS': '3'} and os.environ['OMP_NUM_THREADS'] == '2'

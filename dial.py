@@ -1,0 +1,206 @@
+"""
+Whether the depth dial of plan.py is right, where that can be afforded: small depths, each for the dial's own horizon.
+
+    $ python data/stdlib/prepare.py             # 31 MB of text that is on every machine with a Python
+    $ python dial.py                            # depths 1, 2 and 3: hours on two cores; stopped, it goes on later
+    $ python dial.py --depths=1,2 --jobs=2      # an hour
+    $ python dial.py --train=False              # only shows what is there
+
+Trains every depth at the learning rate that plan.py derives and at rates around it, and, save the largest, with more
+seeds at the derived one. Two questions are answered, with a table and a plot in out/dial: is the derived rate near the
+best, and do the losses fall as a power of the parameters, loss = a * parameters^-b?
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+import numpy as np
+
+import checkpoint
+import plan
+import runtime
+from configurator import configure
+
+out_dir = 'out/dial'  # a folder for each run, the table and the plot
+dataset = 'stdlib'  # plain text: depth 3 reads 29 million of its ids
+depths = '1,2,3'  # to train
+factors = '0.5,0.71,1,1.41,2'  # learning rates, in derived ones
+seeds = '1,2,3'  # the first for all rates; the others for the derived one, save at the largest depth
+jobs = 1  # runs at a time, which share the cores
+train = True  # False: only show what is there
+# What train.py is told
+batch_size = 16  # rows of a micro-batch
+block_size = 128  # tokens of a row
+target_param_data_ratio = 20.0  # tokens per parameter; 20 is the dial's own
+dtype = 'auto'  # auto | float32 | bfloat16
+compile = None  # torch.compile: None is yes on CUDA and no elsewhere
+
+
+class Run(NamedTuple):
+    """One training run of one depth; factor is its learning rate in derived ones."""
+
+    depth: int
+    factor: float
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(out_dir, f'd{self.depth}_rate{self.factor:g}_seed{self.seed}')
+
+    @property
+    def rate(self) -> float:
+        sizes = dict(batch_size=batch_size, block_size=block_size)
+        return self.factor * plan.dial(self.depth, sizes, frozenset())['learning_rate']
+
+
+def listed(setting: str, kind: type) -> list:
+    """The numbers of a setting like '1,2,3'."""
+    try:
+        return [kind(part) for part in setting.split(',')]
+    except ValueError:
+        raise SystemExit(f"'{setting}': expected numbers with commas between them, such as 1,2,3") from None
+
+
+def wanted(depths: Sequence[int], factors: Sequence[float], seeds: Sequence[int]) -> list[Run]:
+    runs = [Run(depth, factor, seeds[0]) for depth in depths for factor in factors]
+    return runs + [Run(depth, 1.0, seed) for depth in sorted(depths)[:-1] for seed in seeds[1:]]
+
+
+def last_row(run: Run, key: str) -> dict:
+    """The last line of its log that has the key; {} where there is none."""
+    rows = [row for row in checkpoint.read_log(run.folder / 'log.jsonl') if key in row]
+    return rows[-1] if rows else {}
+
+
+def loss_of(run: Run) -> float | None:
+    """Its evaluation; None where it has not come to its end, the only place where it evaluates."""
+    return last_row(run, 'val').get('val')
+
+
+def carry_out(run: Run) -> None:
+    """Train it, or go on with it, unless it is there."""
+    if loss_of(run) is not None:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    settings = dict(
+        depth=run.depth, learning_rate=run.rate, seed=run.seed, out_dir=run.folder, auto_resume=True, dataset=dataset,
+        batch_size=batch_size, block_size=block_size, target_param_data_ratio=target_param_data_ratio, dtype=dtype,
+        compile=compile, eval_interval=0, save_interval=20, sample_prompts='',
+    )  # fmt: skip
+    arguments = (f'--{name}={value}' for name, value in settings.items())
+    command = [sys.executable, Path(__file__).with_name('train.py'), *arguments]
+    environment = runtime.with_threads(max(1, (os.cpu_count() or 1) // jobs))
+    log = run.folder / 'output.txt'
+    with open(log, 'ab') as output:
+        done = subprocess.run(command, stdout=output, stderr=output, env=environment)
+    loss = loss_of(run)
+    if done.returncode or loss is None:
+        raise SystemExit(f'{run.folder}: training ended with status {done.returncode}, its last words are in {log}')
+    name = f'depth {run.depth}, rate {run.rate:.2e} ({run.factor:g} of the derived), seed {run.seed}'
+    print(f'{name}: {loss:.4f}', flush=True)
+
+
+# -----------------------------------------------------------------------------
+# what came of it
+
+
+class Depth(NamedTuple):
+    """The finished runs of one depth."""
+
+    depth: int
+    parameters: int
+    tokens: float
+    by_factor: dict[float, float]  # the loss with the first seed
+    derived: list[float]  # the losses at the derived rate, all seeds
+
+
+def gather(runs: Sequence[Run]) -> list[Depth]:
+    """The depths of which there is a run at the derived rate, the smallest first."""
+    found = []
+    for depth in sorted({run.depth for run in runs}):
+        done = {run: loss for run in runs if run.depth == depth and (loss := loss_of(run)) is not None}
+        derived = [run for run in done if run.factor == 1]
+        if derived:
+            weights = checkpoint.load(derived[0].folder / 'ckpt.pt')['model']
+            parameters = sum(weight.numel() for weight in weights.values())
+            tokens = last_row(derived[0], 'tokens_per_step')['tokens_per_step'] * last_row(derived[0], 'val')['step']
+            by_factor = {run.factor: loss for run, loss in done.items() if run.seed == derived[0].seed}
+            found.append(Depth(depth, parameters, tokens, by_factor, [done[run] for run in derived]))
+    return found
+
+
+def power_law(parameters: Sequence[float], losses: Sequence[float]) -> tuple[float, float, float]:
+    """(a, b, largest residual as a share of the loss) of loss = a * parameters^-b, least squares of the logarithms."""
+    x, y = np.log(parameters), np.log(losses)
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(np.exp(intercept)), float(-slope), float(np.abs(np.expm1(y - slope * x - intercept)).max())
+
+
+def show(depths: list[Depth], factors: Sequence[float]) -> list[str]:
+    """The table, and a sentence for each of the two questions."""
+    head = ['depth', 'parameters', 'tokens', *(f'rate x {factor:g}' for factor in factors), 'best', 'seeds at x 1']
+    rows, near = [head, ['--:'] * len(head)], []
+    for d in depths:
+        best = min(d.by_factor, key=d.by_factor.get)
+        near.append(1 / 1.42 < best < 1.42)
+        spread = f'{fmean(d.derived):.4f} +- {stdev(d.derived):.4f} ({len(d.derived)})' if len(d.derived) > 1 else '-'
+        losses = [f'{d.by_factor[factor]:.4f}' if factor in d.by_factor else '-' for factor in factors]
+        rows.append([str(d.depth), f'{d.parameters:,}', f'{d.tokens / 1e6:.1f} M', *losses, f'x {best:g}', spread])
+    lines = [*(f'| {" | ".join(row)} |' for row in rows), '', 'Losses are in nats per token of held-out text.']
+    lines.append(f'The derived rate is within a factor of 1.4 of the best tried: {sum(near)} of {len(near)} depths.')
+    if len(depths) > 2:
+        a, b, residual = power_law([d.parameters for d in depths], [fmean(d.derived) for d in depths])
+        lines.append(f'loss = {a:.3f} * parameters^-{b:.4f}, residual at most {residual:.2%} of the loss.')
+    return lines
+
+
+def draw(depths: list[Depth]):
+    """Left the loss over the rate, a line for each depth; right the loss over the parameters, with the power law."""
+    from matplotlib.figure import Figure  # not pyplot: that would look for a screen
+
+    figure = Figure(figsize=(7.2, 2.9), layout='constrained')
+    rates, sizes = figure.subplots(1, 2)
+    for d in depths:
+        x = sorted(d.by_factor)
+        rates.plot(x, [d.by_factor[factor] for factor in x], 'o-', markersize=3, label=f'depth {d.depth}')
+        sizes.plot([d.parameters] * len(d.derived), d.derived, 'o', markersize=4)
+    rates.set(xlabel='learning rate, in derived ones', ylabel='loss, nats per token')
+    rates.set_xscale('log', base=2)
+    rates.legend(frameon=False)
+    if len(depths) > 2:
+        x = np.geomspace(depths[0].parameters, depths[-1].parameters)
+        a, b, _ = power_law([d.parameters for d in depths], [fmean(d.derived) for d in depths])
+        sizes.plot(x, a * x**-b, color='grey', linewidth=0.8, zorder=0)
+    sizes.set(xlabel='parameters', xscale='log')
+    return figure
+
+
+def main() -> None:
+    if not importlib.util.find_spec('matplotlib'):
+        raise SystemExit('the plot needs matplotlib, which is not installed; run: pip install ".[report]"')
+    rates = listed(factors, float)
+    runs = wanted(listed(depths, int), rates, listed(seeds, int))
+    if train:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(carry_out, runs))
+    found = gather(runs)
+    if not found:
+        raise SystemExit(f'{out_dir}: no finished run at the derived rate; runs are made by: python dial.py')
+    lines = show(found, rates)
+    with runtime.replacing(Path(out_dir, 'dial.png')) as file:
+        draw(found).savefig(file, format='png', dpi=160)
+    with runtime.replacing(Path(out_dir, 'dial.md')) as file:
+        file.write('\n'.join([*lines, '', '![losses over rate and size](dial.png)', '']).encode('utf-8'))
+    print('\n'.join(lines))
+
+
+if __name__ == '__main__':
+    configure(globals())
+    main()
