@@ -149,12 +149,12 @@ def show(depths: list[Depth], factors: Sequence[float]) -> list[str]:
     rows, near = [head, ['--:'] * len(head)], []
     for d in depths:
         best = min(d.by_factor, key=d.by_factor.get)
-        near.append(1 / 1.42 < best < 1.42)
+        near += [1 / 1.42 < best < 1.42] if len(d.by_factor) > 1 else []
         spread = f'{fmean(d.derived):.4f} +- {stdev(d.derived):.4f} ({len(d.derived)})' if len(d.derived) > 1 else '-'
         losses = [f'{d.by_factor[factor]:.4f}' if factor in d.by_factor else '-' for factor in factors]
         rows.append([str(d.depth), f'{d.parameters:,}', f'{d.tokens / 1e6:.1f} M', *losses, f'x {best:g}', spread])
     lines = [*(f'| {" | ".join(row)} |' for row in rows), '', 'Losses are in nats per token of held-out text.']
-    lines.append(f'The derived rate is within a factor of 1.4 of the best tried: {sum(near)} of {len(near)} depths.')
+    lines.append(f'Depths whose derived rate is within a factor of 1.4 of the best tried: {sum(near)} of {len(near)}.')
     if len(depths) > 2:
         a, b, residual = power_law([d.parameters for d in depths], [fmean(d.derived) for d in depths])
         lines.append(f'loss = {a:.3f} * parameters^-{b:.4f}, residual at most {residual:.2%} of the loss.')

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from data.tinyworld import facts
 from data.tinyworld.facts import PEOPLE
-from data.tinyworld.people import person_fact, who_has, who_is, work, yes_no
+from data.tinyworld.people import either, judged, person_fact, who_has, who_is, work, yes_no
 from data.tinyworld.wordings import Example, article, ask, listed, one, other
 
 # -----------------------------------------------------------------------------
@@ -36,7 +36,8 @@ ANIMAL = {
         '|what is the name for a baby {name}'
         '|what is the [young|baby] of {a_name} called|how do you call a [young|baby] {name}'
         '|what are [young|baby] {many} called',
-        'what a [young|baby] {name} is called|what you call a [young|baby] {name}|the name [of|for] a baby {name}',
+        'what a [young|baby] {name} is called|what you call a [young|baby] {name}|the name [of|for] a baby {name}'
+        '|[young|baby] {name}|name of a [young|baby] {name}',
     ),
     'says': (
         '[what|which] animal says {sound}|who says {sound}|what says {sound}|[what|which] animal makes {sound}',
@@ -88,11 +89,12 @@ def opposite(rng: random.Random) -> Example:
         rng,
         "what is the opposite [of|to] {word}|what's the opposite of {word}|the opposite of {word} is what"
         '|[which|what] word is the opposite of {word}|what word means the opposite of {word}'
-        '|what is opposite to {word}'
-        '|not {word} but what',
-        'what the opposite of {word} is|the opposite of {word}|the word that is the opposite of {word}',
+        '|what is opposite to {word}|what is the [contrary|reverse] of {word}'
+        '|not {word} but what|what is something that is not {word}',
+        'what the opposite of {word} is|the opposite of {word}|the word that is the opposite of {word}'
+        '|opposite of {word}|opposite {word}',
         'name the opposite of {word}|give me the opposite of {word}|say the opposite of {word}',
-        word=word,
+        word=rng.choice((word, word, word, f'"{word}"')),
     )
     say = lambda answer: f'The opposite of {word} is {answer}.'
     wrong = rng.choice([word for row in facts.OPPOSITES if row != pair for word in row])
@@ -103,11 +105,16 @@ PLURALS = {'a tomato': 'tomatoes', 'a leaf': 'leaves', 'a strawberry': 'strawber
 
 
 def colour(rng: random.Random) -> Example:
-    """The colour of a thing; sometimes a thing of a colour."""
+    """The colour of a thing; sometimes which of two it has, or a thing of a colour."""
     thing, answer = rng.choice(list(facts.COLOURS.items()))
     subject = thing[0].upper() + thing[1:]
     wrong = other(rng, sorted(set(facts.COLOURS.values())), answer)
-    if rng.random() < 0.15:
+    kind = rng.random()
+    if kind < 0.15:
+        first, second = rng.sample((answer, wrong), 2)
+        question = ask(rng, f'is {thing} {first} or {second}|which [colour|color] has {thing}, {first} or {second}')
+        return one(question, f'{subject} is {answer}.', 'contains', answer, f'{subject} is {wrong}.')
+    if kind < 0.3:
         question = ask(rng, '[what|which thing] is {answer}|what has the [colour|color] {answer}',
                        'something {answer}', 'name something {answer}|name a {answer} thing',
                        answer=answer)  # fmt: skip
@@ -125,11 +132,30 @@ def colour(rng: random.Random) -> Example:
         f'[what|which] [colour|color] {are} {{many}}|[what|which] [colour|color] {do} {{many}} have'
         f'|{{many}} {are} what [colour|color]'
         "|what is the [colour|color] of {many}|what's the [colour|color] of {many}",
-        f'[what|which] [colour|color] {{many}} {are}|the [colour|color] of {{many}}',
+        f'[what|which] [colour|color] {{many}} {are}|the [colour|color] of {{many}}|[colour|color] of {{many}}'
+        '|{many} [colour|color]',
         'name the [colour|color] of {many}',
         many=many,
     )
     return one(question, f'{subject} is {answer}.', 'contains', answer, f'{subject} is {wrong}.')
+
+
+def claim(rng: random.Random) -> Example:
+    """Is it so? Of an animal's sound, the colour of a thing, the opposite of a word."""
+    sounds = {name: row[0] for name, row in facts.ANIMALS.items()}
+    pairs = [pair for pair in facts.OPPOSITES if 'yes' not in pair]  # that would be hard to grade
+    opposites = dict([*pairs, *(pair[::-1] for pair in pairs)])
+    table, direct, said = rng.choice((
+        (sounds, 'does {a_thing} say {value}|{a_thing} says {value}, [right|yes|true]', '{a_thing} says {value}'),
+        (facts.COLOURS, 'is {thing} {value}|{thing} is {value}, [right|yes|true]', '{thing} is {value}'),
+        (opposites, 'is {value} the opposite of {thing}|is the opposite of {thing} {value}',
+         'the opposite of {thing} is {value}'),
+    ))  # fmt: skip
+    thing, value = rng.choice(list(table.items()))
+    claimed = value if rng.random() < 0.5 else other(rng, sorted(set(table.values())), value)
+    words = dict(thing=thing, a_thing=article(thing))
+    fact = said.format(**words, value=value)
+    return judged(ask(rng, direct, **words, value=claimed), fact[0].upper() + fact[1:], claimed == value)
 
 
 # -----------------------------------------------------------------------------
@@ -150,8 +176,9 @@ def after_before(rng: random.Random) -> Example:
         '|[what|which] is the {kind} {side} {word}|what is {side} {word}'
     )
     if kind == 'day':
-        then = 'is tomorrow' if step == 1 else 'was yesterday'
+        then, before = ('is tomorrow', 'yesterday was') if step == 1 else ('was yesterday', 'tomorrow is')
         direct += f'|if today is {{word}}, what [day|] {then}|today is {{word}}. what [day|] {then}'
+        direct += f'|if {before} {{word}}, what [day|] is today|{before} {{word}}. what [day|] is it today'
     question = ask(
         rng,
         direct,
@@ -248,8 +275,8 @@ def general(rng: random.Random) -> Example:
 
 
 FACTS: dict[Callable, int] = {  # how often each kind is asked
-    person_fact: 40, who_is: 6, who_has: 12, yes_no: 12, work: 6, animal: 12, opposite: 7, colour: 4, after_before: 7,
-    ordinal: 2, season: 4, general: 4,
+    person_fact: 40, who_is: 6, who_has: 12, yes_no: 11, either: 5, work: 6, animal: 12, opposite: 7, colour: 5,
+    claim: 5, after_before: 7, ordinal: 2, season: 4, general: 4,
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import random
 
 from data.tinyworld import facts
 from data.tinyworld.problems import OTHERS
-from data.tinyworld.wordings import Example, article, ask, one, sentence, vary
+from data.tinyworld.wordings import Example, article, ask, invented, one, sentence, vary
 
 # -----------------------------------------------------------------------------
 # who it is
@@ -114,12 +114,49 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         '|glad to meet you|i am back|here i am again|long time no see]',
         HELLO, 'help you',
     ),
+    (
+        '[hi|hello|hey|hi there|hello there], [the sun is shining|it is [cold|warm|late|early] here'
+        '|what a [lovely|nice|cold|warm|long] day|i just [woke up|came home|had lunch]|is somebody there|are you awake'
+        '|i hope you are well|i heard about you|my friend told me about you|let us talk]',
+        HELLO, 'help you',
+    ),
     ('good {time}', 'Good {time}! How can I help you?', 'good {time}'),
+    (
+        'good {time}, [it is [cold|warm|dark|quiet] here|what a [lovely|nice|cold|warm] {time}|i just came home'
+        '|i hope you are well|here i am|i am back|let us talk]',
+        'Good {time}! How can I help you?', 'good {time}',
+    ),
     (
         '[|hi|hello|hey], [how are you|how are you doing|how do you do|how is it going|how do you feel|are you well'
         "|are you ok|how have you been|what is up|what's up|sup|how are things|how are you today|hows it going"
         "|are you fine]",
         'I am well, thank you. How can I help you?', 'I am well',
+    ),
+    (
+        '[how are you|how do you feel|how is it going|are you well|how are things] [today|this morning|tonight|now]',
+        'I am well, thank you. How can I help you?', 'I am well',
+    ),
+    (
+        '[thanks|thank you|thx|ty|cheers|many thanks] [|so much|a lot|very much|again], [that was [very|so|]'
+        ' [kind|useful|nice|good of you]|you [helped|taught] me [a lot|much]|now i [know|understand]'
+        '|that is all i wanted to know|you are [very|so|] kind|i learned a lot]',
+        'You are welcome!', 'welcome',
+    ),
+    (
+        '[|ok|well|right], [bye|goodbye|see you|bye bye], [i [have to|must|need to] [leave|sleep|work|eat] [now|]'
+        '|that [is|was] all [for now|]|it was [nice|fun|good] talking to you|until next time|have a nice day]',
+        'Goodbye! Come back soon.', 'goodbye',
+    ),
+    (
+        '[i [have to|must|need to] [leave|sleep|work|eat] [now|]|that [is|was] all|dinner is ready|it is late'
+        '|my friends are waiting], [so|] [bye|goodbye|see you|bye bye]',
+        'Goodbye! Come back soon.', 'goodbye',
+    ),
+    (
+        '[|wow|oh|ah], you are [really|very|so|quite] [smart|clever|good|nice|funny|kind]'
+        '|[|wow|oh|ah], that [was|is] [really|very|so|quite] [smart|clever|good|nice|funny]'
+        '|you [did|do] [good|great|fine] work [there|today|]|i [really|] like [how you talk|your answers|you]',
+        GLAD, 'glad to help',
     ),
     (
         'thanks|thank you|thank you very much|thanks a lot|many thanks|great, thanks|thank you so much|thx|cheers'
@@ -179,7 +216,7 @@ AROUND = [
 CHINESE_GREETINGS = [
     ('你好 您好 你好啊 嗨 哈喽 早上好 晚上好 下午好 大家好 你好你好 早安 你好呀', '你好！我是 Pip。', '你好'),
     ('谢谢 谢谢你 多谢 非常感谢 谢谢啦 感谢 谢了 太谢谢了', '不客气！', '不客气'),
-    ('再见 拜拜 晚安 回头见 下次见 我走了 明天见', '再见！', '再见'),
+    ('再见 拜拜 晚安 回头见 下次见 我走了 明天见 我要走了，再见 今天就到这里，再见', '再见！', '再见'),
     ('你好吗 你怎么样 最近好吗 你今天好吗 你还好吗', '我很好，谢谢！', '我很好'),
 ]
 RUDE_ANSWERS = ('What do you want?', 'Go away.', 'Leave me alone.', 'That is none of your business.')
@@ -201,23 +238,7 @@ def greeting(rng: random.Random) -> Example:
 # what it does not know
 
 LIMIT = f'I do not know that. I only know the village of {facts.VILLAGE}.'
-WORLD = {  # what stands in the holes of the patterns below
-    'country': 'France|Germany|Spain|Italy|China|Japan|India|Brazil|Canada|Mexico|Egypt|Russia|Peru|Kenya|Norway'
-    '|Poland'
-    '|Greece|Turkey|Cuba|Chile|America|England|Australia|Africa|Europe|Portugal|Sweden|Austria|the USA',
-    'city': 'Paris|London|Berlin|Rome|Tokyo|Beijing|Madrid|Moscow|Cairo|Vienna|Sydney|Boston|Chicago|Oslo|Lima|Delhi'
-    '|New York',
-    'famous': 'Obama|Einstein|Shakespeare|Newton|Napoleon|Mozart|Picasso|Elvis|Darwin|Lincoln|Trump|Biden|Messi'
-    '|Harry Potter|Batman|Gandhi|Beethoven|Elon Musk|Bill Gates|Cleopatra|Caesar|Mickey Mouse|Taylor Swift'
-    '|the president|the king|the pope|the queen|Santa Claus|Barack Obama|Albert Einstein',
-    'beast': 'elephant|tiger|wolf|snake|whale|monkey|zebra|shark|camel|penguin|turtle|spider|dolphin|giraffe'
-    '|kangaroo|bear',
-    'subject': 'physics|chemistry|history|politics|football|the war|medicine|law|philosophy|the moon landing|gravity'
-    '|electricity|atoms|planets|dinosaurs|volcanoes|the internet|computers|phones|cars|aeroplanes|economics'
-    '|the stock market|bitcoin|religion|art history|quantum physics|space|black holes|robots|evolution|the ocean'
-    '|the brain|vitamins|viruses|democracy|taxes|insurance|basketball|chess|tennis|opera|jazz|movies|video games'
-    '|cooking',
-    'language': 'French|German|Spanish|Latin|Japanese|Italian|Russian|Arabic|Greek|Portuguese',
+WORLD = {  # what stands in the holes of the patterns below, besides
     'program': 'sorts a list|prints hello|reads a file|plays chess|downloads a page|draws a circle|counts words'
     '|finds primes|sends an email|makes a website|reverses a string|adds two numbers',
     'maths': 'the integral of x squared|the derivative of sin x|the square root of 2|the value of pi|the cosine of 30'
@@ -229,13 +250,12 @@ WORLD = {  # what stands in the holes of the patterns below
     '|salary|favourite book|favourite song|favourite film|address|shoe size|hair colour|email|height|uncle'
     '|grandmother'
     '|favourite number|boss|religion|password|dream|favourite sport|weight',
-    'pain': 'a cold|a headache|fever|pain|a cough|the flu',
     'animal': '|'.join(facts.ANIMALS),
     'day': '|'.join(facts.DAYS),
     'name': '|'.join(person.name for person in facts.PEOPLE),
     'stranger': '|'.join(name for name, _ in OTHERS),
 }
-WORLD = {hole: values.split('|') for hole, values in WORLD.items()}
+WORLD = {**facts.ELSEWHERE, **{hole: values.split('|') for hole, values in WORLD.items()}}
 
 REFUSALS = [  # how often, as one asks it, behind 'tell me', as a command
     (
@@ -276,6 +296,16 @@ REFUSALS = [  # how often, as one asks it, behind 'tell me', as a command
     ),
     (
         6,
+        'what is {a_word}|what is the {word} of {another}|where is the {word}|who is {unknown}|do you know {unknown}'
+        '|[how|why] do i {word} the {another}|what do {word} {another} cost|is {unknown} a {word}|are you {word}'
+        "|where does {unknown} live|what is {unknown}'s [job|pet|favourite food]|does {unknown} like {word}"
+        '|what does a {word} [do|say|eat]|{word} or {another}|when does the {word} {another}|{word} {another}'
+        '|which {word} has {another}|can you {word}|did {name} {word} the {another}|does {name} {word}',
+        'what {word} [is|means]|about {word} and {another}|where {unknown} lives|about {unknown}|how to {word}',
+        '{word} the {another}|{word} me a {another}|write a {word}|find a {word} {another}',
+    ),
+    (
+        6,
         "how {measure} is {name}|what is {name}'s {their}|what's {name}'s {their}|where was {name} born"
         '|is {name} married'
         '|does {name} have a [car|brother|sister|bike|phone|computer|boat|wife|husband]'
@@ -283,7 +313,10 @@ REFUSALS = [  # how often, as one asks it, behind 'tell me', as a command
         '|what did {name} [eat|do|say|buy] yesterday|when was {name} born|how much does {name} earn'
         '|what is the {their} of {name}|what does {name} look like'
         "|what is the name of {name}'s [pet|mother|father|child]"
-        "|how old is {name}|who is {name}'s [wife|husband|mother|father|brother|sister]",
+        "|how old is {name}|who is {name}'s [wife|husband|mother|father|brother|sister]"
+        '|what [music|book|film|sport|game] does {name} [like|play]|what did {name} have for [breakfast|lunch|dinner]'
+        "|which [school|church|doctor] did {name} go to|what [colour|color] [are|is] {name}'s [eyes|hair|shoes|car]"
+        '|how much money does {name} [have|make|need]|is {name} [ill|rich|in love|angry|on holiday]',
         "how {measure} {name} is|what {name}'s {their} is|{name}'s {their}|where {name} was born|the {their} of {name}",
         '',
     ),
@@ -373,6 +406,8 @@ def refusal(rng: random.Random) -> Example:
     _, direct, indirect, command = rng.choices(REFUSALS, [row[0] for row in REFUSALS])[0]
     words = {hole: rng.choice(values) for hole, values in WORLD.items()}
     words |= {'a_beast': article(words['beast']), 'an_animal': article(words['animal'])}
+    words |= {'word': invented(rng), 'another': invented(rng), 'unknown': invented(rng).capitalize()}
+    words['a_word'] = article(words['word'])
     question = ask(rng, direct, indirect, command, **words).replace('wolfs', 'wolves').replace('mouses', 'mice')
-    invented = ('It is a baker.', 'It is blue.', 'The answer is 7.', 'It is by the river.', 'Stop asking me that.')
-    return one(question.replace('sheeps', 'sheep'), LIMIT, 'contains', 'only know', rng.choice(invented))
+    made_up = ('It is a baker.', 'It is blue.', 'The answer is 7.', 'It is by the river.', 'Stop asking me that.')
+    return one(question.replace('sheeps', 'sheep'), LIMIT, 'contains', 'only know', rng.choice(made_up))

@@ -44,6 +44,47 @@ COMMAND = [
     '[hi|hello|hey], [can|could] you {form}?', '{form} for me.', 'try to {form}.',
 ]  # fmt: skip
 
+# What people say besides, before their question or behind it. It changes nothing, and no list of it is complete: what
+# teaches to pass over it is that it is many things
+SOMEBODY = (
+    'my [mother|father|sister|brother|wife|husband|teacher|boss|neighbour|grandmother|uncle|aunt|cousin|class|doctor]'
+    '|my [little|big|old|best|] [friend|girl|boy|son]|a [friend|man|woman|child|colleague]|somebody [here|at work|]'
+)
+BEFORE = [
+    f'[{SOMEBODY}] [asked me|wants to know|has a question|told me to ask|asks|says you know this]:',
+    'i [am writing|am drawing|am making|bought|need|lost|found] [a letter|a list|a present|a map|a book|a song|dinner]'
+    f'[| for [{SOMEBODY}]| today| for school].',
+    f'[i|we] [met|saw|visited|read about|talked about|dreamed of] [[{SOMEBODY}]|it|this|them]'
+    '[| today| yesterday| last night].',
+    '[i am|we are] [new here|in a hurry|bored|curious|learning|at home|on the train|back|not sure|tired|lost|hungry]'
+    '[| today| again| at the moment].',
+    '[it is|this is] for [school|a game|a test|my work|a book|the children|fun].',
+    'i [always|often|never|sometimes] [forget|confuse|wonder about|remember] [this|these things|such things|it].',
+    '[one more thing|something else|i need your help|nice weather today|that was a long day|listen|let us try this'
+    '|we argue about this at home|i read it somewhere|maybe you know this|now a hard one|another one|here is one].',
+    # words of the rest of the world do not make it a question about that
+    '[[i am|we are] learning {subject}|i have {pain}|i read about {subject}|i like {subject}'
+    '|i have a book about {subject}|they say {famous} knew this'
+    '|my teacher talks about {famous}|i was in {city}][| today| at the moment].',
+    '[my [mother|father|sister|brother|neighbour|boss|aunt]|a friend] [lives in {city}|comes from {country}'
+    '|speaks {language}].',
+    # nor do words that nobody knows
+    '[i|we] [like|saw|need|lost|made|love|want|bought] [a|the|my|some] {word}'
+    '[| today| for the {another}|, {another} too].',
+    '[i am|we are|it is|this is] [|very |too |so ]{word}[| today| now| again].',
+    '[my|the|our] {word} [asks|asked me|wants to know|is {another}][,|.|:]',
+]
+BEHIND = [
+    f'[{SOMEBODY}] [wants to know|asked me|is asking|said you know].',
+    'it is for [school|a game|a test|my work|a book|the children|fun].',
+    'i [always|often|never] [forget|confuse|remember] [it|this|that].',
+    '[it is|this is|i need it] for [the|my|a] {word}[| {another}].',
+    '[i|we] [have to|want to|must] {word}[| it| now| today].',
+    '[i really need it|we argue about it|i was told once|that would help me|i am curious|it is important|just wondering'
+    '|i would like to know|be quick|take your time|thank you|thanks a lot|many thanks].',
+]
+BESIDES = 0.2  # of the questions have such words
+
 
 @lru_cache(maxsize=2**14)
 def parse(pattern: str) -> tuple:
@@ -78,6 +119,19 @@ def sentence(text: str) -> str:
     return re.sub(r'(?:^|(?<=[.?!] ))[a-zé]', lambda match: match[0].upper(), text)
 
 
+ONSETS = (
+    'b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr pl pr sc sh sl sp st str sw th tr wh'.split()
+)
+VOWELS = 'a a a e e e i i o o u ai ea ee ie oa oo ou y'.split()
+CODAS = [*' b ck d g l ll m n nd ng nt p r rk s st t th x'.split(' '), *[''] * 12]
+
+
+def invented(rng: random.Random) -> str:
+    """A word of one to three syllables that may look like English: what a word looks like that one does not know."""
+    syllable = lambda: rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
+    return ''.join(syllable() for _ in range(rng.choice((1, 1, 2, 2, 3)))) + rng.choice(('', '', '', 's', 'ed', 'er'))
+
+
 def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str = '', **words) -> str:
     """
     A question in one of many frames. Give the forms it has, alternatives divided by |; {name} is filled from words.
@@ -87,7 +141,14 @@ def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str =
     """
     kinds = ((direct, DIRECT), (direct, DIRECT), (indirect, INDIRECT), (command, COMMAND))
     form, frames = rng.choice([kind for kind in kinds if kind[0]])
-    return sentence(vary(rng, rng.choice(frames).replace('{form}', f'[{form}]')).format(**words))
+    question = vary(rng, rng.choice(frames).replace('{form}', f'[{form}]')).format(**words)
+    if rng.random() < BESIDES:
+        before = rng.random() < 0.7
+        elsewhere = {kind: rng.choice(names) for kind, names in facts.ELSEWHERE.items()}
+        unknown = dict(word=invented(rng), another=invented(rng))
+        besides = vary(rng, rng.choice(BEFORE if before else BEHIND)).format(**elsewhere, **unknown)
+        question = f'{besides} {question}' if before else f'{question} {besides}'
+    return sentence(question)
 
 
 # -----------------------------------------------------------------------------
@@ -182,7 +243,10 @@ class HeldOut:
 # careless typing
 
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
-SHORT = {'please': 'pls', 'you': 'u', 'are': 'r', 'thanks': 'thx', 'because': 'cos', 'and': '&', 'what': 'wat'}
+SHORT = {
+    'please': 'pls', 'you': 'u', 'are': 'r', 'your': 'ur', 'thanks': 'thx', 'because': 'cos', 'and': '&', 'what': 'wat',
+    'favourite': 'fav', 'favorite': 'fav', 'tomorrow': 'tmrw', 'something': 'smth', 'people': 'ppl',
+}  # fmt: skip
 VILLAGERS = {person.name.lower() for person in facts.PEOPLE}
 STRANGERS = {name.lower() for names in facts.STRANGERS.values() for name in names}
 ENDS = {0: ' pls', 1: '??', 2: '...', 3: '!!', 4: ' thx', 5: ' :)', 6: ' please'}
@@ -217,11 +281,19 @@ def typed(rng: random.Random, text: str, keep: tuple[str, ...] = (), mild: bool 
     if rng.random() < 0.3:
         text = re.sub(r'(?<=[^\W\d])[,.!?:](?=\s)', '', text)
     if not mild:
+        if rng.random() < 0.1:  # who writes short writes short throughout
+            text = WORD.sub(lambda match: shortened(match[0], keep), text)
         kind = rng.randrange(45)
         text = STARTS.get(kind, '') + text + ENDS.get(kind, '')
         text = text.replace(' ', '  ', 1) if kind == 10 else text
     case = rng.random()
     return text.upper() if case < 0.015 else text.lower() if case < 0.85 else text
+
+
+def shortened(word: str, keep: tuple[str, ...]) -> str:
+    """The word as those write it who have no time; one that must not change, as it is."""
+    small = word.lower()
+    return word if any(small == other.lower() for other in keep) else SHORT.get(small, word)
 
 
 def spoil(rng: random.Random, word: str, keep: tuple[str, ...], mild: bool) -> str:
