@@ -9,8 +9,8 @@ auto_resume = True
 dataset = 'tinyworld/sft'
 
 batch_size = 4
-max_iters = 2000
+max_iters = 2500
 warmdown = 0.7
-eval_interval = 2000
+eval_interval = 2500
 eval_problems = 30
 log_interval = 50

@@ -217,6 +217,8 @@ def test_vary_chooses_among_all_alternatives():
     rng = random.Random(1)
     found = {vary(rng, 'a [b|c [d|]|] e|f') for _ in range(200)}
     assert found == {'a b e|f', 'a c d e|f', 'a c e|f', 'a e|f'}
+    with pytest.raises(AssertionError, match='not closed'):
+        vary(rng, 'in which there [is|are')
 
 
 @pytest.mark.parametrize('mild', [False, True])

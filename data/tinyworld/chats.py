@@ -26,14 +26,13 @@ from tasks import render_choice
 # -----------------------------------------------------------------------------
 # stories
 
-A_STORY = 'a [|short |little |nice |new |small |funny |long ]story'
-TELL = (
-    f'[tell [me|us]|write [me|]|make up|give me|invent|tell] {A_STORY}{{about}}|tell me {A_STORY}{{about}}'
-    '|tell me a story in which there [is|are] {plainly}'
-)
+A_STORY = 'a [|short |little |nice |new |small |funny |long ][story|story|story|tale]'
+TELL = f'[tell [me|us]|write [me|]|make up|give me|invent|tell] {A_STORY}{{about}}|tell me {A_STORY}{{about}}'
+WITH = '|tell me a story in which there [is|are] {plainly}'  # who and what
 WANT = (
     f"[i want|i'd like|i would like|i want to hear] {A_STORY}{{about}}|{A_STORY}{{about}}, please|story time{{about}}"
-    f'|please, {A_STORY}{{about}}|{A_STORY}{{about}}'
+    f'|please, {A_STORY}{{about}}|{A_STORY}{{about}}|story{{about}}|[another|one more] story{{about}}'
+    f'|i [want|need] to hear {A_STORY}{{about}}|make {A_STORY} for me{{about}}'
 )
 CAN = (
     f'do you know {A_STORY}{{about}}|can i [have|hear|get] {A_STORY}{{about}}|have you got {A_STORY}{{about}}'
@@ -54,7 +53,7 @@ def stories(rng: random.Random) -> Example:
         subjects.reverse()
     plainly = ' and '.join(subjects)
     about = plainly and rng.choice((' about ', ' about ', ' about ', ' with ')) + plainly
-    tell = TELL if len(subjects) > 1 else TELL.rpartition('|')[0]
+    tell = TELL + WITH if len(subjects) > 1 else TELL
     if rng.random() < 0.2:
         question = sentence(vary(rng, f'[{WANT}].').format(about=about))
     else:
@@ -158,7 +157,7 @@ STAGES = {
     },
     'sft': {
         'facts': 18, 'one_step': 9, 'two_step': 8, 'three_step': 8, 'sums': 4, 'spelling': 11, 'counting': 7,
-        'identity': 4, 'greeting': 5, 'refusal': 4, 'memory': 8, 'stories': 8, 'choice': 3, 'lists': 3,
+        'identity': 5, 'greeting': 6, 'refusal': 4, 'memory': 7, 'stories': 7, 'choice': 3, 'lists': 3,
     },
     'dpo': {
         'facts': 25, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 5, 'spelling': 12, 'counting': 7,
@@ -211,12 +210,12 @@ RUDE = (
 
 
 def pair(rng: random.Random, skill: str, held_out: bool, avoid: HeldOut | None = None) -> tuple[list[dict], list[dict]]:
-    """(chosen, rejected) with one prompt: half of the rejected are wrong, the others ramble, decline or are rude."""
+    """(chosen, rejected) with one prompt: the rejected is wrong, rambles, declines what it knows, or is rude."""
     example = draw(rng, skill, held_out, CARELESS['dpo'], avoid=avoid)
     *prompt, answer = example.messages
     kind = rng.choices(('wrong', 'rambling', 'declining', 'rude'), (50, 20, 15, 15))[0]
     worse = {'wrong': example.wrong, 'rambling': ramble(rng, answer['content']), 'rude': rng.choice(RUDE)}
-    worse['declining'] = example.wrong if skill == 'refusal' else LIMIT
+    worse['declining'] = example.wrong if answer['content'] == LIMIT else LIMIT
     return example.messages, [*prompt, {'role': 'assistant', 'content': worse[kind]}]
 
 

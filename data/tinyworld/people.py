@@ -198,19 +198,14 @@ YES_NO = {
 
 
 def yes_no(rng: random.Random) -> Example:
-    """Is it so? The answer says what is, and then yes or no: to recall and to compare in one breath is too much for a
-    small model."""
+    """Is it so? The answer is what is so: to recall it and to compare it too is more than a small model can do."""
     person, attribute = rng.choice(PEOPLE), rng.choice(ATTRIBUTES)
-    true = rng.random() < 0.5
-    claimed = getattr(person, attribute) if true else another_value(rng, person, attribute)
+    value = getattr(person, attribute)
+    claimed = value if rng.random() < 0.5 else another_value(rng, person, attribute)
     question = ask(rng, YES_NO[attribute], name=person.name, value=claimed, a_value=article(claimed))
-    fact = RELATIONS[attribute][2].format(**described(person)).rstrip('.')
-    return judged(question, fact, true)
-
-
-def judged(question: str, fact: str, true: bool) -> Example:
-    right, wrong = ('yes', 'no') if true else ('no', 'yes')
-    return one(question, f'{fact}, so {right}.', 'contains', right, f'{fact}, so {wrong}.', more={'absent': [wrong]})
+    wrong = another_value(rng, person, attribute) if claimed == value else claimed
+    say = lambda value: RELATIONS[attribute][2].format(**described(person._replace(**{attribute: value})))
+    return one(question, say(value), 'contains', value, say(wrong), more={'absent': [wrong]})
 
 
 EITHER = {

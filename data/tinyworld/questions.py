@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from data.tinyworld import facts
 from data.tinyworld.facts import PEOPLE
-from data.tinyworld.people import either, judged, person_fact, who_has, who_is, work, yes_no
-from data.tinyworld.wordings import Example, article, ask, listed, one, other
+from data.tinyworld.people import either, person_fact, who_has, who_is, work, yes_no
+from data.tinyworld.wordings import Example, article, ask, listed, one, other, sentence
 
 # -----------------------------------------------------------------------------
 # animals, opposites, colours
@@ -143,19 +143,19 @@ def colour(rng: random.Random) -> Example:
 def claim(rng: random.Random) -> Example:
     """Is it so? Of an animal's sound, the colour of a thing, the opposite of a word."""
     sounds = {name: row[0] for name, row in facts.ANIMALS.items()}
-    pairs = [pair for pair in facts.OPPOSITES if 'yes' not in pair]  # that would be hard to grade
-    opposites = dict([*pairs, *(pair[::-1] for pair in pairs)])
+    opposites = dict([*facts.OPPOSITES, *(pair[::-1] for pair in facts.OPPOSITES)])
     table, direct, said = rng.choice((
-        (sounds, 'does {a_thing} say {value}|{a_thing} says {value}, [right|yes|true]', '{a_thing} says {value}'),
-        (facts.COLOURS, 'is {thing} {value}|{thing} is {value}, [right|yes|true]', '{thing} is {value}'),
+        (sounds, 'does {a_thing} say {value}|{a_thing} says {value}, [right|yes|true]', '{a_thing} says {value}.'),
+        (facts.COLOURS, 'is {thing} {value}|{thing} is {value}, [right|yes|true]', '{thing} is {value}.'),
         (opposites, 'is {value} the opposite of {thing}|is the opposite of {thing} {value}',
-         'the opposite of {thing} is {value}'),
+         'the opposite of {thing} is {value}.'),
     ))  # fmt: skip
     thing, value = rng.choice(list(table.items()))
-    claimed = value if rng.random() < 0.5 else other(rng, sorted(set(table.values())), value)
+    wrong = other(rng, sorted({*table.values()} - {thing}), value)
     words = dict(thing=thing, a_thing=article(thing))
-    fact = said.format(**words, value=value)
-    return judged(ask(rng, direct, **words, value=claimed), fact[0].upper() + fact[1:], claimed == value)
+    question = ask(rng, direct, **words, value=rng.choice((value, wrong)))
+    say = lambda value: sentence(said.format(**words, value=value))
+    return one(question, say(value), 'contains', value, say(wrong), more={'absent': [wrong]})
 
 
 # -----------------------------------------------------------------------------

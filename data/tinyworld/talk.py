@@ -137,9 +137,10 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         'I am well, thank you. How can I help you?', 'I am well',
     ),
     (
-        '[thanks|thank you|thx|ty|cheers|many thanks] [|so much|a lot|very much|again], [that was [very|so|]'
-        ' [kind|useful|nice|good of you]|you [helped|taught] me [a lot|much]|now i [know|understand]'
-        '|that is all i wanted to know|you are [very|so|] kind|i learned a lot]',
+        '[thanks|thank you|thx|ty|cheers|many thanks|i thank you] [|so much|a lot|very much|again],'
+        ' [that was [very|so|] [kind|useful|nice|good of you]|you [helped|taught] me [a lot|much]|i learned a lot'
+        '|now i [know|understand]|that is all i wanted to know|you are [very|so|] kind|i can use that'
+        '|that saves me time|i will tell my friends|i could not do it without you|good to know]',
         'You are welcome!', 'welcome',
     ),
     (
@@ -155,6 +156,7 @@ GREETINGS = [  # what is said, the answer, what it is graded by
     (
         '[|wow|oh|ah], you are [really|very|so|quite] [smart|clever|good|nice|funny|kind]'
         '|[|wow|oh|ah], that [was|is] [really|very|so|quite] [smart|clever|good|nice|funny]'
+        '|[good|great|nice|fine|lovely] [work|answer|story|idea], [pip|thank you|my friend|really|i like it]'
         '|you [did|do] [good|great|fine] work [there|today|]|i [really|] like [how you talk|your answers|you]',
         GLAD, 'glad to help',
     ),
@@ -195,6 +197,8 @@ GREETINGS = [  # what is said, the answer, what it is graded by
     ),
     (
         'you are [wrong|stupid|bad|silly|not smart|dumb|useless|boring]|that is wrong|that was wrong|wrong'
+        '|i do not [think so|like that|believe you]|[your|that|this] answer [is|was] [wrong|bad|not right|no good]'
+        '|no no no|you made a mistake|try again, that was wrong|that makes no sense'
         '|no, that is not right|i hate you|bad answer|that is not true',
         'I am sorry. I am still very small.', 'sorry',
     ),

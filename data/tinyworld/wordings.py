@@ -83,7 +83,7 @@ BEHIND = [
     '[i really need it|we argue about it|i was told once|that would help me|i am curious|it is important|just wondering'
     '|i would like to know|be quick|take your time|thank you|thanks a lot|many thanks].',
 ]
-BESIDES = 0.2  # of the questions have such words
+BESIDES = 0.15  # of the questions have such words
 
 
 @lru_cache(maxsize=2**14)
@@ -100,6 +100,7 @@ def parse(pattern: str) -> tuple:
             stack[-1].append([])
         else:
             stack[-1][-1].append(piece)
+    assert len(stack) == 1, f'a bracket is not closed in {pattern}'
     return tuple(stack[0][0])
 
 
@@ -147,6 +148,8 @@ def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str =
         elsewhere = {kind: rng.choice(names) for kind, names in facts.ELSEWHERE.items()}
         unknown = dict(word=invented(rng), another=invented(rng))
         besides = vary(rng, rng.choice(BEFORE if before else BEHIND)).format(**elsewhere, **unknown)
+        if before and rng.random() < 0.3:
+            besides = besides.rstrip('.:') + ','
         question = f'{besides} {question}' if before else f'{question} {besides}'
     return sentence(question)
 
