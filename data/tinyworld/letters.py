@@ -130,7 +130,7 @@ HOW_MANY = 'how many numbers [are there|do you count|are] from {a} to {b}|from {
 
 
 def numeral(rng: random.Random, number: int) -> str:
-    return SPOKEN[number] if number <= 10 and rng.random() < 0.05 else str(number)
+    return SPOKEN[number] if number <= 10 and rng.random() < 0.12 else str(number)
 
 
 def counting(rng: random.Random) -> Example:

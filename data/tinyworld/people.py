@@ -118,7 +118,7 @@ WHO = {
     'job': (
         'who is the {value}|who works as {a_value}|who is {a_value}|who has the job of {value}|who here is {a_value}'
         '|who are the {value}s|which people are {value}s|which [person|villager] is {a_value}'
-        '|who is {a_value} in Willowby',
+        '|who is [the {value}|{a_value}] in [Willowby|the village]',
         'who the {value} is|who works as {a_value}|the name of the {value}',
         '{names} is the {value}.',
         '{names} are {value}s.',

@@ -56,6 +56,7 @@ BEFORE = [
     f'[| for [{SOMEBODY}]| today| for school].',
     f'[i|we] [met|saw|visited|read about|talked about|dreamed of] [[{SOMEBODY}]|it|this|them]'
     '[| today| yesterday| last night].',
+    'i feel [|a little |so ][ill|sick|sad|happy|cold|good|tired][| today| now| again].',
     '[i am|we are] [new here|in a hurry|bored|curious|learning|at home|on the train|back|not sure|tired|lost|hungry]'
     '[| today| again| at the moment].',
     '[it is|this is] for [school|a game|a test|my work|a book|the children|fun].',
