@@ -11,7 +11,7 @@ exponent comes from stands beside it. None has been measured at any depth here y
 from model import PRESETS
 
 # What the dial scales from; rows_tokens are the tokens of a step
-REFERENCE = dict(depth=12, n_embd=768, learning_rate=1.6e-3, weight_decay=0.1, rows_tokens=2**19)
+REFERENCE = dict(depth=12, learning_rate=1.6e-3, weight_decay=0.1, rows_tokens=2**19)
 
 
 def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
@@ -34,12 +34,12 @@ def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
     n_head = -(-n_embd // head_dim)
     n_embd = n_head * head_dim  # whole heads
     implied = dict(n_layer=depth, n_head=n_head, n_embd=n_embd)
-    # Muon moves a matrix by a fixed share of its spectral norm, which for our update of fixed RMS means 1 / sqrt(width)
-    # (Yang, Simon and Bernstein, 2023, arXiv 2310.17813)
-    implied['learning_rate'] = REFERENCE['learning_rate'] * (REFERENCE['n_embd'] / n_embd) ** 0.5
+    # Wider matrices take smaller rates, as 1 / sqrt(width) (Yang, Simon and Bernstein, 2023, arXiv 2310.17813), and
+    # longer runs too: the exponent of both together was measured, by dial.py
+    implied['learning_rate'] = REFERENCE['learning_rate'] * (REFERENCE['depth'] / depth) ** 1.3
     # rate * decay * steps stays what it is at the reference (Wang and Aitchison, 2024, arXiv 2405.13698): with the rate
-    # above and the batch below, steps grow as depth^(3 - 1.2) and the rate shrinks as depth^-0.5
-    implied['weight_decay'] = REFERENCE['weight_decay'] * (REFERENCE['depth'] / depth) ** 1.3
+    # above and the batch below, steps grow as depth^(3 - 1.2) and the rate shrinks as depth^-1.3
+    implied['weight_decay'] = REFERENCE['weight_decay'] * (REFERENCE['depth'] / depth) ** 0.5
     if not explicit & {'max_iters', 'epochs', 'target_param_data_ratio'}:
         implied['target_param_data_ratio'] = 20.0  # tokens per parameter (Hoffmann et al., 2022, Chinchilla)
     if 'gradient_accumulation_steps' not in explicit:
