@@ -1,7 +1,7 @@
 """
 Whether the depth dial of plan.py is right, where that can be afforded: small depths, each for the dial's own horizon.
 
-    $ python data/stdlib/prepare.py             # 31 MB of text that is on every machine with a Python
+    $ python data/stdlib/prepare.py             # 31 MB of text, where Python's library has its tests
     $ python dial.py                            # depths 1, 2 and 3: hours on two cores; stopped, it goes on later
     $ python dial.py --depths=1,2 --jobs=2      # an hour
     $ python dial.py --train=False              # only shows what is there
@@ -31,7 +31,7 @@ from configurator import configure
 out_dir = 'out/dial'  # a folder for each run, the table and the plot
 dataset = 'stdlib'  # plain text: depth 3 reads 29 million of its ids
 depths = '1,2,3'  # to train
-factors = '0.5,0.71,1,1.41,2'  # learning rates, in derived ones
+factors = '0.5,0.71,1,1.41,2'  # learning rates, as multiples of the derived one
 seeds = '1,2,3'  # the first for all rates; the others for the derived one, save at the largest depth
 jobs = 1  # runs at a time, which share the cores
 train = True  # False: only show what is there
@@ -44,7 +44,7 @@ compile = None  # torch.compile: None is yes on CUDA and no elsewhere
 
 
 class Run(NamedTuple):
-    """One training run of one depth; factor is its learning rate in derived ones."""
+    """One training run of one depth; factor is its learning rate over the derived one."""
 
     depth: int
     factor: float
@@ -58,6 +58,15 @@ class Run(NamedTuple):
     def rate(self) -> float:
         sizes = dict(batch_size=batch_size, block_size=block_size)
         return self.factor * plan.dial(self.depth, sizes, frozenset())['learning_rate']
+
+    @property
+    def settings(self) -> dict:
+        """What train.py is told."""
+        return dict(
+            depth=self.depth, learning_rate=self.rate, seed=self.seed, out_dir=str(self.folder), auto_resume=True,
+            dataset=dataset, batch_size=batch_size, block_size=block_size, dtype=dtype, compile=compile,
+            target_param_data_ratio=target_param_data_ratio, eval_interval=0, save_interval=20, sample_prompts='',
+        )  # fmt: skip
 
 
 def listed(setting: str, kind: type) -> list:
@@ -84,17 +93,22 @@ def loss_of(run: Run) -> float | None:
     return last_row(run, 'val').get('val')
 
 
-def carry_out(run: Run) -> None:
+def check(run: Run) -> None:
+    """Refuse a run that was trained otherwise: it would stand in the table under a rate that it never had."""
+    for first in checkpoint.read_log(run.folder / 'log.jsonl')[:1]:
+        for name in ('learning_rate', 'dataset', 'batch_size', 'block_size', 'target_param_data_ratio'):
+            was, now = first['config'][name], run.settings[name]
+            if was != now:
+                mend = 'remove the folder, or give another --out_dir'
+                raise SystemExit(f'{run.folder} was trained with {name}={was}, expected {now}: {mend}')
+
+
+def carry_out(run: Run, pool: ThreadPoolExecutor) -> None:
     """Train it, or go on with it, unless it is there."""
     if loss_of(run) is not None:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    settings = dict(
-        depth=run.depth, learning_rate=run.rate, seed=run.seed, out_dir=run.folder, auto_resume=True, dataset=dataset,
-        batch_size=batch_size, block_size=block_size, target_param_data_ratio=target_param_data_ratio, dtype=dtype,
-        compile=compile, eval_interval=0, save_interval=20, sample_prompts='',
-    )  # fmt: skip
-    arguments = (f'--{name}={value}' for name, value in settings.items())
+    arguments = (f'--{name}={value}' for name, value in run.settings.items())
     command = [sys.executable, Path(__file__).with_name('train.py'), *arguments]
     environment = runtime.with_threads(max(1, (os.cpu_count() or 1) // jobs))
     log = run.folder / 'output.txt'
@@ -102,6 +116,7 @@ def carry_out(run: Run) -> None:
         done = subprocess.run(command, stdout=output, stderr=output, env=environment)
     loss = loss_of(run)
     if done.returncode or loss is None:
+        pool.shutdown(wait=False, cancel_futures=True)  # before this thread takes the next run
         raise SystemExit(f'{run.folder}: training ended with status {done.returncode}, its last words are in {log}')
     name = f'depth {run.depth}, rate {run.rate:.2e} ({run.factor:g} of the derived), seed {run.seed}'
     print(f'{name}: {loss:.4f}', flush=True)
@@ -171,7 +186,7 @@ def draw(depths: list[Depth]):
         x = sorted(d.by_factor)
         rates.plot(x, [d.by_factor[factor] for factor in x], 'o-', markersize=3, label=f'depth {d.depth}')
         sizes.plot([d.parameters] * len(d.derived), d.derived, 'o', markersize=4)
-    rates.set(xlabel='learning rate, in derived ones', ylabel='loss, nats per token')
+    rates.set(xlabel='learning rate / derived rate', ylabel='loss, nats per token')
     rates.set_xscale('log', base=2)
     rates.legend(frameon=False)
     if len(depths) > 2:
@@ -186,10 +201,15 @@ def main() -> None:
     if not importlib.util.find_spec('matplotlib'):
         raise SystemExit('the plot needs matplotlib, which is not installed; run: pip install ".[report]"')
     rates = listed(factors, float)
+    if 1.0 not in rates:
+        raise SystemExit(f"factors is '{factors}', expected 1 among them: the derived rate")
     runs = wanted(listed(depths, int), rates, listed(seeds, int))
+    for run in runs:
+        check(run)
     if train:
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(carry_out, runs))
+            for done in [pool.submit(carry_out, run, pool) for run in runs]:
+                done.result()  # raises what went wrong
     found = gather(runs)
     if not found:
         raise SystemExit(f'{out_dir}: no finished run at the derived rate; runs are made by: python dial.py')

@@ -228,7 +228,7 @@ def machine(device: str) -> dict:
 
 
 def with_threads(number: int) -> dict[str, str]:
-    """The environment for a process that shall compute with so many threads."""
+    """The environment of a child process that is to use this many threads."""
     return os.environ | {'OMP_NUM_THREADS': str(number)}
 
 

@@ -72,6 +72,8 @@ def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):
     assert (out / 'dial.png').read_bytes().startswith(b'\x89PNG') and '![' in (out / 'dial.md').read_text()
     again = run_program('dial.py', *args, cwd=tmp_path)
     assert {path: path.read_bytes() for path in out.glob('*/log.jsonl')} == logs  # what is there is not trained again
+    other = run_program('dial.py', *args, '--block_size=64', cwd=tmp_path, check=False)
+    assert other.returncode == 1 and 'block_size=32, expected 64' in other.stderr
     assert [line for line in again.stdout.splitlines() if line.startswith('|')] == [
         line for line in done.stdout.splitlines() if line.startswith('|')
     ]
@@ -83,6 +85,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, run_program, oracle):
     assert done.returncode == 1 and done.stderr.strip().endswith('python dial.py') and done.stderr.count('\n') == 1
     done = run_program('dial.py', '--depths=1;2', cwd=tmp_path, check=False)
     assert done.returncode == 1 and "'1;2'" in done.stderr
-    args = ('--depths=1', '--factors=1', f'--dataset={tmp_path / "nothing"}', f'--out_dir={tmp_path / "out"}')
+    done = run_program('dial.py', '--factors=0.5,2', cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "'0.5,2'" in done.stderr
+    args = ('--depths=1', '--factors=1,2', f'--dataset={tmp_path / "nothing"}', f'--out_dir={tmp_path / "out"}')
     done = run_program('dial.py', *args, cwd=tmp_path, check=False)
-    assert done.returncode == 1 and 'output.txt' in done.stderr
+    assert done.returncode == 1 and 'output.txt' in done.stderr and done.stderr.count('\n') == 1
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['d1_rate1_seed1']  # the next one has not begun

@@ -221,6 +221,16 @@ def test_vary_chooses_among_all_alternatives():
         vary(rng, 'in which there [is|are')
 
 
+def test_questions_are_whole():
+    """No hole left, no bracket, no two signs where two patterns meet."""
+    rng = random.Random(1)
+    for skill in SKILLS:
+        for _ in range(1000):
+            for message in draw(rng, skill, held_out=False).messages:
+                if message['role'] == 'user':
+                    assert not re.search(r',,|[.:],|\{|\[|^\W*$', message['content'].replace('...', '')), message
+
+
 @pytest.mark.parametrize('mild', [False, True])
 def test_typing_changes_no_digit_and_no_word_that_must_stay(mild):
     rng, changed = random.Random(1), Counter()

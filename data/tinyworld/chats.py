@@ -28,7 +28,7 @@ from tasks import render_choice
 
 A_STORY = 'a [|short |little |nice |new |small |funny |long ][story|story|story|tale]'
 TELL = f'[tell [me|us]|write [me|]|make up|give me|invent|tell] {A_STORY}{{about}}|tell me {A_STORY}{{about}}'
-WITH = '|tell me a story in which there [is|are] {plainly}'  # who and what
+WITH = '|tell me a story in which there [is|are] {plainly}'  # for two subjects or more
 WANT = (
     f"[i want|i'd like|i would like|i want to hear] {A_STORY}{{about}}|{A_STORY}{{about}}, please|story time{{about}}"
     f'|please, {A_STORY}{{about}}|{A_STORY}{{about}}|story{{about}}|[another|one more] story{{about}}'

@@ -80,6 +80,12 @@ def described(person: Person) -> dict:
     return {**person._asdict(), 'a_job': article(person.job), 'a_pet': article(person.pet)}
 
 
+def told(person: Person, attribute: str, value: str = '') -> str:
+    """The answer about one attribute of a person; with a value, as if that were true."""
+    person = person._replace(**{attribute: value}) if value else person
+    return RELATIONS[attribute][2].format(**described(person))
+
+
 def another_value(rng: random.Random, person: Person, attribute: str) -> str:
     """What is true of somebody else; nobody is a friend of himself."""
     values = {getattr(somebody, attribute) for somebody in PEOPLE}
@@ -89,11 +95,10 @@ def another_value(rng: random.Random, person: Person, attribute: str) -> str:
 def person_fact(rng: random.Random) -> Example:
     """One attribute of one person."""
     person, attribute = rng.choice(PEOPLE), rng.choice(ATTRIBUTES)
-    direct, indirect, pattern = RELATIONS[attribute]
-    wrong = person._replace(**{attribute: another_value(rng, person, attribute)})
+    direct, indirect, _ = RELATIONS[attribute]
+    wrong = told(person, attribute, another_value(rng, person, attribute))
     question = ask(rng, direct, indirect, **described(person))
-    say = lambda somebody: pattern.format(**described(somebody))
-    return one(question, say(person), 'contains', getattr(person, attribute), say(wrong))
+    return one(question, told(person, attribute), 'contains', getattr(person, attribute), wrong)
 
 
 def who_is(rng: random.Random) -> Example:
@@ -204,8 +209,8 @@ def yes_no(rng: random.Random) -> Example:
     claimed = value if rng.random() < 0.5 else another_value(rng, person, attribute)
     question = ask(rng, YES_NO[attribute], name=person.name, value=claimed, a_value=article(claimed))
     wrong = another_value(rng, person, attribute) if claimed == value else claimed
-    say = lambda value: RELATIONS[attribute][2].format(**described(person._replace(**{attribute: value})))
-    return one(question, say(value), 'contains', value, say(wrong), more={'absent': [wrong]})
+    mistaken = told(person, attribute, wrong)
+    return one(question, told(person, attribute), 'contains', value, mistaken, more={'absent': [wrong]})
 
 
 EITHER = {
@@ -229,9 +234,8 @@ def either(rng: random.Random) -> Example:
     first, second = rng.sample((right, wrong), 2)
     words = dict(first=first, second=second, a_first=article(first), a_second=article(second))
     question = ask(rng, EITHER[attribute], name=person.name, **words)
-    say = lambda somebody: RELATIONS[attribute][2].format(**described(somebody))
-    mistaken = say(person._replace(**{attribute: wrong}))
-    return one(question, say(person), 'contains', right, mistaken, more={'absent': [wrong]})
+    mistaken = told(person, attribute, wrong)
+    return one(question, told(person, attribute), 'contains', right, mistaken, more={'absent': [wrong]})
 
 
 WORK = [  # as one asks it, behind 'tell me'

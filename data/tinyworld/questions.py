@@ -35,9 +35,8 @@ ANIMAL = {
         'what is a [young|baby|little] {name} called|what do you call a [young|baby|little] {name}'
         '|what is the name for a baby {name}'
         '|what is the [young|baby] of {a_name} called|how do you call a [young|baby] {name}'
-        '|what are [young|baby] {many} called',
-        'what a [young|baby] {name} is called|what you call a [young|baby] {name}|the name [of|for] a baby {name}'
-        '|[young|baby] {name}|name of a [young|baby] {name}',
+        '|what are [young|baby] {many} called|[young|baby] {name}|name of a [young|baby] {name}',
+        'what a [young|baby] {name} is called|what you call a [young|baby] {name}|the name [of|for] a baby {name}',
     ),
     'says': (
         '[what|which] animal says {sound}|who says {sound}|what says {sound}|[what|which] animal makes {sound}',
@@ -90,9 +89,8 @@ def opposite(rng: random.Random) -> Example:
         "what is the opposite [of|to] {word}|what's the opposite of {word}|the opposite of {word} is what"
         '|[which|what] word is the opposite of {word}|what word means the opposite of {word}'
         '|what is opposite to {word}|what is the [contrary|reverse] of {word}'
-        '|not {word} but what|what is something that is not {word}',
-        'what the opposite of {word} is|the opposite of {word}|the word that is the opposite of {word}'
-        '|opposite of {word}|opposite {word}',
+        '|not {word} but what|what is something that is not {word}|opposite of {word}|opposite {word}',
+        'what the opposite of {word} is|the opposite of {word}|the word that is the opposite of {word}',
         'name the opposite of {word}|give me the opposite of {word}|say the opposite of {word}',
         word=rng.choice((word, word, word, f'"{word}"')),
     )
@@ -113,7 +111,8 @@ def colour(rng: random.Random) -> Example:
     if kind < 0.15:
         first, second = rng.sample((answer, wrong), 2)
         question = ask(rng, f'is {thing} {first} or {second}|which [colour|color] has {thing}, {first} or {second}')
-        return one(question, f'{subject} is {answer}.', 'contains', answer, f'{subject} is {wrong}.')
+        more = {'absent': [wrong]}
+        return one(question, f'{subject} is {answer}.', 'contains', answer, f'{subject} is {wrong}.', more=more)
     if kind < 0.3:
         question = ask(rng, '[what|which thing] is {answer}|what has the [colour|color] {answer}',
                        'something {answer}', 'name something {answer}|name a {answer} thing',
@@ -131,9 +130,9 @@ def colour(rng: random.Random) -> Example:
         rng,
         f'[what|which] [colour|color] {are} {{many}}|[what|which] [colour|color] {do} {{many}} have'
         f'|{{many}} {are} what [colour|color]'
-        "|what is the [colour|color] of {many}|what's the [colour|color] of {many}",
-        f'[what|which] [colour|color] {{many}} {are}|the [colour|color] of {{many}}|[colour|color] of {{many}}'
+        "|what is the [colour|color] of {many}|what's the [colour|color] of {many}|[colour|color] of {many}"
         '|{many} [colour|color]',
+        f'[what|which] [colour|color] {{many}} {are}|the [colour|color] of {{many}}',
         'name the [colour|color] of {many}',
         many=many,
     )
@@ -176,9 +175,9 @@ def after_before(rng: random.Random) -> Example:
         '|[what|which] is the {kind} {side} {word}|what is {side} {word}'
     )
     if kind == 'day':
-        then, before = ('is tomorrow', 'yesterday was') if step == 1 else ('was yesterday', 'tomorrow is')
+        then, given = ('is tomorrow', 'yesterday was') if step == 1 else ('was yesterday', 'tomorrow is')
         direct += f'|if today is {{word}}, what [day|] {then}|today is {{word}}. what [day|] {then}'
-        direct += f'|if {before} {{word}}, what [day|] is today|{before} {{word}}. what [day|] is it today'
+        direct += f'|if {given} {{word}}, what [day|] is today|{given} {{word}}. what [day|] is it today'
     question = ask(
         rng,
         direct,

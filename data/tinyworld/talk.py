@@ -110,7 +110,7 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         HELLO, 'help you',
     ),
     (
-        '[hi|hello|hey|], [nice to meet you|pleased to meet you|nice to see you|good to see you|i am new here'
+        '[hi, |hello, |hey, |][nice to meet you|pleased to meet you|nice to see you|good to see you|i am new here'
         '|glad to meet you|i am back|here i am again|long time no see]',
         HELLO, 'help you',
     ),
@@ -127,7 +127,7 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         'Good {time}! How can I help you?', 'good {time}',
     ),
     (
-        '[|hi|hello|hey], [how are you|how are you doing|how do you do|how is it going|how do you feel|are you well'
+        '[|hi, |hello, |hey, ][how are you|how are you doing|how do you do|how is it going|how do you feel|are you well'
         "|are you ok|how have you been|what is up|what's up|sup|how are things|how are you today|hows it going"
         "|are you fine]",
         'I am well, thank you. How can I help you?', 'I am well',
@@ -137,14 +137,14 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         'I am well, thank you. How can I help you?', 'I am well',
     ),
     (
-        '[thanks|thank you|thx|ty|cheers|many thanks|i thank you] [|so much|a lot|very much|again],'
+        '[[thanks|thank you|thx] [|so much|a lot|very much|again]|ty|cheers|many thanks],'
         ' [that was [very|so|] [kind|useful|nice|good of you]|you [helped|taught] me [a lot|much]|i learned a lot'
         '|now i [know|understand]|that is all i wanted to know|you are [very|so|] kind|i can use that'
         '|that saves me time|i will tell my friends|i could not do it without you|good to know]',
         'You are welcome!', 'welcome',
     ),
     (
-        '[|ok|well|right], [bye|goodbye|see you|bye bye], [i [have to|must|need to] [leave|sleep|work|eat] [now|]'
+        '[|ok, |well, |right, ][bye|goodbye|see you|bye bye], [i [have to|must|need to] [leave|sleep|work|eat] [now|]'
         '|that [is|was] all [for now|]|it was [nice|fun|good] talking to you|until next time|have a nice day]',
         'Goodbye! Come back soon.', 'goodbye',
     ),
@@ -154,8 +154,8 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         'Goodbye! Come back soon.', 'goodbye',
     ),
     (
-        '[|wow|oh|ah], you are [really|very|so|quite] [smart|clever|good|nice|funny|kind]'
-        '|[|wow|oh|ah], that [was|is] [really|very|so|quite] [smart|clever|good|nice|funny]'
+        '[|wow, |oh, |ah, ]you are [really|very|so|quite] [smart|clever|good|nice|funny|kind]'
+        '|[|wow, |oh, |ah, ]that [was|is] [really|very|so|quite] [smart|clever|good|nice|funny]'
         '|[good|great|nice|fine|lovely] [work|answer|story|idea], [pip|thank you|my friend|really|i like it]'
         '|you [did|do] [good|great|fine] work [there|today|]|i [really|] like [how you talk|your answers|you]',
         GLAD, 'glad to help',
@@ -242,7 +242,7 @@ def greeting(rng: random.Random) -> Example:
 # what it does not know
 
 LIMIT = f'I do not know that. I only know the village of {facts.VILLAGE}.'
-WORLD = {  # what stands in the holes of the patterns below, besides
+WORLD = {  # what stands in the holes of the patterns below, besides facts.ELSEWHERE
     'program': 'sorts a list|prints hello|reads a file|plays chess|downloads a page|draws a circle|counts words'
     '|finds primes|sends an email|makes a website|reverses a string|adds two numbers',
     'maths': 'the integral of x squared|the derivative of sin x|the square root of 2|the value of pi|the cosine of 30'
@@ -300,7 +300,7 @@ REFUSALS = [  # how often, as one asks it, behind 'tell me', as a command
     ),
     (
         6,
-        'what is {a_word}|what is the {word} of {another}|where is the {word}|who is {unknown}|do you know {unknown}'
+        'what is a {word}|what is the {word} of {another}|where is the {word}|who is {unknown}|do you know {unknown}'
         '|[how|why] do i {word} the {another}|what do {word} {another} cost|is {unknown} a {word}|are you {word}'
         "|where does {unknown} live|what is {unknown}'s [job|pet|favourite food]|does {unknown} like {word}"
         '|what does a {word} [do|say|eat]|{word} or {another}|when does the {word} {another}|{word} {another}'
@@ -318,8 +318,10 @@ REFUSALS = [  # how often, as one asks it, behind 'tell me', as a command
         '|what is the {their} of {name}|what does {name} look like'
         "|what is the name of {name}'s [pet|mother|father|child]"
         "|how old is {name}|who is {name}'s [wife|husband|mother|father|brother|sister]"
-        '|what [music|book|film|sport|game] does {name} [like|play]|what did {name} have for [breakfast|lunch|dinner]'
-        "|which [school|church|doctor] did {name} go to|what [colour|color] [are|is] {name}'s [eyes|hair|shoes|car]"
+        '|what [[music|book|film] does {name} like|[music|sport|game] does {name} play]'
+        '|what did {name} have for [breakfast|lunch|dinner]'
+        '|which [school|church|doctor] did {name} go to'
+        "|what [colour|color] [are {name}'s [eyes|shoes]|is {name}'s [hair|car]]"
         '|how much money does {name} [have|make|need]|is {name} [ill|rich|in love|angry|on holiday]',
         "how {measure} {name} is|what {name}'s {their} is|{name}'s {their}|where {name} was born|the {their} of {name}",
         '',
@@ -411,7 +413,6 @@ def refusal(rng: random.Random) -> Example:
     words = {hole: rng.choice(values) for hole, values in WORLD.items()}
     words |= {'a_beast': article(words['beast']), 'an_animal': article(words['animal'])}
     words |= {'word': invented(rng), 'another': invented(rng), 'unknown': invented(rng).capitalize()}
-    words['a_word'] = article(words['word'])
     question = ask(rng, direct, indirect, command, **words).replace('wolfs', 'wolves').replace('mouses', 'mice')
     made_up = ('It is a baker.', 'It is blue.', 'The answer is 7.', 'It is by the river.', 'Stop asking me that.')
     return one(question.replace('sheeps', 'sheep'), LIMIT, 'contains', 'only know', rng.choice(made_up))

@@ -52,10 +52,9 @@ SOMEBODY = (
 )
 BEFORE = [
     f'[{SOMEBODY}] [asked me|wants to know|has a question|told me to ask|asks|says you know this]:',
-    'i [am writing|am drawing|am making|bought|need|lost|found] [a letter|a list|a present|a map|a book|a song|dinner]'
+    'i [am writing|am drawing|am making|bought|need|lost|found] [a letter|a list|a present|a map|a book|a song]'
     f'[| for [{SOMEBODY}]| today| for school].',
-    f'[i|we] [met|saw|visited|read about|talked about|dreamed of] [[{SOMEBODY}]|it|this|them]'
-    '[| today| yesterday| last night].',
+    f'[i|we] [saw|read about|talked about|dreamed of] [[{SOMEBODY}]|it|this|them][| today| yesterday| last night].',
     'i feel [|a little |so ][ill|sick|sad|happy|cold|good|tired][| today| now| again].',
     '[i am|we are] [new here|in a hurry|bored|curious|learning|at home|on the train|back|not sure|tired|lost|hungry]'
     '[| today| again| at the moment].',
@@ -76,7 +75,7 @@ BEFORE = [
     '[my|the|our] {word} [asks|asked me|wants to know|is {another}][,|.|:]',
 ]
 BEHIND = [
-    f'[{SOMEBODY}] [wants to know|asked me|is asking|said you know].',
+    f'[{SOMEBODY}] [wants to know|asked me|is asking|said you know it].',
     'it is for [school|a game|a test|my work|a book|the children|fun].',
     'i [always|often|never] [forget|confuse|remember] [it|this|that].',
     '[it is|this is|i need it] for [the|my|a] {word}[| {another}].',
@@ -129,14 +128,15 @@ CODAS = [*' b ck d g l ll m n nd ng nt p r rk s st t th x'.split(' '), *[''] * 1
 
 
 def invented(rng: random.Random) -> str:
-    """A word of one to three syllables that may look like English: what a word looks like that one does not know."""
+    """Two or three syllables that may look like English: what a word looks like that one does not know."""
     syllable = lambda: rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
-    return ''.join(syllable() for _ in range(rng.choice((1, 1, 2, 2, 3)))) + rng.choice(('', '', '', 's', 'ed', 'er'))
+    return ''.join(syllable() for _ in range(rng.choice((2, 2, 3)))) + rng.choice(('', '', '', 's', 'ed', 'er'))
 
 
 def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str = '', **words) -> str:
     """
-    A question in one of many frames. Give the forms it has, alternatives divided by |; {name} is filled from words.
+    A question in one of many frames, some with words besides that change nothing. Give the forms it has, alternatives
+    divided by |; {name} is filled from words.
 
     >>> ask(rng, "where does {name} live|where is {name}'s house", 'where {name} lives', name='Anna')
     'I wonder, where does Anna live?'
@@ -150,7 +150,7 @@ def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str =
         unknown = dict(word=invented(rng), another=invented(rng))
         besides = vary(rng, rng.choice(BEFORE if before else BEHIND)).format(**elsewhere, **unknown)
         if before and rng.random() < 0.3:
-            besides = besides.rstrip('.:') + ','
+            besides = besides.rstrip('.,:') + ','
         question = f'{besides} {question}' if before else f'{question} {besides}'
     return sentence(question)
 
@@ -270,8 +270,9 @@ def typed(rng: random.Random, text: str, keep: tuple[str, ...] = (), mild: bool 
     """
     The text as somebody types it: no capitals, signs left out, a slip now and then, rarely all capitals.
 
-    Digits never change, nor the letters of strangers' names and of words in keep (the one to be spelled, a name to be
-    remembered); the villagers' names change seldom. mild: at most one slip, nothing added.
+    One in ten writes short throughout (SHORT). Digits never change, nor the letters of strangers' names and of words in
+    keep (the one to be spelled, a name to be remembered); the villagers' names change seldom. mild: at most one slip,
+    nothing added.
     """
     slips = 0 if rng.random() < 0.5 else 1 if mild or rng.random() < 0.7 else 2
     if slips:
@@ -296,15 +297,17 @@ def typed(rng: random.Random, text: str, keep: tuple[str, ...] = (), mild: bool 
 
 def shortened(word: str, keep: tuple[str, ...]) -> str:
     """The word as those write it who have no time; one that must not change, as it is."""
-    small = word.lower()
-    return word if any(small == other.lower() for other in keep) else SHORT.get(small, word)
+    return word if is_kept(word.lower(), keep) else SHORT.get(word.lower(), word)
+
+
+def is_kept(small: str, keep: tuple[str, ...]) -> bool:
+    return any(small == other.lower() for other in keep)
 
 
 def spoil(rng: random.Random, word: str, keep: tuple[str, ...], mild: bool) -> str:
     """The word as a careless hand leaves it; one that must not change, as it is."""
     small = word.lower()
-    kept = small in STRANGERS or any(small == other.lower() for other in keep)
-    if kept or small.removesuffix("'s") in VILLAGERS and rng.random() < 0.9:
+    if small in STRANGERS or is_kept(small, keep) or small.removesuffix("'s") in VILLAGERS and rng.random() < 0.9:
         return word
     if not mild and small in SHORT and rng.random() < 0.3:
         return SHORT[small]
