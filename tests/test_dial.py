@@ -20,7 +20,7 @@ def test_every_rate_once_and_more_seeds_of_all_but_the_largest_depth():
 
 
 def test_the_rate_of_a_run_is_the_dials():
-    assert Run(3, 1.0, 1).rate == pytest.approx(1.6e-3 * (12 / 3) ** 1.3)  # see plan.py
+    assert Run(3, 1.0, 1).rate == pytest.approx(4.7e-3 * 12 / 3)  # 1 / depth, see plan.py
     assert Run(3, 0.5, 1).rate == pytest.approx(Run(3, 1.0, 1).rate / 2)
 
 

@@ -109,10 +109,10 @@ def test_the_dial_stands_at_its_reference():
     assert config['learning_rate'] == pytest.approx(reference['learning_rate'])
     assert config['weight_decay'] == pytest.approx(reference['weight_decay'])
     assert config['gradient_accumulation_steps'] * 32 * 1024 == reference['rows_tokens'] == 2**19
-    # the exponents: of the rate -1.3, of the decay -0.5, of the batch 1.2
+    # four times the depth: a quarter of the rate, 4^-0.8 of the decay; 2**5 times the depth: 2**6 times the batch
     deeper = configured('--depth=48', '--batch_size=32', '--block_size=1024')
-    assert deeper['learning_rate'] == pytest.approx(reference['learning_rate'] / 4**1.3)
-    assert deeper['weight_decay'] == pytest.approx(reference['weight_decay'] / 2)
+    assert deeper['learning_rate'] == pytest.approx(reference['learning_rate'] / 4)
+    assert deeper['weight_decay'] == pytest.approx(reference['weight_decay'] / 4**0.8)
     rows = [configured(f'--depth={depth}', '--batch_size=1', '--block_size=1') for depth in (2, 64)]
     assert rows[1]['gradient_accumulation_steps'] / rows[0]['gradient_accumulation_steps'] == pytest.approx(64, 1e-3)
 
