@@ -1,7 +1,6 @@
 """
 Questions about the people of Willowby, and the right answers: one attribute of one person, who somebody is,
-everybody of
-whom something is true, whether it is true, and what their work is.
+everybody of whom something is true, whether it is true, and what their work is.
 """
 
 import random

@@ -3,8 +3,7 @@ What can be asked about the world, and the right answers: people (in people.py),
 seasons.
 
 Every kind of question is a function from a random.Random to an Example, and a line in FACTS. Wordings are many,
-answers
-few: how to say it is to cost a small model nothing.
+answers few: how to say it is to cost a small model nothing.
 """
 
 import random
