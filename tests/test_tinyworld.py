@@ -11,7 +11,7 @@ import pytest
 import tasks
 from batches import Data
 from conversation import Chat
-from data.tinyworld import facts, prepare, problems, text
+from data.tinyworld import facts, prepare, problems, text, wordings
 from data.tinyworld.chats import SKILLS, STAGES, draw
 from data.tinyworld.letters import SPELLABLE
 from data.tinyworld.wordings import HeldOut, canonical, is_held_out, typed, vary
@@ -35,7 +35,7 @@ def made(tmp_path_factory, run_program):
 
     def run(seed=1, hash_seed=0):
         root = tmp_path_factory.mktemp('tree')
-        for path in [*ROOT.glob('*.py'), *ROOT.glob('data/tinyworld/*.py')]:
+        for path in [*ROOT.glob('*.py'), *ROOT.glob('data/tinyworld/*.py'), ROOT / 'data/tinyworld/voices.txt']:
             copy = root / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
@@ -231,6 +231,32 @@ def test_questions_are_whole():
                     assert not re.search(r',,|[.:],|\{|\[|^\W*$', message['content'].replace('...', '')), message
 
 
+def test_every_kind_of_voice_is_heard(monkeypatch):
+    """Each kind of voices.txt belongs to a question, and each question finds its kind, with the holes it can fill."""
+    heard = set()
+
+    class Heard(dict):
+        def __getitem__(self, kind):
+            heard.add(kind)
+            return super().__getitem__(kind)
+
+    kinds = Heard(wordings.voices())
+    monkeypatch.setattr(wordings, 'voices', lambda: kinds)
+    monkeypatch.setattr(problems, 'voices', lambda: kinds)
+    rng = random.Random(1)
+    for skill in SKILLS:
+        for _ in range(1500):
+            SKILLS[skill](rng)
+    assert heard == set(kinds)
+
+
+def test_voices_are_many_and_speak_of_what_they_are_asked():
+    for kind, messages in wordings.voices().items():
+        keys = [canonical(message) for message in messages]
+        assert len(set(keys)) == len(keys) >= 15, [key for key, count in Counter(keys).items() if count > 1]
+        assert len({bool(re.search(r'\{\w+\}', message)) for message in messages}) == 1, kind
+
+
 @pytest.mark.parametrize('mild', [False, True])
 def test_typing_changes_no_digit_and_no_word_that_must_stay(mild):
     rng, changed = random.Random(1), Counter()
@@ -291,7 +317,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(made, world)
         assert (world / name).read_bytes() == (again / name).read_bytes()
         assert (world / name).read_bytes() != (another / name).read_bytes()
     made_there = {path.name for path in world.iterdir() if path.suffix != '.py'}
-    assert made_there - {'__pycache__'} == {*FOLDERS, 'problems.jsonl'}
+    assert made_there - {'__pycache__', 'voices.txt'} == {*FOLDERS, 'problems.jsonl'}
 
 
 def test_no_held_out_question_stands_in_what_is_trained_on(world):

@@ -20,7 +20,19 @@ from data.tinyworld.problems import one_step, sums, three_step, two_step
 from data.tinyworld.questions import fact
 from data.tinyworld.talk import LIMIT, greeting, identity, refusal
 from data.tinyworld.turns import memory
-from data.tinyworld.wordings import Example, HeldOut, article, ask, is_held_out, one, other, sentence, typed, vary
+from data.tinyworld.wordings import (
+    Example,
+    HeldOut,
+    article,
+    ask,
+    is_held_out,
+    one,
+    other,
+    sentence,
+    typed,
+    vary,
+    voiced,
+)  # fmt: skip
 from tasks import render_choice
 
 # -----------------------------------------------------------------------------
@@ -54,9 +66,10 @@ def stories(rng: random.Random) -> Example:
     plainly = ' and '.join(subjects)
     about = plainly and rng.choice((' about ', ' about ', ' about ', ' with ')) + plainly
     tell = TELL + WITH if len(subjects) > 1 else TELL
-    if rng.random() < 0.2:
+    question = voiced(rng, 'story_about' if plainly else 'story', subject=plainly)
+    if not question and rng.random() < 0.2:
         question = sentence(vary(rng, f'[{WANT}].').format(about=about))
-    else:
+    elif not question:
         question = ask(rng, CAN if rng.random() < 0.3 else '', '', tell, about=about, plainly=plainly)
     people = [person.name for person in facts.PEOPLE]
     answer = f'A story about {plainly or told.people[0]}. {told.text}'

@@ -30,7 +30,7 @@ def misspelled(rng: random.Random, word: str) -> str:
 def spelling(rng: random.Random) -> Example:
     """Spell a word; how many letters it has; how often one occurs; the first and last."""
     word = rng.choice(SPELLABLE)
-    shown = rng.choice((word, word, f'the word {word}', f'"{word}"'))
+    shown = rng.choice((word, word, word, f'"{word}"'))
     kind = rng.choices((spell, length, occurrences, end), (40, 25, 17, 18))[0]
     return kind(rng, word, '-'.join(word), shown)._replace(keep=(word,))
 
@@ -44,7 +44,7 @@ def spell(rng: random.Random, word: str, spelt: str, shown: str) -> Example:
         'how to [spell|write] {word}|how {word} is [spelled|spelt]|the spelling of {word}|the letters of {word}'
         '|how you spell {word}',
         'spell {word}|spell {word} letter by letter|spell out {word}|write {word} letter by letter|spell {word}',
-        word=shown,
+        voice='spell', word=shown,
     )  # fmt: skip
     return one(question, f'{spelt}.', 'spelled', spelt, f'{"-".join(misspelled(rng, word))}.')
 
@@ -57,6 +57,7 @@ def length(rng: random.Random, word: str, spelt: str, shown: str) -> Example:
         '|how many characters [are in|has] {word}|how many letters does it take to write {word}',
         'how many letters [are in|are there in] {word}|how many letters {word} has|the number of letters in {word}',
         'count the letters [in|of] {word}|count how many letters {word} has',
+        voice='length',
         word=shown,
     )
     wrong = len(word) + rng.choice((-1, 1, 2))
@@ -78,7 +79,7 @@ def occurrences(rng: random.Random, word: str, spelt: str, shown: str) -> Exampl
         "how many times [the letter|] {c} [occurs|appears|is] in {word}|how many {c}'s are in {word}"
         '|how often {c} [is|occurs] in {word}',
         "count the {c}'s in {word}|count the letter {c} in {word}|count how often {c} is in {word}",
-        word=shown, c=letter,
+        voice='occurrences', word=shown, c=letter,
     )  # fmt: skip
     say = lambda number: f'{spelt}: the letter {letter} occurs {number} time{"" if number == 1 else "s"}.'
     return one(question, say(count), 'number', count, say(count + rng.choice((-1, 1)) if count else 1))
@@ -95,6 +96,7 @@ def end(rng: random.Random, word: str, spelt: str, shown: str) -> Example:
         f'what the {which} letter of {{word}} is|the {which} letter [of|in] {{word}}'
         f'|[what|which] letter {{word}} [{begins}]s with',
         f'say the {which} letter of {{word}}|name the {which} letter of {{word}}',
+        voice=f'{which}_letter',
         word=shown,
     )
     say = lambda letter: f'{spelt}: the {which} letter is {letter}.'
@@ -150,7 +152,7 @@ def counting(rng: random.Random) -> Example:
     forms = {'up': UP + FROM_ONE * (a == 1), 'down': DOWN, 'steps': STEPS}[kind]
     if kind == 'down' and b == 1:
         forms += '|count [down|backwards|back] from {a}|count [down|backwards] from {a}'
-    question = ask(rng, command=forms, **words)
+    question = ask(rng, command=forms, voice=f'count_{kind}', **words)
     return one(question, f'{row}.', 'exact', f'{row}.', f'{broken}.')
 
 
@@ -176,6 +178,7 @@ def next_number(rng: random.Random) -> Example:
         f'|[what|which] is the number {side} {{n}}'
         f'|[what|which] number comes [{near}] {{n}}|what number do you say {side} {{n}}|what is {side} {{n}}',
         f'what [number|] comes {side} {{n}}|which number is {side} {{n}}|the number {side} {{n}}',
+        voice=f'number_{side}',
         n=numeral(rng, number),
     )
     say = lambda number_: f'{side.capitalize()} {number} comes {number_}.'

@@ -76,7 +76,9 @@ ATTRIBUTES = list(RELATIONS)
 
 def described(person: Person) -> dict:
     """The words that the patterns about a person have holes for."""
-    return {**person._asdict(), 'a_job': article(person.job), 'a_pet': article(person.pet)}
+    he, his, him = ('she', 'her', 'her') if person.gender == 'f' else ('he', 'his', 'him')
+    words = {**person._asdict(), 'he': he, 'his': his, 'him': him}
+    return {**words, 'a_job': article(person.job), 'a_pet': article(person.pet)}
 
 
 def told(person: Person, attribute: str, value: str = '') -> str:
@@ -96,7 +98,7 @@ def person_fact(rng: random.Random) -> Example:
     person, attribute = rng.choice(PEOPLE), rng.choice(ATTRIBUTES)
     direct, indirect, _ = RELATIONS[attribute]
     wrong = told(person, attribute, another_value(rng, person, attribute))
-    question = ask(rng, direct, indirect, **described(person))
+    question = ask(rng, direct, indirect, voice=attribute, **described(person))
     return one(question, told(person, attribute), 'contains', getattr(person, attribute), wrong)
 
 
@@ -109,6 +111,7 @@ def who_is(rng: random.Random) -> Example:
         '|who {name} is|what do you know about {name}|what can you tell me about {name}',
         'who {name} is|about {name}|something about {name}|more about {name}|all about {name}|about {name}',
         'describe {name}|talk about {name}|introduce {name}',
+        voice='who_is',
         name=person.name,
     )
     pronoun = 'She' if person.gender == 'f' else 'He'
@@ -179,7 +182,7 @@ def who_has(rng: random.Random) -> Example:
     pattern = single if len(names) == 1 else several
     say = lambda names: fishermen(pattern.format(names=listed(names), **words))
     words = {'value': value, 'a_value': article(value)}
-    question = fishermen(ask(rng, direct, indirect, **words))
+    question = fishermen(ask(rng, direct, indirect, voice=f'who_{attribute}', **words))
     return one(question, say(names), 'contains', listed(names), say(rng.sample(strangers, len(names))))
 
 
@@ -206,7 +209,8 @@ def yes_no(rng: random.Random) -> Example:
     person, attribute = rng.choice(PEOPLE), rng.choice(ATTRIBUTES)
     value = getattr(person, attribute)
     claimed = value if rng.random() < 0.5 else another_value(rng, person, attribute)
-    question = ask(rng, YES_NO[attribute], name=person.name, value=claimed, a_value=article(claimed))
+    words = described(person) | dict(value=claimed, a_value=article(claimed))
+    question = ask(rng, YES_NO[attribute], voice=f'is_{attribute}', **words)
     wrong = another_value(rng, person, attribute) if claimed == value else claimed
     mistaken = told(person, attribute, wrong)
     return one(question, told(person, attribute), 'contains', value, mistaken, more={'absent': [wrong]})
@@ -232,24 +236,30 @@ def either(rng: random.Random) -> Example:
     right, wrong = getattr(person, attribute), another_value(rng, person, attribute)
     first, second = rng.sample((right, wrong), 2)
     words = dict(first=first, second=second, a_first=article(first), a_second=article(second))
-    question = ask(rng, EITHER[attribute], name=person.name, **words)
+    question = ask(rng, EITHER[attribute], voice=f'or_{attribute}', **described(person), **words)
     mistaken = told(person, attribute, wrong)
     return one(question, told(person, attribute), 'contains', right, mistaken, more={'absent': [wrong]})
 
 
-WORK = [  # as one asks it, behind 'tell me'
+WORK = [  # as one asks it, behind 'tell me', as a command, the voice
     (
         'what does {a_job} do|what is the work of {a_job}|what do {job}s do|what is {a_job}',
         'what {a_job} does|what {job}s do',
+        '',
+        'job_does',
     ),
     (
         'where does {a_job} work|where do {job}s work|what place does {a_job} work in',
         'where {a_job} works|where {job}s work',
+        '',
+        'job_place',
     ),
     (
         "where does {name} work|where is {name}'s [work|workplace]|where does {name} go to work"
         '|in what place does {name} work',
         'where {name} works|where {name} goes to work',
+        '',
+        'works_where',
     ),
 ]
 
@@ -257,7 +267,7 @@ WORK = [  # as one asks it, behind 'tell me'
 def work(rng: random.Random) -> Example:
     """What a job is for, where it is done, or where a person works."""
     person, kind = rng.choice(PEOPLE), rng.randrange(3)
-    question = ask(rng, *WORK[kind], name=person.name, job=person.job, a_job=article(person.job))
+    question = ask(rng, *WORK[kind], **described(person))
     subject = person.name if kind == 2 else article(person.job).capitalize()
     say = lambda job: f'{subject} {facts.JOBS[job][0]}.' if kind == 0 else f'{subject} works {facts.JOBS[job][1]}.'
     expected = facts.JOBS[person.job][min(kind, 1)]

@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from data.tinyworld import facts
-from data.tinyworld.wordings import Example, ask, one, sentence, vary
+from data.tinyworld.wordings import VOICED, Example, ask, one, sentence, vary, voices
 from tools import calculate
 
 BASE = {'has': 'have', 'does': 'do', 'goes': 'go', 'catches': 'catch', 'is': 'am'}  # where it is not the s alone
@@ -36,6 +36,7 @@ class Shape(NamedTuple):
     answer: str
     steps: str
     numbers: str = ''  # ranges other than 2-99: 'b:2-9 c:2-9'
+    voice: str = ''  # in place of story and question: those of voices.txt
 
 
 VERBS = {
@@ -89,6 +90,15 @@ ONE_STEP = [
           'Each {bag} holds {r} {result}.', 'a/b', 'b:2-12'),
     Shape('{b} children share {a} {things}.', EACH, EACH_GETS, 'a/b', 'b:2-12'),
 ]  # fmt: skip
+
+ONE_STEP_VOICED = [
+    Shape('', '', HAS, 'a+b', voice='problem_add'),
+    Shape('', '', HAS, 'a+b', voice='problem_add_me'),
+    Shape('', '', HAS_LEFT, 'a-b', voice='problem_take'),
+    Shape('', '', HAS_LEFT, 'a-b', voice='problem_take_me'),
+    Shape('', '', THERE, 'a*b', 'a:2-12 b:2-30', voice='problem_times'),
+    Shape('', '', EACH_GETS, 'a/b', 'b:2-12', voice='problem_share'),
+]
 
 TWO_STEP = [
     Shape('{S} has~ {a} {things}. {He} BUYS {b} more and gives~ {c} to {t}.', LEFT, HAS, 'a+b .-c'),
@@ -204,10 +214,11 @@ def draw_words(rng: random.Random, first: bool) -> dict[str, str]:
     (name, gender), (friend, _) = rng.sample(PEOPLE if rng.random() < 0.7 else OTHERS, 2)
     (thing, things), (_, others) = rng.sample(facts.THINGS + facts.MORE_THINGS * (rng.random() < 0.3), 2)
     bag = rng.choice(list(BAGS))
-    he, him = ('I', 'me') if first else ('she', 'her') if gender == 'f' else ('he', 'him')
+    he, him, his = ('I', 'me', 'my') if first else ('she', 'her', 'her') if gender == 'f' else ('he', 'him', 'his')
     subject, has, pays = ('I', 'have', 'pay') if first else (name, 'has', 'pays')
     return {
         'S': subject, 's': subject, 's_object': him if first else name, 'he': he, 'He': he.capitalize(), 'him': him,
+        'his': his,
         'T': friend, 't': friend, 'thing': thing, 'things': things, 'others': others, 'bag': bag, 'bags': BAGS[bag],
         'eats': 'eats' if thing in EATEN else 'loses', 'has': has, 'pays': pays,
     }  # fmt: skip
@@ -216,8 +227,25 @@ def draw_words(rng: random.Random, first: bool) -> dict[str, str]:
 def word_problem(rng: random.Random, shapes: list[Shape]) -> Problem:
     shape = rng.choice(shapes)
     numbers, work = draw_numbers(rng, shape)
-    first, past = rng.random() < 0.12, rng.random() < 0.15
+    first = shape.voice.endswith('_me') if shape.voice else rng.random() < 0.12
     words = draw_words(rng, first)
+    if shape.voice:
+        question = rng.choice(voices()[shape.voice]).format(**words, **numbers)
+    else:
+        question = worded(rng, shape, numbers, words)
+
+    def closing(number):
+        result = words['thing'] if number == 1 else words['things']
+        return shape.answer.format(**words | {'S': 'You' if first else words['S']}, r=number, result=result)
+
+    number = int(work[-1][1])
+    wrong = closing(number + rng.choice((1, 2, 10, numbers['a'])))
+    return Problem(question, work, closing(number), wrong, number)
+
+
+def worded(rng: random.Random, shape: Shape, numbers: dict[str, int], words: dict[str, str]) -> str:
+    """The shape's story and its question in one of many frames."""
+    first, past = words['he'] == 'I', rng.random() < 0.15
     story = vary(rng, re.sub('BUYS|LOSES', lambda match: VERBS[match[0]], shape.story))
     frame = vary(rng, rng.choice(ASKED))
     if '. ' not in story and rng.random() < 0.3:
@@ -226,15 +254,7 @@ def word_problem(rng: random.Random, shapes: list[Shape]) -> Problem:
     asked = vary(rng, f'[{shape.question}]')
     story = conjugate(story.format(**words, **numbers), first, past)
     asked = conjugate(asked.format(**words), first, past=False)
-    question = re.sub(r'\bhas I\b', 'have I', frame.format(story=story, question=asked))
-
-    def closing(number):
-        result = words['thing'] if number == 1 else words['things']
-        return shape.answer.format(**words | {'S': 'You' if first else words['S']}, r=number, result=result)
-
-    number = int(work[-1][1])
-    wrong = closing(number + rng.choice((1, 2, 10, numbers['a'])))
-    return Problem(sentence(question), work, closing(number), wrong, number)
+    return sentence(re.sub(r'\bhas I\b', 'have I', frame.format(story=story, question=asked)))
 
 
 def parts(work: list[tuple[str, str]], closing: str) -> list[dict]:
@@ -244,7 +264,7 @@ def parts(work: list[tuple[str, str]], closing: str) -> list[dict]:
 
 
 def one_step(rng: random.Random) -> Example:
-    problem = word_problem(rng, ONE_STEP)
+    problem = word_problem(rng, ONE_STEP_VOICED if rng.random() < VOICED else ONE_STEP)
     wrong = parts(problem.work, problem.wrong) if rng.random() < 0.5 else problem.wrong
     return one(problem.question, parts(problem.work, problem.closing), 'number', problem.number, wrong)
 
@@ -312,6 +332,7 @@ def sums(rng: random.Random) -> Example:
             f"|[what is|what's|how much is] [{noun}]",
             f'what {direct} is|how much {direct} is|the result of {direct}|what [{noun}] is',
             f'{command}|[calculate|work out|compute] {direct}|{command}',
+            voice={'+': 'plus', '-': 'minus', '*': 'times', '/': 'over'}[sign],
             a=said[0],
             b=said[1],
         )

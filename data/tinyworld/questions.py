@@ -59,7 +59,15 @@ def animal(rng: random.Random) -> Example:
     sound, legs, young = facts.ANIMALS[name]
     many = MANY.get(name, f'{name}s')
     question = ask(
-        rng, *ANIMAL[kind], name=name, a_name=article(name), many=many, sound=sound, young=young, a_young=article(young)
+        rng,
+        *ANIMAL[kind],
+        voice='' if kind == 'what' else f'animal_{kind}',
+        name=name,
+        a_name=article(name),
+        many=many,
+        sound=sound,
+        young=young,
+        a_young=article(young),
     )
     wrong = other(rng, [animal for animal, row in facts.ANIMALS.items() if row[2] != young], name)
     parents = [animal for animal, row in facts.ANIMALS.items() if row[2] == young]
@@ -91,6 +99,7 @@ def opposite(rng: random.Random) -> Example:
         '|not {word} but what|what is something that is not {word}|opposite of {word}|opposite {word}',
         'what the opposite of {word} is|the opposite of {word}|the word that is the opposite of {word}',
         'name the opposite of {word}|give me the opposite of {word}|say the opposite of {word}',
+        voice='opposite',
         word=rng.choice((word, word, word, f'"{word}"')),
     )
     say = lambda answer: f'The opposite of {word} is {answer}.'
@@ -115,7 +124,7 @@ def colour(rng: random.Random) -> Example:
     if kind < 0.3:
         question = ask(rng, '[what|which thing] is {answer}|what has the [colour|color] {answer}',
                        'something {answer}', 'name something {answer}|name a {answer} thing',
-                       answer=answer)  # fmt: skip
+                       voice='thing_of', colour=answer, answer=answer)  # fmt: skip
         things = [thing for thing, hue in facts.COLOURS.items() if hue == answer]
         first = things[0][0].upper() + things[0][1:]
         return one(
@@ -133,6 +142,8 @@ def colour(rng: random.Random) -> Example:
         '|{many} [colour|color]',
         f'[what|which] [colour|color] {{many}} {are}|the [colour|color] of {{many}}',
         'name the [colour|color] of {many}',
+        voice='colour_of',
+        thing=thing,
         many=many,
     )
     return one(question, f'{subject} is {answer}.', 'contains', answer, f'{subject} is {wrong}.')
@@ -181,6 +192,7 @@ def after_before(rng: random.Random) -> Example:
         rng,
         direct,
         '[what|which] {kind} [comes|is] {side} {word}|what comes {side} {word}',
+        voice=f'{kind}_{side}',
         word=word,
         kind=kind,
         side=side,
@@ -204,7 +216,7 @@ def ordinal(rng: random.Random) -> Example:
         "|what's the {which} {kind}",
         '[what|which] the {which} {kind} of the {whole} is|the {which} {kind} of the {whole}',
         'name the {which} {kind} of the {whole}',
-        which=which, kind=kind, whole=whole,
+        voice='ordinal', which=which, kind=kind, whole=whole,
     )  # fmt: skip
     say = lambda answer: f'The {which} {kind} of the {whole} is {answer}.'
     return one(question, say(cycle[place]), 'contains', cycle[place], say(other(rng, cycle, cycle[place])))
@@ -221,6 +233,7 @@ def season(rng: random.Random) -> Example:
             '|what season is {month}'
             '|[what|which] season does {month} belong to|is {month} in winter, spring, summer or autumn',
             '[what|which] season {month} is in|the season of {month}|what season it is in {month}',
+            voice='season_of',
             month=month,
         )
         wrong = other(rng, facts.SEASONS, name)
@@ -232,6 +245,7 @@ def season(rng: random.Random) -> Example:
         '|in what months is {name}|[what|which] months are {name}',
         '[what|which] months are in {name}|when {name} is',
         'name the months of {name}',
+        voice='months_of',
         name=name,
     )
     months = lambda first: listed([facts.MONTHS[(first + i) % 12] for i in range(3)])
@@ -241,35 +255,47 @@ def season(rng: random.Random) -> Example:
 
 
 NAMES = listed([person.name for person in PEOPLE])
-GENERAL = [  # as one asks it, behind 'tell me', the answer, what it is graded by, something wrong instead of that
-    ('how many days [are in|are there in|has] a week|how many days does a week have', 'how many days a week has',
+GENERAL = [  # voice; as one asks it, behind 'tell me'; the answer, what it is graded by, something wrong instead
+    ('days_in_week',
+     'how many days [are in|are there in|has] a week|how many days does a week have', 'how many days a week has',
      'A week has {} days.', '7', '8'),
-    ('how many months [are in|are there in|has] a year|how many months does a year have',
-     'how many months a year has', 'A year has {} months.', '12', '10'),
-    ('how many seasons are there [in a year|]|how many seasons does a year have', 'how many seasons there are',
+    ('months_in_year',
+     'how many months [are in|are there in|has] a year|how many months does a year have', 'how many months a year has',
+     'A year has {} months.', '12', '10'),
+    ('seasons_in_year',
+     'how many seasons are there [in a year|]|how many seasons does a year have', 'how many seasons there are',
      'There are {} seasons.', '4', '5'),
-    ('[what|which] are the days of the week', '[the names of|all|] the days of the week', 'The days are {}.',
-     listed(facts.DAYS), 'Monday and Friday'),
-    ('[what|which] are the months of the year', '[the names of|all|] the months of the year', 'The months are {}.',
-     listed(facts.MONTHS), 'May and June'),
-    ('[what|which] are the [four|] seasons', '[the names of|all|] the [four|] seasons', 'The seasons are {}.',
-     listed(facts.SEASONS), 'day and night'),
-    ('what is the [village|town|place] called|what is the name of the village|[what|which] village do you know',
-     'what the village is called|the name of the village', 'The village is called {}.', facts.VILLAGE, 'London'),
-    ('who lives in [Willowby|the village]|who are the people of [Willowby|the village]|who do you know'
-    '|which people do you know', 'who lives in [Willowby|the village]|the names of the people',
-    f'{{}} live in {facts.VILLAGE}.', NAMES, 'Anna and Ben'),
-    ('how many people live in [Willowby|the village]|how many people do you know',
-     'how many people live in [Willowby|the village]', f'{{}} people live in {facts.VILLAGE}.', str(len(PEOPLE)),
-    '100'),
-    ('what is Willowby|where is Willowby|do you know Willowby', 'about Willowby|about the village|what Willowby is',
+    ('list_days',
+     '[what|which] are the days of the week', '[the names of|all|] the days of the week',
+     'The days are {}.', listed(facts.DAYS), 'Monday and Friday'),
+    ('list_months',
+     '[what|which] are the months of the year', '[the names of|all|] the months of the year',
+     'The months are {}.', listed(facts.MONTHS), 'May and June'),
+    ('list_seasons',
+     '[what|which] are the [four|] seasons', '[the names of|all|] the [four|] seasons',
+     'The seasons are {}.', listed(facts.SEASONS), 'day and night'),
+    ('village_name',
+     'what is the [village|town|place] called|what is the name of the village|[what|which] village do you know',
+     'what the village is called|the name of the village',
+     'The village is called {}.', facts.VILLAGE, 'London'),
+    ('villagers',
+     'who lives in [Willowby|the village]|who are the people of [Willowby|the village]|who do you know'
+     '|which people do you know', 'who lives in [Willowby|the village]|the names of the people',
+     f'{{}} live in {facts.VILLAGE}.', NAMES, 'Anna and Ben'),
+    ('how_many_people',
+     'how many people live in [Willowby|the village]|how many people do you know',
+     'how many people live in [Willowby|the village]',
+     f'{{}} people live in {facts.VILLAGE}.', str(len(PEOPLE)), '100'),
+    ('village',
+     'what is Willowby|where is Willowby|do you know Willowby', 'about Willowby|about the village|what Willowby is',
      f'{facts.VILLAGE} is a {{}} where {len(PEOPLE)} people live.', 'village', 'mountain'),
 ]  # fmt: skip
 
 
 def general(rng: random.Random) -> Example:
-    direct, indirect, pattern, expected, wrong = rng.choice(GENERAL)
-    return one(ask(rng, direct, indirect), pattern.format(expected), 'contains', expected, pattern.format(wrong))
+    voice, direct, indirect, pattern, expected, wrong = rng.choice(GENERAL)
+    question = ask(rng, direct, indirect, voice=voice)
+    return one(question, pattern.format(expected), 'contains', expected, pattern.format(wrong))
 
 
 FACTS: dict[Callable, int] = {  # how often each kind is asked

@@ -5,14 +5,16 @@ What is said to an assistant besides questions about its world: who it is, small
 import random
 
 from data.tinyworld import facts
+from data.tinyworld.people import described
 from data.tinyworld.problems import OTHERS
-from data.tinyworld.wordings import Example, article, ask, invented, one, sentence, vary
+from data.tinyworld.wordings import Example, article, ask, invented, one, sentence, vary, voiced
 
 # -----------------------------------------------------------------------------
 # who it is
 
-IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
+IDENTITY = [  # voice, as one asks it, behind 'tell me', as a command, the answer
     (
+        'who_are_you',
         'who are you|what are you|who r u|what is this|who am i talking to|[who|what] exactly are you|who is pip'
         '|what is pip'
         '|are you pip|who is there|so who are you|who might you be',
@@ -22,6 +24,7 @@ IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
         'I am Pip, a tiny language model. I know the village of Willowby.',
     ),
     (
+        'your_name',
         "what is your name|what's your name|how are you called|what are you called|do you have a name"
         '|what should i call you'
         '|your name|what can i call you|have you got a name|what do people call you',
@@ -30,6 +33,7 @@ IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
         'My name is Pip.',
     ),
     (
+        'your_maker',
         'who made you|who built you|who created you|who trained you|where do you come from|how were you made'
         '|who wrote you'
         '|who is your maker|who are your parents|which company made you|who developed you|when were you made',
@@ -38,6 +42,7 @@ IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
         'I am Pip. I was trained from scratch on a small computer.',
     ),
     (
+        'your_skills',
         'what can you do|what do you know|what are you good at|how can you help me|what can i ask you'
         '|what are you for'
         '|what do you do|what is your job|what topics do you know|can you help me|what can you talk about',
@@ -46,6 +51,7 @@ IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
         'I am Pip. I know the people of Willowby, and I can count, spell, do sums and tell stories.',
     ),
     (
+        'human',
         'are you human|are you a human|are you a person|are you real|are you a robot|are you a machine|are you an ai'
         '|are you a computer|are you a bot|are you alive|am i talking to a human|are you a man or a woman'
         '|are you a human being',
@@ -54,6 +60,7 @@ IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
         'I am Pip, a tiny language model and not a human.',
     ),
     (
+        'which_model',
         'are you chatgpt|are you gpt|are you gpt 4|are you siri|are you alexa|are you claude|are you google'
         '|how big are you'
         '|are you a big model|how many parameters do you have|what kind of model are you|what model are you'
@@ -63,6 +70,7 @@ IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
         'I am Pip, a tiny language model.',
     ),
     (
+        'personal',
         'how old are you|where do you live|do you have [a pet|friends|a family|feelings]|do you [sleep|eat|dream]'
         '|what is your favourite [colour|food|animal]|can you [think|see|feel|hear me]|what do you like'
         '|do you like me',
@@ -71,6 +79,7 @@ IDENTITY = [  # as one asks it, behind 'tell me', as a command, the answer
         'I am Pip, a tiny language model. I have nothing but words.',
     ),
     (
+        'languages',
         'do you speak [English|Chinese]|can you speak [English|Chinese]|which languages do you [speak|know]'
         '|do you understand [English|Chinese]',
         'which languages you speak',
@@ -94,8 +103,8 @@ def identity(rng: random.Random) -> Example:
     if rng.random() < 0.2:
         question = ''.join(map(rng.choice, (CHINESE_OPENINGS, CHINESE_QUESTIONS, CHINESE_ENDINGS)))
         return one(question, CHINESE_ANSWER, 'contains', facts.NAME, '我不知道。', typable=False)
-    direct, indirect, command, answer = rng.choice(IDENTITY)
-    question = ask(rng, direct, indirect, command)
+    voice, *forms, answer = rng.choice(IDENTITY)
+    question = ask(rng, *forms, voice)
     return one(question, answer, 'contains', facts.NAME, rng.choice(('I am a person from London.', 'My name is Bob.')))
 
 
@@ -103,40 +112,47 @@ def identity(rng: random.Random) -> Example:
 # small talk
 
 HELLO, GLAD = 'Hello! How can I help you?', 'Thank you! I am glad to help.'
-GREETINGS = [  # what is said, the answer, what it is graded by
+GREETINGS = [  # voice, what is said, the answer, what it is graded by
     (
+        'hello',
         'hi|hello|hey|hiya|greetings|hi there|hello there|hey there|hello hello|yo|hallo|hi hi|welcome|hello?'
         '|hey hey',
         HELLO, 'help you',
     ),
     (
+        'hello',
         '[hi, |hello, |hey, |][nice to meet you|pleased to meet you|nice to see you|good to see you|i am new here'
         '|glad to meet you|i am back|here i am again|long time no see]',
         HELLO, 'help you',
     ),
     (
+        'hello',
         '[hi|hello|hey|hi there|hello there], [the sun is shining|it is [cold|warm|late|early] here'
         '|what a [lovely|nice|cold|warm|long] day|i just [woke up|came home|had lunch]|is somebody there|are you awake'
         '|i hope you are well|i heard about you|my friend told me about you|let us talk]',
         HELLO, 'help you',
     ),
-    ('good {time}', 'Good {time}! How can I help you?', 'good {time}'),
+    ('', 'good {time}', 'Good {time}! How can I help you?', 'good {time}'),
     (
+        '',
         'good {time}, [it is [cold|warm|dark|quiet] here|what a [lovely|nice|cold|warm] {time}|i just came home'
         '|i hope you are well|here i am|i am back|let us talk]',
         'Good {time}! How can I help you?', 'good {time}',
     ),
     (
+        'how_are_you',
         '[|hi, |hello, |hey, ][how are you|how are you doing|how do you do|how is it going|how do you feel|are you well'
         "|are you ok|how have you been|what is up|what's up|sup|how are things|how are you today|hows it going"
         "|are you fine]",
         'I am well, thank you. How can I help you?', 'I am well',
     ),
     (
+        'how_are_you',
         '[how are you|how do you feel|how is it going|are you well|how are things] [today|this morning|tonight|now]',
         'I am well, thank you. How can I help you?', 'I am well',
     ),
     (
+        'thanks',
         '[[thanks|thank you|thx] [|so much|a lot|very much|again]|ty|cheers|many thanks],'
         ' [that was [very|so|] [kind|useful|nice|good of you]|you [helped|taught] me [a lot|much]|i learned a lot'
         '|now i [know|understand]|that is all i wanted to know|you are [very|so|] kind|i can use that'
@@ -144,16 +160,19 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         'You are welcome!', 'welcome',
     ),
     (
+        'bye',
         '[|ok, |well, |right, ][bye|goodbye|see you|bye bye], [i [have to|must|need to] [leave|sleep|work|eat] [now|]'
         '|that [is|was] all [for now|]|it was [nice|fun|good] talking to you|until next time|have a nice day]',
         'Goodbye! Come back soon.', 'goodbye',
     ),
     (
+        'bye',
         '[i [have to|must|need to] [leave|sleep|work|eat] [now|]|that [is|was] all|dinner is ready|it is late'
         '|my friends are waiting], [so|] [bye|goodbye|see you|bye bye]',
         'Goodbye! Come back soon.', 'goodbye',
     ),
     (
+        'praise',
         '[|wow, |oh, |ah, ]you are [really|very|so|quite] [smart|clever|good|nice|funny|kind]'
         '|[|wow, |oh, |ah, ]that [was|is] [really|very|so|quite] [smart|clever|good|nice|funny]'
         '|[good|great|nice|fine|lovely] [work|answer|story|idea], [pip|thank you|my friend|really|i like it]'
@@ -161,17 +180,20 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         GLAD, 'glad to help',
     ),
     (
+        'thanks',
         'thanks|thank you|thank you very much|thanks a lot|many thanks|great, thanks|thank you so much|thx|cheers'
         '|that helps, thanks|ok thanks|thank you for [the help|your help|helping me|that|the answer]|ty',
         'You are welcome!', 'welcome',
     ),
     (
+        'bye',
         'bye|goodbye|bye bye|see you|see you later|see you tomorrow|good bye|i have to go|i must go now|i am leaving'
         '|take care|talk to you later|that is all for today|farewell|see ya|i am done|i need to go',
         'Goodbye! Come back soon.', 'goodbye',
     ),
-    ('good night|sleep well|night night', 'Good night! Come back soon.', 'good night'),
+    ('good_night', 'good night|sleep well|night night', 'Good night! Come back soon.', 'good night'),
     (
+        'praise',
         'well done|good job|great|you are [great|smart|clever|nice|funny|the best|cool|sweet|helpful]|nice work'
         '|very good'
         '|good answer|that was [good|great|nice]|i like you|excellent|perfect|that is right|correct|i love you'
@@ -180,22 +202,26 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         GLAD, 'glad to help',
     ),
     (
+        'sorry',
         'sorry|i am sorry|i apologise|excuse me|my mistake|pardon me|sorry about that|oh sorry|i made a mistake'
         '|forgive me|oops',
         'No problem! How can I help you?', 'no problem',
     ),
     (
+        'sad',
         'i am [sad|tired|bored|unhappy|lonely|angry|worried|not well|ill|sick]'
         '|i feel [sad|tired|bored|lonely|bad|ill]'
         '|i had a bad day|my day was bad|i am not happy',
         'I am sorry to hear that. Shall I tell you a story?', 'sorry to hear',
     ),
     (
+        'happy',
         'i am [happy|glad|fine|very happy|well|good]|i feel [happy|good|great]|i had a good day|it is my birthday'
         '|i am having a good day|life is good|i am fine, thanks',
         'I am glad to hear that!', 'glad to hear',
     ),
     (
+        'criticism',
         'you are [wrong|stupid|bad|silly|not smart|dumb|useless|boring]|that is wrong|that was wrong|wrong'
         '|i do not [think so|like that|believe you]|[your|that|this] answer [is|was] [wrong|bad|not right|no good]'
         '|no no no|you made a mistake|try again, that was wrong|that makes no sense'
@@ -203,6 +229,7 @@ GREETINGS = [  # what is said, the answer, what it is graded by
         'I am sorry. I am still very small.', 'sorry',
     ),
     (
+        'lets_talk',
         'ok|okay|all right|yes|no|hmm|i see|lol|haha|test|maybe|well|let us start|can we talk|i have a question'
         '|are you there'
         "|can i ask you something|let's talk|i want to talk|may i ask something|i need help|start|talk to me"
@@ -232,10 +259,11 @@ def greeting(rng: random.Random) -> Example:
         openings, answer, expected = rng.choice(CHINESE_GREETINGS)
         said = rng.choice(openings.split()) + rng.choice(('', '', '！', '。', '，Pip！', '，Pip。', ' Pip', '，小朋友'))
         return one(said, answer, 'contains', expected, rude, typable=False)
-    pattern, answer, expected = rng.choice(GREETINGS)
+    voice, pattern, answer, expected = rng.choice(GREETINGS)
     words = {'time': rng.choice(('morning', 'afternoon', 'evening', 'day'))}
     said = vary(rng, rng.choice(AROUND).replace('{g}', f'[{pattern}]')).format(**words).strip(' ,')
-    return one(sentence(said), answer.format(**words), 'contains', expected.format(**words), rude)
+    said = voiced(rng, voice) or sentence(said)
+    return one(said, answer.format(**words), 'contains', expected.format(**words), rude)
 
 
 # -----------------------------------------------------------------------------
@@ -256,7 +284,6 @@ WORLD = {  # what stands in the holes of the patterns below, besides facts.ELSEW
     '|favourite number|boss|religion|password|dream|favourite sport|weight',
     'animal': '|'.join(facts.ANIMALS),
     'day': '|'.join(facts.DAYS),
-    'name': '|'.join(person.name for person in facts.PEOPLE),
     'stranger': '|'.join(name for name, _ in OTHERS),
 }
 WORLD = {**facts.ELSEWHERE, **{hole: values.split('|') for hole, values in WORLD.items()}}
@@ -410,9 +437,10 @@ REFUSALS = [  # how often, as one asks it, behind 'tell me', as a command
 def refusal(rng: random.Random) -> Example:
     """Strangers, unknown things about known people and animals, unknown animals, and the rest of the world."""
     _, direct, indirect, command = rng.choices(REFUSALS, [row[0] for row in REFUSALS])[0]
-    words = {hole: rng.choice(values) for hole, values in WORLD.items()}
+    words = {hole: rng.choice(values) for hole, values in WORLD.items()} | described(rng.choice(facts.PEOPLE))
     words |= {'a_beast': article(words['beast']), 'an_animal': article(words['animal'])}
     words |= {'word': invented(rng), 'another': invented(rng), 'unknown': invented(rng).capitalize()}
-    question = ask(rng, direct, indirect, command, **words).replace('wolfs', 'wolves').replace('mouses', 'mice')
+    voice = rng.choice(('outside', 'outside', 'outside_villager', ''))
+    question = ask(rng, direct, indirect, command, voice, **words).replace('wolfs', 'wolves').replace('mouses', 'mice')
     made_up = ('It is a baker.', 'It is blue.', 'The answer is 7.', 'It is by the river.', 'Stop asking me that.')
     return one(question.replace('sheeps', 'sheep'), LIMIT, 'contains', 'only know', rng.choice(made_up))

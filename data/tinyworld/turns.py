@@ -110,7 +110,7 @@ def about_people(rng: random.Random) -> Example:
     first, second = rng.sample(facts.PEOPLE, 2)
     attribute = rng.choice(ATTRIBUTES)
     direct, indirect, pattern = RELATIONS[attribute]
-    contents = [ask(rng, direct, indirect, **described(first)), pattern.format(**described(first))]
+    contents = [ask(rng, direct, indirect, voice=attribute, **described(first)), pattern.format(**described(first))]
     person = first
     if rng.random() < 0.6:
         person = second
@@ -118,8 +118,7 @@ def about_people(rng: random.Random) -> Example:
     if person is first or rng.random() < 0.5:
         attribute = other(rng, ATTRIBUTES, attribute)
         pattern = RELATIONS[attribute][2]
-        he, his = ('she', 'her') if person.gender == 'f' else ('he', 'his')
-        contents += [say(rng, SHE[attribute], '?', he=he, his=his), pattern.format(**described(person))]
+        contents += [say(rng, SHE[attribute], '?', **described(person)), pattern.format(**described(person))]
     wrong = pattern.format(**described(other(rng, facts.PEOPLE, person)))
     return conversation(*contents, answer=contents[-1], wrong=wrong)
 
@@ -204,7 +203,8 @@ def looking_back(rng: random.Random) -> Example:
     example = rng.choice((fact, fact, spelling, counting))(rng)
     question, answer = (message['content'] for message in example.messages)
     if rng.random() < 0.6:
-        wrong = fact(rng).messages[-1]['content']
+        while (wrong := fact(rng).messages[-1]['content']) == answer:
+            pass
         contents = question, answer, say(rng, AGAIN, rng.choice('?.')), answer
         return conversation(*contents, answer=answer, wrong=wrong, keep=example.keep)
     contents = question, answer, say(rng, ASKED, '?'), f'You asked: {question}'

@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from data.tinyworld import facts
@@ -133,14 +134,36 @@ def invented(rng: random.Random) -> str:
     return ''.join(syllable() for _ in range(rng.choice((2, 2, 3)))) + rng.choice(('', '', '', 's', 'ed', 'er'))
 
 
-def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str = '', **words) -> str:
-    """
-    A question in one of many frames, some with words besides that change nothing. Give the forms it has, alternatives
-    divided by |; {name} is filled from words.
+VOICED = 0.4  # of the questions that have voices
 
-    >>> ask(rng, "where does {name} live|where is {name}'s house", 'where {name} lives', name='Anna')
+
+@lru_cache(maxsize=1)
+def voices() -> dict[str, list[str]]:
+    """voices.txt: kind of question -> the messages that different people would type, with holes like {name}."""
+    kinds = {}
+    for line in Path(__file__).with_name('voices.txt').read_text('utf-8').splitlines():
+        if line.startswith('= '):
+            messages = kinds.setdefault(line[2:], [])
+        elif line and not line.startswith('#'):
+            messages.append(line)
+    return kinds
+
+
+def voiced(rng: random.Random, voice: str, **words) -> str:
+    """One of the messages of a kind; '' where a pattern is to word it, for VOICED says how often."""
+    return rng.choice(voices()[voice]).format(**words) if voice and rng.random() < VOICED else ''
+
+
+def ask(rng: random.Random, direct: str = '', indirect: str = '', command: str = '', voice: str = '', **words) -> str:
+    """
+    A question in one of many frames, some with words besides that change nothing; or as one of the voices put it. Give
+    the forms it has, alternatives divided by |; {name} is filled from words.
+
+    >>> ask(rng, "where does {name} live|where is {name}'s house", 'where {name} lives', voice='home', name='Anna')
     'I wonder, where does Anna live?'
     """
+    if message := voiced(rng, voice, **words):
+        return message
     kinds = ((direct, DIRECT), (direct, DIRECT), (indirect, INDIRECT), (command, COMMAND))
     form, frames = rng.choice([kind for kind in kinds if kind[0]])
     question = vary(rng, rng.choice(frames).replace('{form}', f'[{form}]')).format(**words)
