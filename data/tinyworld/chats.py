@@ -170,7 +170,7 @@ STAGES = {
     },
     'sft': {
         'facts': 18, 'one_step': 9, 'two_step': 8, 'three_step': 8, 'sums': 4, 'spelling': 11, 'counting': 7,
-        'identity': 5, 'greeting': 6, 'refusal': 4, 'memory': 7, 'stories': 7, 'choice': 3, 'lists': 3,
+        'identity': 6, 'greeting': 6, 'refusal': 4, 'memory': 7, 'stories': 6, 'choice': 3, 'lists': 3,
     },
     'dpo': {
         'facts': 25, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 5, 'spelling': 12, 'counting': 7,

@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from data.tinyworld import facts
-from data.tinyworld.wordings import VOICED, Example, ask, one, sentence, vary, voices
+from data.tinyworld.wordings import Example, ask, one, sentence, vary, voiced
 from tools import calculate
 
 BASE = {'has': 'have', 'does': 'do', 'goes': 'go', 'catches': 'catch', 'is': 'am'}  # where it is not the s alone
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
     answer: str
     steps: str
     numbers: str = ''  # ranges other than 2-99: 'b:2-9 c:2-9'
-    voice: str = ''  # in place of story and question: those of voices.txt
+    voice: tuple[str, str] = ('', '')  # the kind in voices.txt, and that in which "I" tell it
 
 
 VERBS = {
@@ -59,46 +59,37 @@ EACH = 'how many [{things}|] does each [child|one|] get'
 HAS, HAS_LEFT = '{S} {has} {r} {result} now.', '{S} {has} {r} {result} left.'
 THERE, BOTH = 'There are {r} {result} in all.', 'They have {r} {result} together.'
 EACH_GETS = 'Each one gets {r} {result}.'
+GAIN, LOSS = ('problem_add', 'problem_add_me'), ('problem_take', 'problem_take_me')
+TIMES, SHARE = ('problem_times',) * 2, ('problem_share',) * 2
 
 ONE_STEP = [
-    Shape('{S} has~ {a} {things} and BUYS {b} more.', NOW, HAS, 'a+b'),
-    Shape('{S} has~ {a} {things}. {He} BUYS {b} [more|{things}].', NOW, HAS, 'a+b'),
-    Shape('{S} has~ {a} {things}. {T} gives^ {him} {b} [more|{things}|].', NOW, HAS, 'a+b'),
+    Shape('{S} has~ {a} {things} and BUYS {b} more.', NOW, HAS, 'a+b', voice=GAIN),
+    Shape('{S} has~ {a} {things}. {He} BUYS {b} [more|{things}].', NOW, HAS, 'a+b', voice=GAIN),
+    Shape('{S} has~ {a} {things}. {T} gives^ {him} {b} [more|{things}|].', NOW, HAS, 'a+b', voice=GAIN),
     Shape('{S} has~ {a} {things} and {t} has^ {b} [{things}|].', TOGETHER, BOTH, 'a+b'),
     Shape('There are {a} {things} [in a box|on the table|in a basket]. {S} puts~ {b} more there.', ALL, THERE, 'a+b'),
-    Shape('{S} has~ {a} {things} and LOSES {b} [of them|].', LEFT, HAS_LEFT, 'a-b'),
-    Shape('{S} has~ {a} {things}. {He} LOSES {b} [of them|{things}|].', LEFT, HAS_LEFT, 'a-b'),
-    Shape('{S} has~ {a} {things} and gives~ {b} [{things}|of them|] to {t}.', LEFT, HAS_LEFT, 'a-b'),
-    Shape('{S} has~ {a} {things}. {T} takes^ {b} [of them|].', LEFT, HAS_LEFT, 'a-b'),
+    Shape('{S} has~ {a} {things} and LOSES {b} [of them|].', LEFT, HAS_LEFT, 'a-b', voice=LOSS),
+    Shape('{S} has~ {a} {things}. {He} LOSES {b} [of them|{things}|].', LEFT, HAS_LEFT, 'a-b', voice=LOSS),
+    Shape('{S} has~ {a} {things} and gives~ {b} [{things}|of them|] to {t}.', LEFT, HAS_LEFT, 'a-b', voice=LOSS),
+    Shape('{S} has~ {a} {things}. {T} takes^ {b} [of them|].', LEFT, HAS_LEFT, 'a-b', voice=LOSS),
     Shape('There are {a} {things} [in a box|on the table]. {S} takes~ {b} [of them|].',
-    'how many {things} [are left|remain]',
-          'There are {r} {result} left.', 'a-b'),
+          'how many {things} [are left|remain]', 'There are {r} {result} left.', 'a-b'),
     Shape('{S} has~ {a} {things} and {t} has^ {b}.', 'how many more {things} [does~ {s} have|has {s}] than {t}',
           '{S} {has} {r} {result} more.', 'a-b'),
-    Shape('There are {a} {bags} [with|of] {b} {things} [each|in each].', ALL, THERE, 'a*b', 'a:2-12 b:2-30'),
-    Shape('Each of {a} {bags} [holds^|has^] {b} {things}.', ALL, THERE, 'a*b', 'a:2-12 b:2-30'),
+    Shape('There are {a} {bags} [with|of] {b} {things} [each|in each].', ALL, THERE, 'a*b', 'a:2-12 b:2-30',
+          voice=TIMES),
+    Shape('Each of {a} {bags} [holds^|has^] {b} {things}.', ALL, THERE, 'a*b', 'a:2-12 b:2-30', voice=TIMES),
     Shape('{S} has~ {a} {bags}. [Each {bag} holds^ {b} {things}|There are {b} {things} in each {bag}].', NOW, HAS,
-    'a*b',
-          'a:2-12 b:2-30'),
+          'a*b', 'a:2-12 b:2-30'),
     Shape('{S} [buys~|gets~] {b} {things} [every|each] day for {a} days.', NOW, HAS, 'a*b', 'a:2-12 b:2-30'),
     Shape('One {thing} costs^ {a} coins. {S} buys~ {b} {things}.', PRICE, 'They cost {r} coins.', 'a*b',
-    'a:2-20 b:2-12'),
+          'a:2-20 b:2-12'),
     Shape('{S} [shares~|divides~] {a} {things} [equally|fairly|evenly|] among {b} [children|friends|people].', EACH,
-          EACH_GETS, 'a/b', 'b:2-12'),
+          EACH_GETS, 'a/b', 'b:2-12', voice=SHARE),
     Shape('{S} puts~ {a} {things} into {b} {bags}, the same number in each.',
-    'how many {things} [are|go] in each {bag}',
-          'Each {bag} holds {r} {result}.', 'a/b', 'b:2-12'),
-    Shape('{b} children share {a} {things}.', EACH, EACH_GETS, 'a/b', 'b:2-12'),
+          'how many {things} [are|go] in each {bag}', 'Each {bag} holds {r} {result}.', 'a/b', 'b:2-12'),
+    Shape('{b} children share {a} {things}.', EACH, EACH_GETS, 'a/b', 'b:2-12', voice=SHARE),
 ]  # fmt: skip
-
-ONE_STEP_VOICED = [
-    Shape('', '', HAS, 'a+b', voice='problem_add'),
-    Shape('', '', HAS, 'a+b', voice='problem_add_me'),
-    Shape('', '', HAS_LEFT, 'a-b', voice='problem_take'),
-    Shape('', '', HAS_LEFT, 'a-b', voice='problem_take_me'),
-    Shape('', '', THERE, 'a*b', 'a:2-12 b:2-30', voice='problem_times'),
-    Shape('', '', EACH_GETS, 'a/b', 'b:2-12', voice='problem_share'),
-]
 
 TWO_STEP = [
     Shape('{S} has~ {a} {things}. {He} BUYS {b} more and gives~ {c} to {t}.', LEFT, HAS, 'a+b .-c'),
@@ -227,12 +218,9 @@ def draw_words(rng: random.Random, first: bool) -> dict[str, str]:
 def word_problem(rng: random.Random, shapes: list[Shape]) -> Problem:
     shape = rng.choice(shapes)
     numbers, work = draw_numbers(rng, shape)
-    first = shape.voice.endswith('_me') if shape.voice else rng.random() < 0.12
+    first = rng.random() < 0.12
     words = draw_words(rng, first)
-    if shape.voice:
-        question = rng.choice(voices()[shape.voice]).format(**words, **numbers)
-    else:
-        question = worded(rng, shape, numbers, words)
+    question = voiced(rng, shape.voice[first], **words, **numbers) or worded(rng, shape, numbers, words)
 
     def closing(number):
         result = words['thing'] if number == 1 else words['things']
@@ -264,7 +252,7 @@ def parts(work: list[tuple[str, str]], closing: str) -> list[dict]:
 
 
 def one_step(rng: random.Random) -> Example:
-    problem = word_problem(rng, ONE_STEP_VOICED if rng.random() < VOICED else ONE_STEP)
+    problem = word_problem(rng, ONE_STEP)
     wrong = parts(problem.work, problem.wrong) if rng.random() < 0.5 else problem.wrong
     return one(problem.question, parts(problem.work, problem.closing), 'number', problem.number, wrong)
 
@@ -319,6 +307,7 @@ def sums(rng: random.Random) -> Example:
     sign = rng.choices('+-*/', (35, 30, 25, 10))[0]
     a, b = draw_terms(rng, sign)
     direct, noun, command = SIGNS[sign]
+    voice = {'+': 'plus', '-': 'minus' * (a >= b), '*': 'times', '/': 'over' * (a % (b or 1) == 0)}[sign]
     said = [str(number) for number in (a, b)]
     if max(a, b) <= 12 and rng.random() < 0.08:
         said = [SPOKEN[number] for number in (a, b)]
@@ -332,7 +321,7 @@ def sums(rng: random.Random) -> Example:
             f"|[what is|what's|how much is] [{noun}]",
             f'what {direct} is|how much {direct} is|the result of {direct}|what [{noun}] is',
             f'{command}|[calculate|work out|compute] {direct}|{command}',
-            voice={'+': 'plus', '-': 'minus', '*': 'times', '/': 'over'}[sign],
+            voice=voice,
             a=said[0],
             b=said[1],
         )

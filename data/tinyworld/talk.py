@@ -80,8 +80,8 @@ IDENTITY = [  # voice, as one asks it, behind 'tell me', as a command, the answe
     ),
     (
         'languages',
-        'do you speak [English|Chinese]|can you speak [English|Chinese]|which languages do you [speak|know]'
-        '|do you understand [English|Chinese]',
+        '[do|can] you [speak|understand] [English|English|Chinese|French|German|Spanish|Italian]'
+        '|which languages do you [speak|know]',
         'which languages you speak',
         '',
         'I am Pip. I speak English and a little Chinese.',
@@ -132,9 +132,9 @@ GREETINGS = [  # voice, what is said, the answer, what it is graded by
         '|i hope you are well|i heard about you|my friend told me about you|let us talk]',
         HELLO, 'help you',
     ),
-    ('', 'good {time}', 'Good {time}! How can I help you?', 'good {time}'),
+    ('good_time', 'good {time}', 'Good {time}! How can I help you?', 'good {time}'),
     (
-        '',
+        'good_time',
         'good {time}, [it is [cold|warm|dark|quiet] here|what a [lovely|nice|cold|warm] {time}|i just came home'
         '|i hope you are well|here i am|i am back|let us talk]',
         'Good {time}! How can I help you?', 'good {time}',
@@ -262,7 +262,7 @@ def greeting(rng: random.Random) -> Example:
     voice, pattern, answer, expected = rng.choice(GREETINGS)
     words = {'time': rng.choice(('morning', 'afternoon', 'evening', 'day'))}
     said = vary(rng, rng.choice(AROUND).replace('{g}', f'[{pattern}]')).format(**words).strip(' ,')
-    said = voiced(rng, voice) or sentence(said)
+    said = voiced(rng, voice, **words) or sentence(said)
     return one(said, answer.format(**words), 'contains', expected.format(**words), rude)
 
 
@@ -393,8 +393,8 @@ REFUSALS = [  # how often, as one asks it, behind 'tell me', as a command
     ),
     (
         3,
-        'how do you say [hello|water|thank you|dog|bread|house|good morning] in {language}|do you speak {language}'
-        '|what is {language} for [hello|dog|cat|bread|love]|can you speak {language}|is {language} hard to learn',
+        'how do you say [hello|water|thank you|dog|bread|house|good morning] in {language}|is {language} hard to learn'
+        '|what is {language} for [hello|dog|cat|bread|love]',
         'how to say [hello|thanks|water] in {language}|the {language} word for [dog|cat|house|bread]',
         'translate [hello|this|good morning|my letter|the text|i love you] [to|into] {language}|speak {language}'
         '|answer in {language}|teach me {language}',
@@ -440,7 +440,7 @@ def refusal(rng: random.Random) -> Example:
     words = {hole: rng.choice(values) for hole, values in WORLD.items()} | described(rng.choice(facts.PEOPLE))
     words |= {'a_beast': article(words['beast']), 'an_animal': article(words['animal'])}
     words |= {'word': invented(rng), 'another': invented(rng), 'unknown': invented(rng).capitalize()}
-    voice = rng.choice(('outside', 'outside', 'outside_villager', ''))
+    voice = rng.choice(('outside', 'outside', 'outside', 'outside_villager'))
     question = ask(rng, direct, indirect, command, voice, **words).replace('wolfs', 'wolves').replace('mouses', 'mice')
     made_up = ('It is a baker.', 'It is blue.', 'The answer is 7.', 'It is by the river.', 'Stop asking me that.')
     return one(question.replace('sheeps', 'sheep'), LIMIT, 'contains', 'only know', rng.choice(made_up))
