@@ -208,9 +208,9 @@ def draw_words(rng: random.Random, first: bool) -> dict[str, str]:
     he, him, his = ('I', 'me', 'my') if first else ('she', 'her', 'her') if gender == 'f' else ('he', 'him', 'his')
     subject, has, pays = ('I', 'have', 'pay') if first else (name, 'has', 'pays')
     return {
-        'S': subject, 's': subject, 's_object': him if first else name, 'he': he, 'He': he.capitalize(), 'him': him,
-        'his': his,
-        'T': friend, 't': friend, 'thing': thing, 'things': things, 'others': others, 'bag': bag, 'bags': BAGS[bag],
+        'S': subject, 's': subject, 's_object': him if first else name,
+        'he': he, 'He': he.capitalize(), 'him': him, 'his': his, 'T': friend, 't': friend,
+        'thing': thing, 'things': things, 'others': others, 'bag': bag, 'bags': BAGS[bag],
         'eats': 'eats' if thing in EATEN else 'loses', 'has': has, 'pays': pays,
     }  # fmt: skip
 
