@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -702,7 +703,10 @@ def quickstart(tmp_path):
         (bin_folder / 'calls').write_text('', encoding='utf-8')
         environment = {**os.environ, 'PATH': f'{bin_folder}:/usr/bin:/bin'}
         command = ['bash', clone / 'quickstart.sh']
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding='utf-8')
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the background of a script it is ignored
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding='utf-8', preexec_fn=heard
+        )
         return done.returncode, (bin_folder / 'calls').read_text(encoding='utf-8').splitlines()
 
     return run
