@@ -5,7 +5,7 @@ What a preset and a depth imply. `derive` fills in settings that nobody set; wha
     python train.py --depth=20         # one dial for the size of everything: nanochat's d20
 
 The dial is nanochat's idea: depth is the only number one turns; width, heads, rates, batch and horizon follow. Where an
-exponent comes from stands beside it. The learning rate was measured at depths 1 and 2 (dial.py, LOG.md); nothing has
+exponent comes from stands beside it. The learning rate was measured at depths 1 to 3 (dial.py, LOG.md); nothing has
 been measured here beyond depth 3.
 """
 

@@ -32,7 +32,7 @@ from data.tinyworld.wordings import (
     typed,
     vary,
     voiced,
-)  # fmt: skip
+)
 from tasks import render_choice
 
 # -----------------------------------------------------------------------------

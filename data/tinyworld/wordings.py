@@ -1,6 +1,6 @@
 """
-How people word and type a question: patterns with alternatives, the polite words around them, careless typing; and
-which questions are held out.
+How people word and type a question: patterns with alternatives, the polite words around them, the voices of
+voices.txt, careless typing; and which questions are held out.
 
     >>> rng = random.Random(0)
     >>> vary(rng, '[what is|what's] the [colour|color] of grass')
