@@ -30,6 +30,7 @@ import torch
 
 import runtime
 import tokenizer as tokenizers
+from model import ceil_to
 
 # -----------------------------------------------------------------------------
 # the .bin format
@@ -263,7 +264,7 @@ class Batch(NamedTuple):
     inputs: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64, inputs shifted by one
     weights: torch.Tensor  # (B, T) each target's share of the step's loss
-    share: torch.Tensor | None = None  # (B,) a row's share of the step, where rows count as a whole (Pairs)
+    share: torch.Tensor | None = None  # (B,) what the pair of a row counts in the step (Pairs)
     reference: torch.Tensor | None = None  # (B,) the row's log-probability under the model that DPO began with (Pairs)
     metrics: dict = {}  # {name: number} for the log, additive over micro-batches and ranks
 
@@ -294,9 +295,9 @@ class Reader:
             have = f'a step has {shape.rows_per_step} rows (gradient_accumulation_steps * batch_size)'
             raise SystemExit(f'{have}, expected a multiple of {self.group}, rows that belong together; change either')
         unit = self.group if shape.batch_size % self.group == 0 else 1
-        share = -(-groups // shape.world_size) * self.group // unit  # units of the fullest rank
-        self.micro_batches = -(-share // (shape.batch_size // unit))
-        self.micro_batch_rows = -(-share // self.micro_batches) * unit  # evenly full, and the same on every rank
+        most = -(-groups // shape.world_size) * self.group // unit  # units of the fullest rank
+        self.micro_batches = -(-most // (shape.batch_size // unit))
+        self.micro_batch_rows = -(-most // self.micro_batches) * unit  # evenly full, and the same on every rank
 
     def __len__(self):
         return -(-self.num_rows // self.shape.rows_per_step)
@@ -492,10 +493,6 @@ def pad(ids, size: int, bos: int) -> np.ndarray:
     return np.concatenate((ids, np.full(size - len(ids), bos))).astype(np.int64)
 
 
-def round_up(tokens: int) -> int:
-    return -(-tokens // 64) * 64
-
-
 class Pairs(Reader):
     """
     DPO: documents 2i and 2i + 1 are the chosen and the rejected answer to one prompt; so are rows of a batch.
@@ -519,12 +516,12 @@ class Pairs(Reader):
         silent = np.flatnonzero(count_spoken(shards, chat, self.starts, T + 1) == 0)
         if len(silent):
             what = f'document {silent[0]} (of {documents}, counted from 0) of {path}'
-            raise SystemExit(f'{what} has no answer within {T + 1} tokens; mend the data, or raise --block_size')
+            raise SystemExit(f'{what} has no answer within {T + 1} tokens; shorten or mend it')
         lengths = np.diff(self.starts)
         too_long = int((lengths > T + 1).sum())
         if too_long and shape.rank == 0:
             print(f'{path}: {too_long} of {documents} documents are longer than {T + 1} tokens and are cut at the end')
-        shape = shape._replace(block_size=min(T, round_up(int(lengths.max()) - 1)))
+        shape = shape._replace(block_size=min(T, ceil_to(int(lengths.max()) - 1, 64)))
         super().__init__(min(documents, max(2, limit - limit % 2) if limit else documents), shape, shuffle)
         self.reference = reference
 
@@ -570,28 +567,29 @@ class Rollouts(Reader):
         grade(problem, text) -> reward      problems are those of tasks.py, text is what a user would see
         add_up(numbers) -> their sums over the ranks; called once a step
         note({'prompt', 'text', 'reward'})  the step's first answer with its calls, on rank 0
+        device                              where the batches go: Ahead, which does it for other readers, cannot be used
 
-    Rows whose questions were all answered alike well teach nothing and are left out, so that ranks may run different
-    numbers of micro-batches, each at least one. A step is a pure function of its number and of the model's weights.
+    Answers that earned just the mean teach nothing and are left out, so that ranks may run different numbers of
+    micro-batches, each at least one. A step is a pure function of its number and of the model's weights.
     """
 
     def __init__(
         self, generate: Callable, grade: Callable, problems: list[dict], chat, shape: Shape, samples: int,
-        max_tokens: int, add_up: Callable, note: Callable | None = None,
+        max_tokens: int, add_up: Callable, note: Callable | None = None, device: str = 'cpu',
     ):  # fmt: skip
         self.generate, self.grade, self.problems, self.chat = generate, grade, problems, chat
-        self.add_up, self.note, self.group = add_up, note, samples
+        self.add_up, self.note, self.group, self.device = add_up, note, samples, device
         if not problems or samples < 2 or max_tokens < 1:
-            have = f'{len(problems)} problems, {samples} samples of each and max_tokens = {max_tokens}'
+            have = f'{len(problems)} problems, {samples} samples of each and rl_tokens = {max_tokens}'
             raise SystemExit(f'{have}: expected at least one problem, two samples and one token')
         self.prompts = [chat.prompt(problem['messages']) for problem in problems]
         longest = max(range(len(problems)), key=lambda q: len(self.prompts[q]))
         needed = len(self.prompts[longest]) + max_tokens
         if needed > shape.block_size:
             what = f'the question {problems[longest]["messages"][-1]["content"]!r} takes {needed - max_tokens} tokens'
-            room = f'block_size - max_tokens = {shape.block_size} - {max_tokens}'
-            raise SystemExit(f'{what}, expected at most {room}; raise --block_size, or lower --max_tokens')
-        shape = shape._replace(block_size=min(shape.block_size, round_up(needed)))
+            room = f'block_size - rl_tokens = {shape.block_size} - {max_tokens}'
+            raise SystemExit(f'{what}, expected at most {room}; take shorter ones, or lower --rl_tokens')
+        shape = shape._replace(block_size=min(shape.block_size, ceil_to(needed, 64)))
         super().__init__(len(problems) * samples, shape)
 
     def __getitem__(self, step: int) -> Iterator[Batch]:
@@ -617,7 +615,7 @@ class Rollouts(Reader):
         taught = np.flatnonzero(advantages)
         for b in range(0, max(1, len(taught)), B):
             batch = self.collate((rows[i][0], rows[i][1] * advantages[i] / total) for i in taught[b : b + B])
-            yield batch._replace(metrics={} if b else metrics)
+            yield batch._replace(metrics={} if b else metrics).to(self.device)
 
     def lay(self, prompt, answer):
         """(T + 1,) ids of a row, and which of its (T,) targets were sampled: what mask and engine must agree on."""

@@ -3,12 +3,13 @@ Checkpoints: one file, out_dir/ckpt.pt, that a crash at any moment leaves either
 
 A checkpoint is a dict of plain values and tensors:
 
-    model, model_config    weights (float32) and the fields of GPTConfig
+    model, model_config    weights (float32; float64 where the run was, half in a small copy), the fields of GPTConfig
     tokenizer              what tokenizer.from_dict takes
-    optimizer              optim.Optimizer.state_dict()
+    optimizer              optim.Optimizer.state_dict(), None in best.pt
     stage, step, seconds   where the run stands: `step` steps are done
     config                 all settings of the run
     parent, kept           the checkpoint it started from; what the stage wants back on resume
+    best, about            the best validation loss so far; what a chat says of the model
 
 $ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the optimizer, in half precision
 """

@@ -156,7 +156,8 @@ def read_file(settings: Settings, path: str):
         bound = name in scope.bound or name in settings and not same(value, settings[name])
         # What is bound but not assigned (imports, functions) is the file's own, and so is what is no plain value,
         # unless it was assigned to a setting: then the check refuses it.
-        counts = name in lines or type(value) in PLAIN if name in settings else name in lines and type(value) in PLAIN
+        assigned, plain = name in lines, type(value) in PLAIN
+        counts = assigned or plain if name in settings else assigned and plain
         if bound and counts and not name.startswith('_'):
             settings.assign(name, value, path, where=f'{path}:{lines.get(name, 1)}')
 

@@ -428,6 +428,8 @@ if __name__ == '__main__':
     if not PATHS:
         raise SystemExit('no files: python conversation.py chats.jsonl, or a data folder as data/tinyworld/sft')
     sys.stdout.reconfigure(errors='backslashreplace')  # a console that lacks a character shows its number
+    if limit < 0:
+        raise SystemExit(f'limit is {limit}, expected at least 0')
     for PATH in PATHS:
         for WHERE, CHAT, IDS in islice((from_folder if Path(PATH).is_dir() else from_file)(PATH), limit):
             print(f'{WHERE}: {len(IDS)} ids, {int(CHAT.is_spoken(IDS).sum())} of them supervised')

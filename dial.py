@@ -200,6 +200,8 @@ def draw(depths: list[Depth]):
 def main() -> None:
     if not importlib.util.find_spec('matplotlib'):
         raise SystemExit('the plot needs matplotlib, which is not installed; run: pip install ".[report]"')
+    if jobs < 1 or min(listed(depths, int)) < 1:
+        raise SystemExit(f"jobs is {jobs} and depths is '{depths}', expected at least 1 each")
     rates = listed(factors, float)
     if 1.0 not in rates:
         raise SystemExit(f"factors is '{factors}', expected 1 among them: the derived rate")

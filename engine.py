@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, ceil_to
 
 SLOTS = 64  # the cache grows, and is looked at, in blocks of so many slots: few shapes for kernels and compilers
 CALLS = 8  # of the tool, in one answer
@@ -62,12 +62,12 @@ class KVCache:
             raise ValueError(f'the cache was asked for {slots} slots, expected at most block_size = {self.limit}')
         capacity = self.keys.shape[3]
         if slots > capacity:
-            capacity = min(-(-max(slots, 2 * capacity) // SLOTS) * SLOTS, self.limit)
+            capacity = min(ceil_to(max(slots, 2 * capacity), SLOTS), self.limit)
             more = (0, 0, 0, capacity - self.keys.shape[3])  # zeros, not empty: 0 times a stray NaN would be NaN
             self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
-        self.width = min(-(-slots // SLOTS) * SLOTS, capacity)
+        self.width = min(ceil_to(slots, SLOTS), capacity)
 
-    def take(self, index: torch.Tensor):
+    def reorder(self, index: torch.Tensor):
         """Row i becomes what row index[i] was; rows may be left out or repeated."""
         self.keys, self.values = self.keys[:, index], self.values[:, index]
         self.lengths = self.lengths[index]
@@ -207,7 +207,11 @@ class Engine:
         self.model, self.tokenizer, self.chat, self.tool = model, tokenizer, chat, tool
         self.stop = chat.stop if chat else frozenset()
         self.special = frozenset(tokenizer.special.values())
-        self.unspeakable = torch.arange(config.vocab_size) >= known
+        home = model.transformer.wte.weight.device
+        # where ids are drawn: on a card there, since a CPU takes a tenth of a second for 64 rows of 65,536 logits; else
+        # on the CPU, for MPS has returned garbage, and a card's cumsum has no deterministic kernel
+        self.home = home if home.type == 'cuda' and not torch.are_deterministic_algorithms_enabled() else 'cpu'
+        self.unspeakable = torch.arange(config.vocab_size, device=self.home) >= known
         self.unspeakable[list(self.special)] = True  # what a row may say of them it says itself
         self.rows: list[Sample | None] = []  # row i of the cache; None is free
         self.waiting: list[Sample] = []  # their prompts are read as soon as there are rows for them
@@ -286,18 +290,20 @@ class Engine:
         if self.fixed_rows:  # always so many prompts, and pieces of so many tokens until the longest is read
             count, chunk, slots = PROMPTS, math.gcd(CHUNK, self.context), self.context
             lengths += [1] * (count - len(lengths))
-        inputs = torch.zeros(count, -(-max(lengths) // chunk) * chunk, dtype=torch.int64)
+        inputs = torch.zeros(count, ceil_to(max(lengths), chunk), dtype=torch.int64)
         for row, request in zip(inputs, requests):
             row[: len(request.prompt)] = torch.tensor(request.prompt)
         weight = self.model.transformer.wte.weight
-        cache, x = KVCache(self.model.config, count, slots, weight.dtype, weight.device), []
+        mixed = torch.is_autocast_enabled(weight.device.type)  # then keys and values are rounded anyway
+        dtype = torch.get_autocast_dtype(weight.device.type) if mixed else weight.dtype
+        cache, x = KVCache(self.model.config, count, slots, dtype, weight.device), []
         for piece in inputs.to(weight.device).split(chunk, dim=1):
             x.append(self.model.hidden(piece, cache))
             cache.lengths += chunk
         cache.lengths = torch.tensor(lengths, device=weight.device)  # a row that grows writes over its padding
         last = torch.cat(x, dim=1)[torch.arange(count, device=weight.device), cache.lengths - 1]  # (count, C)
         index = [requests.index(sample.request) for sample in samples]
-        return cache, index, self.model.logits(last).cpu()[index]
+        return cache, index, self.model.logits(last).to(self.home)[index]
 
     def decode(self) -> torch.Tensor:
         """Feed every row the token it said last, a free one id 0 all alone; logits (rows, vocab_size) of the next."""
@@ -305,8 +311,7 @@ class Engine:
         feed = torch.tensor(feed, device=self.cache.lengths.device)
         self.cache.lengths = feed[:, 1]
         self.cache.reserve(self.context if self.fixed_rows else max(row.cached for row in self.rows if row) + 1)
-        # always on the CPU: there one random stream is the same everywhere, and MPS has returned garbage
-        return self.model(feed[:, :1], cache=self.cache)[:, -1].cpu()
+        return self.model(feed[:, :1], cache=self.cache)[:, -1].to(self.home)
 
     def join(
         self, samples: list[Sample], cache: KVCache, index: list[int], first: torch.Tensor, logits: torch.Tensor | None
@@ -330,7 +335,7 @@ class Engine:
         """Every row says its next token, a forced one or one drawn from logits (rows, vocab_size)."""
         tokens = self.draw(logits)
         logprobs = (logits[range(len(tokens)), tokens] - logits.logsumexp(-1)).tolist()
-        return [self.take(*said) for said in zip(self.rows, tokens, logprobs) if said[0]]
+        return [self.take(row, *said) for row, *said in zip(self.rows, tokens, logprobs) if row]
 
     def draw(self, logits: torch.Tensor) -> list[int]:
         """An id for every row, by its own settings and its own stream; rows of equal settings are drawn together."""
@@ -348,7 +353,8 @@ class Engine:
                 alike.setdefault((sampling.temperature, sampling.top_k, sampling.top_p), []).append(i)
         for index in alike.values():
             rows = [self.rows[i] for i in index]
-            uniform = torch.tensor([row.uniform[len(row.ids)] for row in rows], dtype=torch.float64)
+            uniform = [row.uniform[len(row.ids)] for row in rows]
+            uniform = torch.tensor(uniform, dtype=torch.float64, device=self.home)
             for i, token in zip(index, rows[0].request.sampling.draw(allowed[index], uniform).tolist()):
                 tokens[i] = token
         return tokens
@@ -404,7 +410,7 @@ class Engine:
         if not going:
             self.rows, self.cache = [], None
         elif not (self.fixed_rows or self.waiting) and 4 * len(going) <= 3 * len(self.rows):
-            self.cache.take(torch.tensor(going, device=self.cache.lengths.device))  # copies it all, so not every time
+            self.cache.reorder(torch.tensor(going, device=self.cache.lengths.device))  # a copy of all, so not each time
             self.rows = [self.rows[i] for i in going]
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ $ python evaluate.py --num_samples=16 --temperature=1                  # pass@1,
 $ python evaluate.py --data=data/tinyworld/pretrain                    # validation loss and bits per byte too
 $ torchrun --standalone --nproc_per_node=8 evaluate.py                 # the same numbers from eight GPUs
 
-Left out on purpose: problems whose answer is a program (see the sandbox of tools.py).
+Left out on purpose: problems whose answer is a program, which would have to run (see tools.py).
 """
 
 import math
@@ -196,11 +196,10 @@ def attempt(
     choices = [i for i in mine if likeliest and 'choices' in problems[i]]
     free = [i for i in mine if i not in set(choices)]
     by_letter, asked = [problems[i] for i in choices], [problems[i] for i in free]
-    done = [
-        Attempt(problem, [letter], [tasks.grade(problem, letter)], [])
-        for problem, scores in zip(by_letter, likelihoods(engine, chat, by_letter))
-        for letter in [tasks.LETTERS[scores.index(max(scores))]]
-    ]
+    done = []
+    for problem, scores in zip(by_letter, likelihoods(engine, chat, by_letter)):
+        letter = tasks.LETTERS[scores.index(max(scores))]
+        done.append(Attempt(problem, [letter], [tasks.grade(problem, letter)], []))
     for problem, said in zip(asked, answer(engine, chat, asked, max_tokens, samples, temperature, seed, free)):
         texts, ended = [chat.transcript(s.ids) for s in said], [s.finish_reason == 'stop' for s in said]
         done.append(Attempt(problem, texts, [tasks.grade(problem, s.text) for s in said], ended))
@@ -234,15 +233,7 @@ def tally(attempts: Sequence[Attempt], samples: int = 1) -> Score:
     right = [sum(grade == 1 for grade in made.grades) for made in attempts]
     passed = [sum(pass_at(samples, count, k) for count in right) for k in ks]
     baselines = [tasks.baseline(made.problem) for made in attempts]
-    sums = [
-        len(grades),
-        sum(grades),
-        sum(grade**2 for grade in grades),
-        sum(baselines),
-        len(ended),
-        sum(ended),
-        *passed,
-    ]
+    sums = [len(grades), sum(grades), sum(x * x for x in grades), sum(baselines), len(ended), sum(ended), *passed]
     count, total, squares, chance, answers, stopped, *passed = runtime.add_up([float(x) for x in sums])
     accuracy = total / count
     error = 2 * math.sqrt(max(0.0, squares / count - accuracy**2) / count)
@@ -265,7 +256,8 @@ def mean(scores: dict[str, Score]) -> float:
 
 RESERVED = {  # log.jsonl's own
     'mean', 'step', 'seconds', 'loss', 'lr', 'norm', 'skipped', 'perplexity', 'bits_per_byte', 'evaluation_seconds',
-    'tokens_per_second', 'tokens_per_step',
+    'tokens_per_second', 'tokens_per_step', 'prompt', 'text', 'supervised', 'accuracy', 'margin', 'logp_chosen',
+    'logp_rejected', 'reward', 'no_signal', 'truncated', 'length',
 }  # fmt: skip
 
 
@@ -348,8 +340,7 @@ def verbatim(made: Attempt) -> str:
     problem = made.problem
     asked = '\n'.join(f'{message["role"]}: {text_of(message["content"])}' for message in problem['messages'])
     answers = [f'assistant: {text}\n-> {grade:g}' for text, grade in zip(made.answers, made.grades)]
-    wanted = problem.get('expected') or problem.get('answer')
-    wanted = f' (the answer: {wanted})' if wanted else ''
+    wanted = f' (the answer: {problem["answer"]})' if problem.get('answer') not in (None, '') else ''  # but 0 is one
     return '\n'.join([f'--- {problem["skill"]}', asked, *answers]) + wanted + '\n'
 
 
@@ -409,7 +400,7 @@ if __name__ == '__main__':
             say(f'no problems: {error}', file=sys.stderr)
     say(f'{path}: stage {state["stage"]}, step {state["step"]}; {source}, split {split}; on {device}, {dtype}')
     scores, numbers = {}, {}
-    with runtime.autocast(dtype, device):
+    with runtime.one_voice(ranks), runtime.autocast(dtype, device):
         if folder:
             numbers = text_numbers(model, folder, split, batch_size, device, ranks)
             say(f'{data}, split {split}: ' + ', '.join(f'{name} {x:.4f}' for name, x in numbers.items()), flush=True)

@@ -2,7 +2,7 @@
 The whole model: a decoder-only Transformer that covers GPT-2, NanoChat, Llama and Qwen3 by its settings.
 
     model = GPT(GPTConfig(vocab_size=65, **PRESETS['nano']))
-    nll = model(inputs, targets)           # (B, T) nats, one per target: what to do with them is the caller's business
+    nll = model(inputs, targets)           # (B, T), -ln p of each target (nats): what to do with it is the caller's
     logits = model(inputs)                 # (B, T, vocab_size)
     logits = model(inputs, cache=cache)    # the same for a continuation: the cache has the keys and values of what was
 
@@ -81,9 +81,12 @@ class GPTConfig:
             if getattr(self, name) not in allowed:
                 raise SystemExit(f"{name} is '{getattr(self, name)}', expected one of {', '.join(allowed)}")
         least = dict(vocab_size=1, block_size=1, n_layer=1, n_head=1, n_embd=1, n_kv_head=0, head_dim=0, n_hidden=0)
+        least |= dict(dropout=0, norm_eps=0, rope_theta=1, softcap=0, init_std=0)
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise SystemExit(f'{name} is {getattr(self, name)}, expected at least {minimum}')
+        if self.dropout >= 1:
+            raise SystemExit(f'dropout is {self.dropout}, expected less than 1')
         if not self.head_dim and self.n_embd % self.n_head:
             raise SystemExit(
                 f'n_embd is {self.n_embd}, expected a multiple of n_head = {self.n_head} (or set head_dim)'
@@ -177,9 +180,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind, self.dropout = config.mlp, config.dropout
-        sizes = [config.n_hidden] * (
-            2 if config.mlp == 'swiglu' else 1
-        )  # swiglu: the gate, then what passes through it
+        stacked = 2 if config.mlp == 'swiglu' else 1  # swiglu: the gate, then what passes through it
+        sizes = [config.n_hidden] * stacked
         self.blocks = {'c_fc': sizes, 'c_proj': [config.n_embd]}
         self.c_fc = nn.Linear(config.n_embd, sum(sizes), bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)

@@ -59,8 +59,8 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
 def muon(p, g, ok, count, lr, weight_decay, state, iterations):
     """Jordan et al., 2024. p, g (N, rows, columns) -> the new p.
 
-    The update has AdamW's RMS, about 0.2 (Moonlight: Liu et al., 2025). Decay acts only where it pulls the way the
-    update goes (cautious: Chen et al., 2025).
+    An orthogonal matrix has RMS 1 / sqrt(max(rows, columns)); the factor makes it AdamW's, about 0.2 (Moonlight: Liu et
+    al., 2025). Decay acts only where it pulls the way the update goes (cautious: Chen et al., 2025).
     """
     low, high, steps = MOMENTUM
     momentum = low + (high - low) * (count / steps).clamp(max=1.0)
@@ -177,13 +177,8 @@ class Optimizer:
         self.buckets: dict[Rule, Bucket] = {}
         blocks = model.matrix_blocks()
         for name, p in model.named_parameters():
-            rate = (
-                head_rate
-                if p is model.lm_head.weight
-                else embedding_rate
-                if name.endswith(('wte.weight', 'wpe.weight'))
-                else 1.0
-            )
+            rate = embedding_rate if name.endswith(('wte.weight', 'wpe.weight')) else 1.0
+            rate = head_rate if p is model.lm_head.weight else rate  # a tied table's too
             if kind == 'muon' and name in blocks:
                 ends = torch.tensor(blocks[name]).cumsum(0).tolist()
                 for a, b in zip([0, *ends], ends):

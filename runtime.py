@@ -100,7 +100,7 @@ def device_group(backend: str, device: str, ranks: Ranks) -> dist.ProcessGroup |
     backend = ('nccl' if device.startswith('cuda') else 'gloo') if backend == 'auto' else backend
     if ranks.world_size == 1 or backend == 'gloo' or not device.startswith('cuda'):
         return None
-    return dist.new_group(backend=backend)
+    return dist.new_group(backend=backend, timeout=PATIENCE)
 
 
 # -----------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def choose_device(device: str, ranks: Ranks = Ranks()) -> str:  # noqa: B008
     if device == 'auto':
         device = next(d for d, ok in there.items() if ok and (d != 'mps' or ranks.world_size == 1))
     kind = device.split(':')[0]
-    if kind not in there:
+    if kind not in there or kind != 'cuda' and device != kind:  # mps and the CPU have no numbers
         raise SystemExit(f"device is '{device}', expected auto, {', '.join(there)}, or one card such as cuda:1")
     if not there[kind]:
         raise SystemExit(f"device is '{device}', which this machine does not offer; use --device=cpu")
@@ -152,18 +152,21 @@ def choose_compile(compile: bool | None, device: str) -> tuple[bool, str]:
         return False, 'as asked'
     if compile is None and not device.startswith('cuda'):
         return False, f'the default on {device}'
-    try:  # what a compiled CUDA kernel needs; a CPU's needs a C++ compiler, which torch looks for when it compiles
-        if device.startswith('cuda'):
+    if device.startswith('cuda'):
+        try:
             import triton  # noqa: F401
-    except ImportError:
-        return False, 'Triton is not installed'
-    if device.startswith('cpu') and not cxx_compiler():
+        except ImportError:
+            return False, 'Triton is not installed'
+        if os.name == 'posix' and not compiler('CC', 'gcc', 'clang'):  # on Windows Triton brings its own
+            return False, 'no C compiler was found'
+    if device.startswith('cpu') and not compiler('CXX', 'g++', 'clang++', 'cl'):
         return False, 'no C++ compiler was found'
     return True, 'as asked' if compile else f'the default on {device}'
 
 
-def cxx_compiler() -> str | None:
-    return next(filter(None, (shutil.which(c) for c in (os.environ.get('CXX', 'g++'), 'g++', 'clang++', 'cl'))), None)
+def compiler(variable: str, *names: str) -> str | None:
+    """The one that an environment variable names, else the first of names that is installed."""
+    return next(filter(None, map(shutil.which, (os.environ.get(variable, names[0]), *names))), None)
 
 
 def autocast(dtype: str, device: str) -> AbstractContextManager:

@@ -60,8 +60,8 @@ PATTERN = '|'.join(
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
 # Where a text may be split, since no chunk of these patterns goes on there: between a letter or digit and a sign or
-# blank, and before a space with something to see behind it. What is found out about such a segment of a text holds
-# wherever it occurs. (Nor do their classes overlap: a possessive quantifier says no more than a greedy one.)
+# blank, and between a letter and a digit. What is found out about such a segment of a text holds wherever it occurs.
+# (Nor do their classes overlap: a possessive quantifier says no more than a greedy one.)
 SPLITTABLE = {GPT2_PATTERN, *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}'))}
 SPLIT = regex.compile(r'(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}])|(?<=\p{L})(?=\p{N})')
 GPT2_FILES = ('vocab.bpe', 'encoder.json')

@@ -97,7 +97,7 @@ dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts as a 
 rl_skills = ''  # rl: the skills of problems.jsonl to learn, separated by commas; '' is all it has
 rl_samples = 16  # rl: answers to each question, which are compared with each other
 rl_tokens = 96  # rl: longest answer
-max_skips = 10  # a step whose gradient is not finite is skipped; so many in a row end the run (noticed when it logs)
+max_skips = 10  # a step whose gradient is not finite is skipped; so many in a row end the run (seen at logs and saves)
 # how long, and how fast when
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
@@ -204,7 +204,7 @@ def rl(run):
     problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
     steps = batches.Rollouts(
         functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, rl_tokens,
-        runtime.add_up, run.notes.append,
+        runtime.add_up, run.notes.append, run.device,
     )  # fmt: skip
     rows, slots = max(run.shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
     run.writer = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate, rows=rows, slots=slots)
@@ -271,11 +271,13 @@ def check(config):
         batch_size=1, gradient_accumulation_steps=1, eval_interval=0, log_interval=1, max_skips=1, eval_iters=-1,
         seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
         time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
+        embedding_rate=0, head_rate=0, beta1=0, beta2=0,
     )  # fmt: skip
     wrong = [
         f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
     ]
     wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
+    wrong += [f'{k} is {config[k]}, expected less than 1' for k in ('beta1', 'beta2') if config[k] >= 1]
     if config['eval_iters'] == 0:
         wrong.append('eval_iters is 0, expected 1 or more, or -1 for all validation rows')
     if config['stage'] != 'pretrain' and config['init_from'] == 'scratch' and not config['eval_only']:
@@ -300,15 +302,18 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     compile, why_compile = runtime.choose_compile(compile, device)
     runtime.set_up(device, ranks, deterministic)
     data_root = Path(__file__).parent / 'data'
-    embedded = data_root / dataset.split('/')[0] / 'prepare.py'
-    if embedded.parent.name in EMBEDDED and ranks.local_rank == 0 and not (data_root / dataset / 'meta.json').exists():
-        print(f'preparing the embedded data: python {embedded}', flush=True)
-        if subprocess.run([sys.executable, embedded]).returncode:
-            raise SystemExit(f'{embedded} failed')
+    for name, _ in batches.mixture(dataset) if ranks.local_rank == 0 else ():
+        embedded = data_root / name.split('/')[0] / 'prepare.py'
+        if embedded.parent.name in EMBEDDED and not (data_root / name / 'meta.json').exists():
+            print(f'preparing the embedded data: python {embedded}', flush=True)
+            if subprocess.run([sys.executable, embedded]).returncode:
+                raise SystemExit(f'{embedded} failed')
 master = ranks.rank == 0  # prints, and writes files
 with runtime.one_voice(ranks):  # a second time, for now the embedded data is there
     path, resume = origin(config)
     start = read_checkpoint(path) if path else {}
+    if resume and not start.get('optimizer'):
+        raise SystemExit(f"{path} holds no optimizer's state; start from it: --init_from={path} and another --out_dir")
     data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
         raise SystemExit(f'{dataset} was made with another tokenizer than {path}; take the data it was trained on')
@@ -363,6 +368,7 @@ with runtime.one_voice(ranks):
         if not start.get('optimizer'):
             raise SystemExit(f"{path} holds no optimizer's state; leave --init_optimizer out")
         optimizer.load_state_dict(start['optimizer'])
+        optimizer.counters['most_in_a_row'].copy_(optimizer.counters['in_a_row'])  # earlier ones were lived through
 about = {name: (data.meta or {})[name] for name in ('about', 'prompts') if name in (data.meta or {})}
 about = about or start.get('about', {})  # what a chat says of the model
 del start
@@ -461,13 +467,13 @@ def sample(step, seconds):
 def report(step, seconds, sums, norm, lr, tokens, speed, pause):
     """One line about a step: its loss over all ranks, how fast it went, and how long the rest will take.
 
-    tokens: of the steps since the last report, on this rank; speed: of those, in steps per second; pause: seconds of
-    the last evaluation.
+    tokens: of a step on this rank, the mean since the last report; speed: of those steps, in steps per second; pause:
+    seconds of the last evaluation.
     """
     totals = dict(zip(sums, runtime.add_up(list(sums.values()))))
     skipped = int(optimizer.counters['skipped'])
     tokens_per_second = tokens * ranks.world_size * speed
-    left = (max_iters - step - 1) / speed + pause * -(-(max_iters - step) // eval_every)
+    left = (max_iters - step - 1) / speed + pause * math.ceil((max_iters - step) / eval_every)
     left = min(left, time_limit - seconds) if time_limit else left
     peak = runtime.peak_flops(device)
     mfu = f'{raw_model.flops_per_token() * tokens_per_second / peak / ranks.world_size:.1%}' if peak else 'n/a'
@@ -495,8 +501,8 @@ def give_up_if_stuck(step):
 
 def introduce():
     """What will run, on what, and why."""
-    flash = device.startswith('cuda') and dtype in ('bfloat16', 'float16') and not isolate
-    attention = 'Flash Attention' if flash else "torch's attention"
+    fused = device.startswith('cuda') and dtype in ('bfloat16', 'float16') and not isolate
+    attention = 'fused attention' if fused else "torch's attention"
     how = f'{"compiled" if compile else "eager"} ({why_compile}), {attention}, {torch.get_num_threads()} threads'
     print(config.describe())
     print(f'{device} x {ranks.world_size}, {dtype} ({why_dtype}), {how}')
@@ -534,12 +540,15 @@ while True:
     # what the ranks must agree on: whether somebody asked to stop, and rank 0's clock
     asked, seconds = runtime.add_up([len(asked_to_stop), round(perf_counter() - started, 3) * master])
     over = eval_only or step >= max_iters or (time_limit and seconds >= time_limit)
-    paused_at = perf_counter()
     due = step > first_step and step % (save_interval or eval_every) == 0
-    if not eval_only and (over or asked or due):
-        give_up_if_stuck(step)
+    to_save = not eval_only and (over or asked or due)
+    to_evaluate = not asked and (over or eval_interval and step % eval_interval == 0)
+    if to_save or to_evaluate:
+        give_up_if_stuck(step)  # this waits for the device, so that its last steps are no part of the pause
+    paused_at = perf_counter()
+    if to_save:
         save(checkpoint_path, step, seconds, optimizer.state_dict())  # first of all: evaluation may fail
-    if not asked and (over or eval_interval and step % eval_interval == 0):
+    if to_evaluate:
         evaluate_model(step, seconds)
         if prompts:
             sample(step, seconds)

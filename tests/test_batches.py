@@ -820,7 +820,7 @@ def test_what_is_wrong_with_pairs_is_named(tmp_path):
     silent = shards_of(tmp_path / 'silent', [*ids_of(documents[:-1]), BOS_, USER, 5, USER_END])
     cases = [
         (lambda: Pairs(odd, CHAT, Shape(4, 2, 64)), ['odd', '5 documents']),
-        (lambda: Pairs(silent, CHAT, Shape(4, 2, 64)), ['silent', 'document 5', 'no answer', '--block_size']),
+        (lambda: Pairs(silent, CHAT, Shape(4, 2, 64)), ['silent', 'document 5', 'no answer', 'shorten']),
         (lambda: Pairs(good, CHAT, Shape(4, 2, 3)), ['document 0', 'within 4 tokens']),
         (lambda: Pairs(good, CHAT, Shape(6, 3, 64)), ['batch_size is 3', 'even']),
         (lambda: Pairs(good, CHAT, Shape(5, 2, 64)), ['5 rows', 'gradient_accumulation_steps', 'multiple of 2']),
@@ -1004,12 +1004,17 @@ def test_an_engine_and_a_mask_that_differ_are_noticed():
         next(rollouts(Shape(8, 4, 64), generate)[0])
 
 
+def test_rollouts_are_on_the_device_that_was_asked_for():
+    reader = Rollouts(fake_generate, fake_grade, QUESTIONS, CHAT, Shape(8, 4, 64), 4, 20, list, device='meta')
+    assert {t.device.type for batch in reader[0] for t in batch[:3]} == {'meta'}
+
+
 def test_what_is_wrong_with_rollouts_is_named_before_anything_is_generated():
     cases = [
         (dict(shape=Shape(10, 4, 64)), ['10 rows', 'multiple of 4']),
         (dict(shape=Shape(8, 4, 64), samples=1), ['1 samples']),
         (dict(shape=Shape(8, 4, 64), problems=[]), ['0 problems']),
-        (dict(shape=Shape(8, 4, 32)), ['qqqqq', 'block_size - max_tokens = 32 - 20', '--max_tokens']),
+        (dict(shape=Shape(8, 4, 32)), ['qqqqq', 'block_size - rl_tokens = 32 - 20', '--rl_tokens']),
     ]
     for arguments, words in cases:
         with pytest.raises(SystemExit) as stop:

@@ -372,7 +372,7 @@ learning_rate = (
 )  # AdamW's
 bare = None
 config = configure(globals())
-print(json.dumps(config) if False else dict(config))
+print(dict(config))
 '''
 
 

@@ -324,7 +324,7 @@ def test_answers_come_in_order_and_each_from_a_stream_of_its_own(engine):
 
 
 def test_no_skill_takes_the_name_of_another_number(engine):
-    for name in ('val', 'value', 'mean', 'step', 'loss'):
+    for name in ('val', 'value', 'mean', 'step', 'loss', 'accuracy', 'reward', 'text'):
         with pytest.raises(SystemExit, match=f"a skill is named '{name}'"):
             evaluate.Skills(engine, CHAT, [{**PROBLEMS[0], 'skill': name}], 30)
     assert evaluate.Skills(engine, CHAT, [], 30)() == {}
@@ -575,6 +575,13 @@ def test_the_table_of_a_checkpoint(table, run_folder):
     for text in ('user: Who is Anna?', 'assistant: Anna is the baker.\n-> 1', 'It is <<12*7=84>>84.', '- white=B'):
         assert text in out
     assert 'Who is Ben?' not in out  # one of each skill is shown
+
+
+def test_an_answer_of_nought_is_shown_too():
+    for answer, shown in ((0, ' (the answer: 0)'), ('Anna', ' (the answer: Anna)'), (None, ''), ('', '')):
+        problem = dict(skill='sums', messages=[dict(role='user', content='What is 3 - 3?')], answer=answer)
+        text = evaluate.verbatim(evaluate.Attempt(problem, ['It is 0.'], [1.0], [True]))
+        assert text.endswith(f'-> 1{shown}\n')
 
 
 def test_limit_1_works_on_every_task(given, run_program, run_folder):

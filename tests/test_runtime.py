@@ -137,7 +137,7 @@ def test_autocast_is_for_the_fast_types_alone(dtype):
     (True, 'cpu', False, True, (False, 'no C++ compiler was found')),
     (None, 'cpu', False, True, (False, 'the default on cpu')),
     (None, 'cuda', True, True, (True, 'the default on cuda')),
-    (None, 'cuda:3', False, True, (True, 'the default on cuda:3')),  # Triton brings its own
+    (None, 'cuda:3', False, True, (False, 'no C compiler was found')),  # for Triton's launchers
     (True, 'cuda', True, True, (True, 'as asked')),
     (False, 'cuda', True, True, (False, 'as asked')),
     (None, 'cuda', True, False, (False, 'Triton is not installed')),
@@ -145,7 +145,8 @@ def test_autocast_is_for_the_fast_types_alone(dtype):
     (None, 'mps', True, True, (False, 'the default on mps')),
 ])  # fmt: skip
 def test_compiling_is_the_default_on_cuda_and_never_a_crash(monkeypatch, compile, device, compiler, triton, expected):
-    monkeypatch.setattr(runtime.shutil, 'which', lambda name: name if compiler and name == 'clang++' else None)
+    there = ('clang', 'clang++') if compiler else ()
+    monkeypatch.setattr(runtime.shutil, 'which', lambda name: name if name in there else None)
     monkeypatch.setitem(sys.modules, 'triton', sys if triton else None)
     assert runtime.choose_compile(compile, device) == expected
 
@@ -161,11 +162,11 @@ def test_the_compiler_is_the_one_that_CXX_names(monkeypatch):
     there = {'/opt/c++', 'clang++'}
     monkeypatch.setattr(runtime.shutil, 'which', lambda name: name if name in there else None)
     monkeypatch.setenv('CXX', '/opt/c++')
-    assert runtime.cxx_compiler() == '/opt/c++'
+    assert runtime.compiler('CXX', 'g++', 'clang++') == '/opt/c++'
     monkeypatch.setenv('CXX', 'gone')
-    assert runtime.cxx_compiler() == 'clang++'
+    assert runtime.compiler('CXX', 'g++', 'clang++') == 'clang++'
     there.clear()
-    assert runtime.cxx_compiler() is None
+    assert runtime.compiler('CXX', 'g++', 'clang++') is None
 
 
 # ---- trap 31: peaks
@@ -370,7 +371,7 @@ def test_join_reads_what_torchrun_says(monkeypatch):
 
 
 def test_gradients_go_through_nccl_on_cuda_only(monkeypatch):
-    monkeypatch.setattr(dist, 'new_group', lambda backend: backend)
+    monkeypatch.setattr(dist, 'new_group', lambda backend, timeout: backend)
     two = Ranks(0, 0, 2, 2)
     groups = {(b, d): runtime.device_group(b, d, two) for b in ('auto', 'gloo', 'nccl') for d in ('cpu', 'cuda:1')}
     assert groups == {

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,7 +318,7 @@ def test_resuming_is_exact_to_the_bit(train, monkeypatch, tmp_path, args):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not runtime.cxx_compiler(), reason='needs a C++ compiler')
+@pytest.mark.skipif(not runtime.compiler('CXX', 'g++'), reason='needs a C++ compiler')
 def test_resuming_compiled_is_exact_to_the_bit(train, monkeypatch, tmp_path):
     straight, resumed = straight_and_resumed(train, monkeypatch, tmp_path, '--compile=True', '--dropout=0.1')
     assert_the_same_run(resumed, straight)
@@ -450,6 +451,15 @@ def test_many_bad_gradients_in_a_row_end_the_run(train, monkeypatch, tmp_path):
     kept = checkpoint.load(tmp_path / 'out/ckpt.pt')
     assert kept['step'] <= 8  # less than four bad steps had been seen
     assert all(weight.isfinite().all() for weight in kept['model'].values())
+
+
+def test_bad_gradients_that_a_run_lived_through_do_not_end_it_later(train, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        poison(patch, {1, 2})
+        assert train(*SHORT, '--max_iters=4', out=tmp_path / 'out').returncode == 0
+    done = train('--init_from=resume', '--max_iters=6', '--max_skips=2', out=tmp_path / 'out')
+    assert done.returncode == 0 and log_of(tmp_path / 'out')[-1]['step'] == 6, done.stderr
+    assert [row['skipped'] for row in learned(tmp_path / 'out') if 'norm' in row] == [0, 1, 2, 2, 2, 2]
 
 
 # -----------------------------------------------------------------------------
@@ -593,6 +603,7 @@ def bare_folder(folder, **files):
     [
         (('--stage=sleep',), ('stage', 'sleep', 'pretrain')),
         (('--device=tpu',), ('device', 'tpu', 'cuda')),
+        (('--device=cpu:0',), ('device', 'cpu:0', 'cuda')),
         (('--dtype=int8',), ('dtype', 'int8', 'bfloat16')),
         (('--preset=bert',), ('preset', 'bert', 'llama')),
         (('--schedule=zigzag',), ('schedule', 'zigzag', 'cosine')),
@@ -605,6 +616,10 @@ def bare_folder(folder, **files):
         (('--backend=mpi',), ('backend', 'mpi', 'gloo')),
         (('--grad_clip=-1', '--seed=-1'), ('grad_clip is -1.0', 'seed is -1', 'at least 0')),
         (('--eval_iters=0',), ('eval_iters is 0', '-1')),
+        (('--beta1=1', '--beta2=-0.5'), ('beta1 is 1.0', 'less than 1', 'beta2 is -0.5', 'at least 0')),
+        (('--dropout=1',), ('dropout is 1.0', 'less than 1')),
+        (('--norm_eps=-1',), ('norm_eps is -1.0', 'at least 0')),
+        (('--rope_theta=-1',), ('rope_theta is -1.0', 'at least 1')),
         (('--isolate=True',), ('no token that begins a document', '--isolate')),
         (('--init_from=resume',), ('there is no checkpoint', 'python train.py')),
         (('--learning_rat=1e-3',), ('learning_rat', "did you mean 'learning_rate'?")),
@@ -670,8 +685,23 @@ def test_wrong_checkpoints(train, tmp_path, corpora):
     other = prepare(tmp_path / 'other', train='abcab ' * 100, val='abc ' * 50)
     assert_one_line(train(f'--init_from={out}', '--block_size=16', out=tmp_path / 'b', data=other), 'another tokenizer')
     whole = (out / 'ckpt.pt').read_bytes()
+    checkpoint.save(out / 'ckpt.pt', checkpoint.load(out / 'ckpt.pt') | dict(optimizer=None))
+    assert_one_line(train('--init_from=resume', out=out), "holds no optimizer's state", '--init_from=', '--out_dir')
     (out / 'ckpt.pt').write_bytes(whole[: len(whole) // 2])
     assert_one_line(train('--init_from=resume', out=out), 'ckpt.pt', 'not a whole checkpoint')
+
+
+def test_embedded_data_are_prepared_where_they_are_missing_and_only_there(corpora, tmp_path, capsys):
+    program, embedded = tmp_path / 'train.py', tmp_path / 'data/tinyworld'
+    shutil.copy(ROOT / 'train.py', program)
+    shutil.copytree(corpora, embedded / 'pretrain')
+    prepare = f'import shutil; shutil.copytree({str(corpora)!r}, {str(embedded / "games")!r})'  # fails if it runs twice
+    (embedded / 'prepare.py').write_text(prepare, encoding='utf-8')
+    args = (*TINY, '--max_iters=1', '--dataset=tinyworld/pretrain,tinyworld/games:2', f'--out_dir={tmp_path / "out"}')
+    with running(capsys) as run:
+        first, second = run(*args, program=program), run(*args, program=program)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert 'preparing the embedded data' in first.stdout and 'preparing' not in second.stdout
 
 
 def test_an_out_dir_that_cannot_be_made(train, no_model, tmp_path):
