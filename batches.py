@@ -158,7 +158,7 @@ class Data:
             raise self.refusal(f"{self.folder} has no tokens in its split '{name}'")
         if self.meta:
             self.check(name, paths, lengths)
-        return Shards(paths, [n // 2 for n in lengths], self.tokenizer.vocab_size, checked=self.meta is not None)
+        return Shards(paths, [n // 2 for n in lengths], self.tokenizer.vocab_size)
 
     def check(self, name, paths, lengths):
         known = self.facts.get(name, {})
@@ -194,7 +194,7 @@ class Mixture:
         paths = [path for _, shards in laid for path in shards.paths]
         lengths = [length for _, shards in laid for length in np.diff(shards.ends, prepend=0).tolist()]
         copies = [copy for copy, shards in laid for _ in shards.paths]
-        return Shards(paths, lengths, self.tokenizer.vocab_size, all(shards.checked for shards, _ in found), copies)
+        return Shards(paths, lengths, self.tokenizer.vocab_size, copies)
 
 
 def mixture(dataset: str) -> list[tuple[str, int]]:
@@ -222,10 +222,8 @@ class Shards:
     copies: where a mixture repeats shards, which time each of them is read; else 0 for all.
     """
 
-    def __init__(
-        self, paths: list[Path], lengths: list[int], vocab_size: int, checked: bool, copies: list[int] | None = None
-    ):
-        self.paths, self.vocab_size, self.checked = paths, vocab_size, checked
+    def __init__(self, paths: list[Path], lengths: list[int], vocab_size: int, copies: list[int] | None = None):
+        self.paths, self.vocab_size = paths, vocab_size
         self.ends, self.copies = np.cumsum(lengths), np.array(copies or [0] * len(paths))
 
     def __len__(self):
@@ -237,7 +235,7 @@ class Shards:
         while count > 0 and shard < len(self.paths):
             first = int(self.ends[shard - 1]) if shard else 0
             part = np.fromfile(self.paths[shard], '<u2', count, offset=2 * (start - first))
-            if not self.checked and part.max(initial=0) >= self.vocab_size:
+            if part.max(initial=0) >= self.vocab_size:
                 raise SystemExit(
                     f'{self.paths[shard]} holds the id {part.max()}, expected less than vocab_size = {self.vocab_size}'
                 )
@@ -586,7 +584,8 @@ class Rollouts(Reader):
         longest = max(range(len(problems)), key=lambda q: len(self.prompts[q]))
         needed = len(self.prompts[longest]) + max_tokens
         if needed > shape.block_size:
-            what = f'the question {problems[longest]["messages"][-1]["content"]!r} takes {needed - max_tokens} tokens'
+            question = problems[longest]['messages'][-1]['content']
+            what = f'the question {question!r:.60} takes {needed - max_tokens} tokens'
             room = f'block_size - rl_tokens = {shape.block_size} - {max_tokens}'
             raise SystemExit(f'{what}, expected at most {room}; take shorter ones, or lower --rl_tokens')
         shape = shape._replace(block_size=min(shape.block_size, ceil_to(needed, 64)))

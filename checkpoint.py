@@ -15,6 +15,7 @@ $ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the 
 """
 
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -43,7 +44,10 @@ def load(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU. Nothing in it is ever run as code."""
     path = Path(path)
     if not path.exists():
-        raise SystemExit(f'there is no checkpoint {path}; one is made by: python train.py --out_dir={path.parent}')
+        config = Path('config', '_'.join(part for part in path.parent.parts if part != 'out') + '.py')
+        known = (Path(__file__).parent / config).exists()  # out/tinyworld/mid is config/tinyworld_mid.py's
+        made = f'python train.py {config if known else f"--out_dir={path.parent}"}'
+        raise SystemExit(f'there is no checkpoint {path}; expected the out_dir of a run; one is made by: {made}')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds here
@@ -55,6 +59,15 @@ def load(path: str | Path) -> dict:
     if missing:
         raise SystemExit(f'{path} is no checkpoint of this project: it lacks {", ".join(sorted(missing))}')
     return state
+
+
+def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
+    """The checkpoint's weights into a model built after its model_config."""
+    try:
+        model.load_state_dict(state['model'])
+    except RuntimeError as error:
+        first = str(error).split('\n\t')[1]
+        raise SystemExit(f'{path} was made by another model.py: {first} take the one that made it') from None
 
 
 def shrink(source: str | Path, target: str | Path) -> None:
@@ -76,15 +89,15 @@ def make_folder(path: str | Path) -> None:
 
 
 def set_aside(folder: str | Path) -> None:
-    """Before a new run takes an out_dir that holds a checkpoint: that run's files get the ending .old."""
-    folder = Path(folder)
+    """Before a new run takes an out_dir that holds a checkpoint: that run's files get the ending .old, or .old2, …"""
+    folder, names = Path(folder), ('best.pt', 'log.jsonl', 'ckpt.pt')
     if (folder / 'ckpt.pt').exists():
-        print(f'{folder} holds an earlier run, which is kept as ckpt.pt.old, best.pt.old and log.jsonl.old')
-        for path in (folder / name for name in ('best.pt', 'log.jsonl', 'ckpt.pt')):
-            old = path.with_name(path.name + '.old')
-            old.unlink(missing_ok=True)  # of the run before that one
+        endings = itertools.chain(('.old',), (f'.old{n}' for n in itertools.count(2)))
+        free = next(e for e in endings if not any((folder / (name + e)).exists() for name in names))
+        print(f'{folder} holds an earlier run, which is kept as ckpt.pt{free}, best.pt{free} and log.jsonl{free}')
+        for path in (folder / name for name in names):
             if path.exists():
-                path.replace(old)
+                path.replace(path.with_name(path.name + free))
 
 
 def best_of(folder: str | Path) -> float:

@@ -71,7 +71,7 @@ class Chat:
         else:
             raise SystemExit(
                 f'this tokenizer has no format for conversations: {" ".join(missing)} missing (and no '
-                f'{" ".join(CHATML)} either): train one with conversation.SPECIAL as its special tokens'
+                f'{" ".join(CHATML)} either); data/custom/prepare.py --tokenizer=bpe makes one that has it'
             )
         documents = [] if self.bos is None else [plain._replace(ids=(self.bos,))]
         self.headers = [plain, *documents, *headers]

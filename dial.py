@@ -6,9 +6,9 @@ Whether the depth dial of plan.py is right, where that can be afforded: small de
     $ python dial.py --depths=1,2 --jobs=2      # an hour
     $ python dial.py --train=False              # only shows what is there
 
-Trains every depth at the learning rate that plan.py derives and at rates around it, and, save the largest, with more
-seeds at the derived one. Two questions are answered, with a table and a plot in out/dial: is the derived rate near the
-best, and do the losses fall as a power of the parameters, loss = a * parameters^-b?
+Trains every depth at the learning rate that plan.py derives and at rates around it, and with more seeds at the derived
+one. Two questions are answered, with a table and a plot in out/dial: is the derived rate near the best, and do the
+losses fall as a power of the parameters, loss = a * parameters^-b?
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ out_dir = 'out/dial'  # a folder for each run, the table and the plot
 dataset = 'stdlib'  # plain text: depth 3 reads 29 million of its ids
 depths = '1,2,3'  # to train
 factors = '0.5,0.71,1,1.41,2'  # learning rates, as multiples of the derived one
-seeds = '1,2,3'  # the first for all rates; the others for the derived one, save at the largest depth
+seeds = '1,2,3'  # the first for all rates, the others for the derived one
 jobs = 1  # runs at a time, which share the cores
 train = True  # False: only show what is there
 # What train.py is told
@@ -79,7 +79,7 @@ def listed(setting: str, kind: type) -> list:
 
 def wanted(depths: Sequence[int], factors: Sequence[float], seeds: Sequence[int]) -> list[Run]:
     runs = [Run(depth, factor, seeds[0]) for depth in depths for factor in factors]
-    return runs + [Run(depth, 1.0, seed) for depth in sorted(depths)[:-1] for seed in seeds[1:]]
+    return runs + [Run(depth, 1.0, seed) for depth in depths for seed in seeds[1:]]
 
 
 def last_row(run: Run, key: str) -> dict:
@@ -117,7 +117,8 @@ def carry_out(run: Run, pool: ThreadPoolExecutor) -> None:
     loss = loss_of(run)
     if done.returncode or loss is None:
         pool.shutdown(wait=False, cancel_futures=True)  # before this thread takes the next run
-        raise SystemExit(f'{run.folder}: training ended with status {done.returncode}, its last words are in {log}')
+        last = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]
+        raise SystemExit(f'{run.folder}: training ended with status {done.returncode}, see {log}: {"".join(last)}')
     name = f'depth {run.depth}, rate {run.rate:.2e} ({run.factor:g} of the derived), seed {run.seed}'
     print(f'{name}: {loss:.4f}', flush=True)
 

@@ -299,7 +299,7 @@ def load(path: str | Path, device: str, dtype: str = 'float32') -> tuple[GPT, to
     """The model of a checkpoint on the device, its tokenizer, and the checkpoint."""
     state = checkpoint.load(path)
     model = GPT(GPTConfig(**state['model_config']))
-    model.load_state_dict(state['model'])
+    checkpoint.restore(model, state, path)
     model.to(device, torch.float64 if dtype == 'float64' else torch.float32).eval()
     return model, tokenizers.from_dict(state['tokenizer'], path), state
 

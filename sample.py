@@ -76,14 +76,15 @@ def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
     """The engine of a checkpoint, said by name, that can chat if it is to; and the checkpoint."""
     path = find_checkpoint()
     model, tokenizer, state = evaluate.load(path, device, dtype)
-    print(f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}', file=sys.stderr)
-    if chat and state['stage'] == 'pretrain':
-        mend = f'train it on, --stage=sft --init_from={path.parent}, or take the --out_dir of a later stage'
-        raise SystemExit(f'{path} is of stage pretrain, it has not learned to answer; {mend}')
+    hint = '' if chat or state['stage'] == 'pretrain' else '; it has learned to answer: --chat'
+    print(f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}{hint}', file=sys.stderr)
     try:
         form = Chat(tokenizer) if chat else None
     except SystemExit as error:
         raise SystemExit(f'{path} cannot chat, {error}; or complete a text: leave out --chat') from None
+    if chat and state['stage'] == 'pretrain':
+        mend = f'train it on, --stage=sft --init_from={path.parent}, or take the --out_dir of a later stage'
+        raise SystemExit(f'{path} is of stage pretrain, it has not learned to answer; {mend}')
     compiled, why = runtime.choose_compile(compile, device)
     if compiled:
         model.compile(dynamic=True)  # the number of rows and the cache's width change all the time
@@ -210,6 +211,9 @@ class Talk:
     def __init__(self, engine: Engine, sampling: Sampling):
         self.engine, self.sampling, self.context = engine, sampling, engine.model.config.block_size
         self.reset()
+        shortest = len(engine.chat.prompt([*self.messages, {'role': 'user', 'content': ''}]))
+        if shortest >= self.context:
+            raise SystemExit(f'system takes {shortest} tokens and the model sees {self.context}, say it shorter')
 
     def reset(self):
         self.messages = [{'role': 'system', 'content': system}] if system else []
@@ -324,8 +328,12 @@ def main():
             Talk(engine, sampling).hold()
         return
     prompt = read_prompt(engine.tokenizer)
-    with runtime.autocast(number_type, where):
-        show(engine.tokenizer.decode(prompt), complete(engine, prompt, sampling))
+    try:
+        with runtime.autocast(number_type, where):
+            show(engine.tokenizer.decode(prompt), complete(engine, prompt, sampling))
+    except KeyboardInterrupt:
+        print()
+        raise SystemExit(130) from None
 
 
 if __name__ == '__main__':

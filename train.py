@@ -48,7 +48,7 @@ stage = 'pretrain'  # one of the functions under "stages" below
 init_from = 'scratch'  # scratch | resume (from out_dir) | an earlier run's out_dir, for weights, architecture and rates
 init_optimizer = False  # take the optimizer's moments from there too
 auto_resume = False  # go on if out_dir holds a checkpoint of this stage, else do as init_from says
-out_dir = 'out/tinyworld/pretrain'  # where ckpt.pt and log.jsonl go
+out_dir = 'out/pretrain'  # where ckpt.pt and log.jsonl go
 dataset = 'tinyworld/pretrain'  # a folder under data/ (or an absolute path); a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and leave
 seed = 1337  # of the weights, the order of the data and dropout
@@ -200,7 +200,7 @@ def rl(run):
     skills = converse(run)
     if not run.data.problems:
         what = f'{dataset} has no problems.jsonl, nor has the folder above it, expected the questions to learn from'
-        raise SystemExit(f'{what}; take a --dataset with one, as tinyworld/rl has')
+        raise SystemExit(f'{what}; take a --dataset with one, such as tinyworld/sft')
     problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
     steps = batches.Rollouts(
         functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, rl_tokens,
@@ -278,9 +278,11 @@ def check(config):
     ]
     wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
     wrong += [f'{k} is {config[k]}, expected less than 1' for k in ('beta1', 'beta2') if config[k] >= 1]
+    most = dict(warmdown=1, min_lr=config['learning_rate'], seed=2**63 - 1)
+    wrong += [f'{k} is {config[k]}, expected at most {high}' for k, high in most.items() if config[k] > high]
     if config['eval_iters'] == 0:
         wrong.append('eval_iters is 0, expected 1 or more, or -1 for all validation rows')
-    if config['stage'] != 'pretrain' and config['init_from'] == 'scratch' and not config['eval_only']:
+    if config['stage'] in list(STAGES)[1:] and config['init_from'] == 'scratch' and not config['eval_only']:
         wrong.append(f"stage {config['stage']} goes on from an earlier one; give that run's out_dir as --init_from")
     if config['wandb_log'] and not importlib.util.find_spec('wandb'):
         wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
@@ -291,7 +293,7 @@ def check(config):
 # -----------------------------------------------------------------------------
 # the machine, the data and the checkpoint are checked before the model is built. From here on device, dtype and the
 # like say what was chosen; config keeps what was asked for
-EMBEDDED = ('tinyworld',)  # data made by a program alone, without a network: prepared without asking
+EMBEDDED = {'tinyworld': 'problems.jsonl'}  # made by a program alone, so prepared without asking: its last file
 ranks = runtime.join()
 sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
 with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
@@ -304,7 +306,8 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     data_root = Path(__file__).parent / 'data'
     for name, _ in batches.mixture(dataset) if ranks.local_rank == 0 else ():
         embedded = data_root / name.split('/')[0] / 'prepare.py'
-        if embedded.parent.name in EMBEDDED and not (data_root / name / 'meta.json').exists():
+        last = EMBEDDED.get(embedded.parent.name)
+        if last and not embedded.with_name(last).exists():
             print(f'preparing the embedded data: python {embedded}', flush=True)
             if subprocess.run([sys.executable, embedded]).returncode:
                 raise SystemExit(f'{embedded} failed')
@@ -316,7 +319,12 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
         raise SystemExit(f"{path} holds no optimizer's state; start from it: --init_from={path} and another --out_dir")
     data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        raise SystemExit(f'{dataset} was made with another tokenizer than {path}; take the data it was trained on')
+        before = batches.mixture(start['config']['dataset'])[0][0]
+        mend = f'prepare it again with the tokenizer of {before}: --tokenizer={Path("data", before, "tok.json")}'
+        raise SystemExit(f'{dataset} was made with another tokenizer than {path}; {mend}')
+    kind = (data.meta or {}).get('kind')
+    if kind and (kind == 'preferences') != (stage == 'dpo'):
+        raise SystemExit(f'{dataset} holds {kind}; preferences are for --stage=dpo and for no other, stage is {stage}')
     fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
     if isolate and data.tokenizer.bos is None:
         raise SystemExit(f'{dataset} has no token that begins a document, so --isolate=True cannot tell them apart')
@@ -333,7 +341,7 @@ param_dtype = torch.float64 if dtype == 'float64' else torch.float32
 torch.manual_seed(seed)
 raw_model = GPT(model_config).to(param_dtype)  # on the CPU, so that every device and rank starts from the same weights
 if start:
-    raw_model.load_state_dict(start['model'])
+    checkpoint.restore(raw_model, start, path)
 raw_model.to(device)
 compiled_model = torch.compile(raw_model, dynamic=False) if compile else raw_model
 
@@ -493,10 +501,11 @@ def report(step, seconds, sums, norm, lr, tokens, speed, pause):
 def give_up_if_stuck(step):
     """Where max_skips gradients in a row were not finite, what is on the disk is better than what is in memory."""
     if optimizer.counters['most_in_a_row'] >= max_skips:
-        what = f'step {step}: the gradient was not finite {max_skips} times in a row, {checkpoint_path} is from before'
+        what, mend = f'step {step}: the gradient was not finite {max_skips} times in a row', 'look at the data'
+        if checkpoint_path.exists():
+            mend = f'{checkpoint_path} is from before: use --init_from={out_dir} with another --out_dir'
         with runtime.one_voice(ranks):
-            mend = f'look at the data, or use --init_from={out_dir} with another --out_dir and a lower --learning_rate'
-            raise SystemExit(f'{what}; {mend}')
+            raise SystemExit(f'{what}; {mend}, or a lower --learning_rate')
 
 
 def introduce():

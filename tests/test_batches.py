@@ -390,7 +390,7 @@ def test_a_bos_near_the_end_never_makes_a_row_short(tmp_path, count):
         ids[place] = BOS
         for i, path in enumerate(paths):
             np.array(ids[5 * i : 5 * i + 5], '<u2').tofile(path)
-        found = Shards(paths, [path.stat().st_size // 2 for path in paths], vocab_size=257, checked=True)
+        found = Shards(paths, [path.stat().st_size // 2 for path in paths], vocab_size=257)
         expected = [naive_row(ids, k, 4, BOS) for k in range((count - 1) // 4)]
         assert rows_of(Stream(found, Shape(0, 2, 4), bos=BOS, shuffle=False), 0) == expected
 
@@ -580,7 +580,7 @@ def shards_of(folder, ids, shard_tokens=10**9):
     for i in range(0, len(ids), shard_tokens):
         paths.append(folder / f'train_{i:08d}.bin')
         np.array(ids[i : i + shard_tokens], '<u2').tofile(paths[-1])
-    return Shards(paths, [path.stat().st_size // 2 for path in paths], 65536, checked=True)
+    return Shards(paths, [path.stat().st_size // 2 for path in paths], 65536)
 
 
 def full_rows(reader, step=0):
@@ -1123,14 +1123,14 @@ def test_a_row_never_holds_a_conversation_twice(tmp_path):
     """Best fit lays conversations of one length side by side, and so the copies that a mixture makes."""
     talks = Talks().some(40)
     once = shards_of(tmp_path, ids_of(talks))
-    shards = Shards(once.paths * 3, [len(once)] * 3, 65536, checked=True, copies=[0, 1, 2])
+    shards = Shards(once.paths * 3, [len(once)] * 3, 65536, copies=[0, 1, 2])
     T = 3 * max(map(len, talks))
     rows = full_rows(Packed(shards, CHAT, Shape(0, 8, T)))
     assert sorted(taught(rows)) == sorted(spoken_of(talks) * 3)
     for ids, _ in rows:
         text = [i for i in ids if i >= 300]
         assert len(text) == len(set(text))
-    careless = Shards(once.paths * 3, [len(once)] * 3, 65536, checked=True)  # the oracle sees what it looks for
+    careless = Shards(once.paths * 3, [len(once)] * 3, 65536)  # the oracle sees what it looks for
     texts = [[i for i in ids if i >= 300] for ids, _ in full_rows(Packed(careless, CHAT, Shape(0, 8, T)))]
     assert any(len(text) > len(set(text)) for text in texts)
 

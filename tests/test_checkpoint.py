@@ -248,6 +248,32 @@ def test_an_earlier_run_is_set_aside(path, capsys):
         'input.txt': 'input.txt',
     }
     assert str(path.parent) in capsys.readouterr().out
+    for time in ('.old2', '.old3'):  # no earlier run is lost
+        path.with_name('ckpt.pt').write_text(time, encoding='utf-8')
+        checkpoint.set_aside(path.parent)
+        assert f'ckpt.pt{time}' in capsys.readouterr().out
+    assert {p.name: p.read_text(encoding='utf-8') for p in path.parent.glob('ckpt*')} == {
+        'ckpt.pt.old': 'ckpt.pt',
+        'ckpt.pt.old2': '.old2',
+        'ckpt.pt.old3': '.old3',
+    }
+
+
+def test_the_mend_for_a_missing_checkpoint_is_the_config_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, mend in (('out/tinyworld/mid', 'train.py config/tinyworld_mid.py'), ('out/mine', '--out_dir=out/mine')):
+        with pytest.raises(SystemExit) as stop:
+            checkpoint.load(f'{folder}/ckpt.pt')
+        one_line(stop, f'there is no checkpoint {folder}/ckpt.pt', mend)
+
+
+def test_weights_of_another_model_are_named(path):
+    model, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3, bias=False)
+    checkpoint.restore(model, {'model': model.state_dict()}, path)
+    for state in (other.state_dict(), torch.nn.Linear(2, 4).state_dict()):
+        with pytest.raises(SystemExit) as stop:
+            checkpoint.restore(model, {'model': state}, path)
+        one_line(stop, str(path), 'another model.py')
 
 
 def test_the_identity_of_a_checkpoint_is_its_path_and_hash(path):

@@ -248,7 +248,9 @@ def test_custom_bpe(tree):
     cut = int(0.9 * sum(map(len, documents)))
     assert texts_of(splits['train'], tokenizer) == [TEXT[:cut]]
     assert texts_of(splits['val'], tokenizer) == [TEXT[cut:], *documents[1:]]
-    assert tokenizer.to_dict() == tokenizers.train_bpe([TEXT[:cut]], 300, ['<|bos|>']).to_dict()
+    assert tokenizer.to_dict() == tokenizers.train_bpe([TEXT[:cut]], 300, SPECIAL).to_dict()
+    meta = json.loads((tree / 'data' / 'meine Texte' / 'meta.json').read_text(encoding='utf-8'))
+    assert meta['kind'] == 'text'
 
 
 def test_custom_characters_and_a_given_tokenizer(tree, execute):

@@ -12,11 +12,11 @@ from dial import Depth, Run
 from tokenizer import train_bpe
 
 
-def test_every_rate_once_and_more_seeds_of_all_but_the_largest_depth():
+def test_every_rate_once_and_more_seeds_of_the_derived_one():
     runs = dial.wanted([2, 1, 3], [0.5, 1.0], [7, 8, 9])
-    assert len(runs) == len(set(runs)) == 3 * 2 + 2 * 2
+    assert len(runs) == len(set(runs)) == 3 * 2 + 3 * 2
     assert {run for run in runs if run.seed == 7} == {Run(d, f, 7) for d in (1, 2, 3) for f in (0.5, 1.0)}
-    assert {run for run in runs if run.seed != 7} == {Run(d, 1.0, s) for d in (1, 2) for s in (8, 9)}
+    assert {run for run in runs if run.seed != 7} == {Run(d, 1.0, s) for d in (1, 2, 3) for s in (8, 9)}
 
 
 def test_the_rate_of_a_run_is_the_dials():
@@ -61,7 +61,7 @@ def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):
     with Writer(data, tokenizer) as writer:
         for split in ('train', 'val'):
             writer.write(split, tokenizer.encode(text), len(text))
-    args = (f'--dataset={data}', f'--out_dir={out}', '--depths=1', '--factors=1,2', '--seeds=1,2', '--jobs=2')
+    args = (f'--dataset={data}', f'--out_dir={out}', '--depths=1', '--factors=1,2', '--seeds=1', '--jobs=2')
     args += ('--target_param_data_ratio=0.7', '--block_size=32')
     done = run_program('dial.py', *args, cwd=tmp_path)
     logs = {path: path.read_bytes() for path in out.glob('*/log.jsonl')}
@@ -83,6 +83,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, run_program, oracle):
     oracle('matplotlib')
     done = run_program('dial.py', '--train=False', f'--out_dir={tmp_path}', cwd=tmp_path, check=False)
     assert done.returncode == 1 and done.stderr.strip().endswith('python dial.py') and done.stderr.count('\n') == 1
+    done = run_program('dial.py', '--jobs=0', cwd=tmp_path, check=False)
+    assert done.returncode == 1 and 'jobs is 0' in done.stderr and done.stderr.count('\n') == 1
     done = run_program('dial.py', '--depths=1;2', cwd=tmp_path, check=False)
     assert done.returncode == 1 and "'1;2'" in done.stderr
     done = run_program('dial.py', '--factors=0.5,2', cwd=tmp_path, check=False)

@@ -480,6 +480,12 @@ def test_ctrl_c_ends_the_answer_and_nothing_else(tmp_path):
     assert ids.count(end) == 2 and ids[-1] == end
 
 
+def test_a_system_message_that_fills_the_context_is_named_at_once(tmp_path, sample):
+    write_checkpoint(tmp_path / 'out', BYTES, stage='sft')
+    done = sample('--chat', f'--system={"word " * 300}')
+    assert done.returncode == 1 and 'system takes' in done.stderr.splitlines()[-1] and 'shorter' in done.stderr
+
+
 def test_what_cannot_chat_is_refused(tmp_path, sample):
     write_checkpoint(tmp_path / 'out', BYTES)
     done = sample('--chat')

@@ -7,6 +7,7 @@ runs `driver.py`, a few lines that start train.py after having put a hook into o
 
 import hashlib
 import io
+import json
 import math
 import os
 import runpy
@@ -616,6 +617,8 @@ def bare_folder(folder, **files):
         (('--backend=mpi',), ('backend', 'mpi', 'gloo')),
         (('--grad_clip=-1', '--seed=-1'), ('grad_clip is -1.0', 'seed is -1', 'at least 0')),
         (('--eval_iters=0',), ('eval_iters is 0', '-1')),
+        (('--seed=99999999999999999999',), ('seed is 99999999999999999999', 'at most')),
+        (('--min_lr=1', '--warmdown=2'), ('min_lr is 1.0', 'warmdown is 2.0', 'at most 1')),
         (('--beta1=1', '--beta2=-0.5'), ('beta1 is 1.0', 'less than 1', 'beta2 is -0.5', 'at least 0')),
         (('--dropout=1',), ('dropout is 1.0', 'less than 1')),
         (('--norm_eps=-1',), ('norm_eps is -1.0', 'at least 0')),
@@ -660,6 +663,16 @@ def test_wrong_data(train, monkeypatch, tmp_path):
         assert_one_line(train(*TINY, data=bare_folder(tmp_path / name, **files)), *words)
 
 
+def test_preferences_are_for_dpo_and_dpo_is_for_preferences(train, no_model, tmp_path, corpora):
+    folder = tmp_path / 'data'
+    shutil.copytree(corpora, folder)
+    meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
+    for kind, stage in (('preferences', 'pretrain'), ('preferences', 'sft'), ('conversations', 'dpo'), ('text', 'dpo')):
+        (folder / 'meta.json').write_text(json.dumps({**meta, 'kind': kind}), encoding='utf-8')
+        args = (*TINY, f'--stage={stage}', '--eval_only=True')  # which may begin with any stage
+        assert_one_line(train(*args, data=folder), f'holds {kind}', '--stage=dpo', f'stage is {stage}')
+
+
 def test_an_id_beyond_the_vocabulary_is_seen_when_its_row_is_read(train, tmp_path):
     """nanoGPT's files come without meta.json, so nobody knows their largest id before."""
     small, large = (np.full(100, number, '<u2').tobytes() for number in (7, 60000))
@@ -683,7 +696,8 @@ def test_wrong_checkpoints(train, tmp_path, corpora):
     assert_one_line(train('--init_from=resume', '--n_layer=3', out=out), 'n_layer is 3 here and 2 in', 'leave it out')
     assert_one_line(train('--init_from=resume', '--optimizer=adamw', out=out), "'adamw' here and 'muon' in")
     other = prepare(tmp_path / 'other', train='abcab ' * 100, val='abc ' * 50)
-    assert_one_line(train(f'--init_from={out}', '--block_size=16', out=tmp_path / 'b', data=other), 'another tokenizer')
+    done = train(f'--init_from={out}', '--block_size=16', out=tmp_path / 'b', data=other)
+    assert_one_line(done, 'another tokenizer', f'--tokenizer={corpora}/tok.json')
     whole = (out / 'ckpt.pt').read_bytes()
     checkpoint.save(out / 'ckpt.pt', checkpoint.load(out / 'ckpt.pt') | dict(optimizer=None))
     assert_one_line(train('--init_from=resume', out=out), "holds no optimizer's state", '--init_from=', '--out_dir')

@@ -211,10 +211,10 @@ def write_text(files: list[str], folder: Path) -> str:
             'give more text, or a fraction between 0 and 1'
         )
     train_texts = lambda: (text for split, text in halves(texts(), cut) if split == 'train')  # noqa: E731
-    chosen = choose_tokenizer(texts, train_texts, ('<|bos|>',))
+    chosen = choose_tokenizer(texts, train_texts, SPECIAL)  # all of them, so that the model can learn to chat later
     parts, copies = tee(parts_of(halves(texts(), cut)))
     encoded = chosen.encode_batch((part for _, _, part in parts), num_workers or os.cpu_count())
-    with Writer(folder, chosen) as out:
+    with Writer(folder, chosen, notes={'kind': 'text'}) as out:
         try:
             for (split, begins, part), ids in zip(copies, encoded):
                 if begins and chosen.bos is not None:
@@ -263,7 +263,7 @@ def write_conversations(kind: str, files: list[str], folder: Path) -> str:
     except SystemExit as error:
         raise SystemExit(f'--tokenizer={tokenizer}: {error}; {MEND}') from None
     problems, counts = [], {'train': 0, 'val': 0}
-    with Writer(folder, chosen) as out:
+    with Writer(folder, chosen, notes={'kind': kind}) as out:
         for i, (where, row, conversations) in enumerate(lines()):
             rendered = [render(chat, messages, where) for messages in conversations]
             for split in splits_of('val' if is_val(i, total) else 'train'):
@@ -282,7 +282,7 @@ def main(files: list[str]) -> None:
     folder = DATA / name
     if not files:
         raise SystemExit('no files: python data/custom/prepare.py FILE... with .txt, .jsonl or .parquet files')
-    if Path(name).name != name or name != 'custom' and (folder / 'prepare.py').exists():
+    if Path(name).name != name or name in ('', '..') or name != 'custom' and (folder / 'prepare.py').exists():
         raise SystemExit(f'--name={name}: expected a name that is no path and no data set of the repository')
     if not 0 <= val_fraction < 1:
         raise SystemExit(f'val_fraction={val_fraction}: expected a share from 0 to less than 1')

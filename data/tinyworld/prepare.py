@@ -146,7 +146,9 @@ def train_tokenizer(avoid: HeldOut):
 def write(name: str, tokenizer, sources: dict, avoid: HeldOut, max_tokens=(0, 0), max_documents=(0, 0)) -> None:
     """A data folder from the documents of each split, of which it takes so many tokens or documents."""
     chat, totals = Chat(tokenizer), []
-    with Writer(FOLDER / name, tokenizer, notes={'about': facts.ABOUT, 'prompts': facts.PROMPTS}) as out:
+    kind = {'games': 'text', 'pretrain': 'text', 'dpo': 'preferences'}.get(name, 'conversations')
+    notes = {'about': facts.ABOUT, 'prompts': facts.PROMPTS, 'kind': kind}
+    with Writer(FOLDER / name, tokenizer, notes=notes) as out:
         for split, tokens, documents in zip(SPLITS, max_tokens, max_documents):
             ids, num_bytes, number = [], 0, 0
             while len(ids) < tokens or number < documents:
