@@ -709,8 +709,9 @@ def test_embedded_data_are_prepared_where_they_are_missing_and_only_there(corpor
     program, embedded = tmp_path / 'train.py', tmp_path / 'data/tinyworld'
     shutil.copy(ROOT / 'train.py', program)
     shutil.copytree(corpora, embedded / 'pretrain')
-    prepare = f'import shutil; shutil.copytree({str(corpora)!r}, {str(embedded / "games")!r})'  # fails if it runs twice
-    (embedded / 'prepare.py').write_text(prepare, encoding='utf-8')
+    games, last = str(embedded / 'games'), str(embedded / 'problems.jsonl')
+    twice_is_an_error = f'import shutil\nshutil.copytree({str(corpora)!r}, {games!r})\nopen({last!r}, "w").close()\n'
+    (embedded / 'prepare.py').write_text(twice_is_an_error, encoding='utf-8')
     args = (*TINY, '--max_iters=1', '--dataset=tinyworld/pretrain,tinyworld/games:2', f'--out_dir={tmp_path / "out"}')
     with running(capsys) as run:
         first, second = run(*args, program=program), run(*args, program=program)
