@@ -480,6 +480,21 @@ def test_ctrl_c_ends_the_answer_and_nothing_else(tmp_path):
     assert ids.count(end) == 2 and ids[-1] == end
 
 
+def test_ctrl_c_ends_a_text_without_a_traceback(tmp_path, sample, monkeypatch):
+    write_checkpoint(tmp_path / 'out')
+    steps, original = [], Engine.step
+
+    def step(self):
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(Engine, 'step', step)
+    done = sample('--max_new_tokens=20', '--num_samples=1')
+    assert done.stderr.splitlines()[-1] == '130' and len(done.stdout.strip()) > 2
+
+
 def test_a_system_message_that_fills_the_context_is_named_at_once(tmp_path, sample):
     write_checkpoint(tmp_path / 'out', BYTES, stage='sft')
     done = sample('--chat', f'--system={"word " * 300}')
