@@ -249,6 +249,18 @@ def catch_signals() -> list[int]:
     return asked
 
 
+def explain_out_of_memory(mend: str) -> None:
+    """From here on a program that memory runs out for ends with one line that says what to do, on any device."""
+
+    def last_words(kind, error, trace):
+        if issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error)):
+            print(f'{str(error).splitlines()[0]:.200}; {mend}', file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = last_words
+
+
 def clock(seconds: float) -> str:
     """3725 -> '1:02:05'."""
     return str(datetime.timedelta(seconds=round(max(0.0, seconds)))).removeprefix('0:')

@@ -539,6 +539,7 @@ if master:
         checkpoint.start_log(log_path, facts, first_step if resume else None)
 if wandb_log and master and not eval_only:
     wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))
+runtime.explain_out_of_memory('lower --batch_size and raise --gradient_accumulation_steps as much')
 asked_to_stop = runtime.catch_signals()
 step = logged_step = first_step
 tokens, pause = 0, 0.0

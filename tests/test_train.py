@@ -78,6 +78,7 @@ def corpora(tmp_path_factory):
 @contextmanager
 def running(capture):
     """A run(*arguments of train.py) -> outcome in this process; .values are the globals it left."""
+    hook = sys.excepthook
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
 
@@ -100,6 +101,7 @@ def running(capture):
         yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    sys.excepthook = hook
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     torch.use_deterministic_algorithms(False)
@@ -355,6 +357,21 @@ def test_a_signal_before_the_first_step_leaves_what_one_can_go_on_from(train, mo
     assert learned(out) == learned(tmp_path / 'straight')
 
 
+def test_out_of_memory_is_one_line_with_what_to_lower(drive, tmp_path):
+    lines = """
+original = runtime.seed_step
+def seed_step(seed, step, rank):
+    original(seed, step, rank)
+    if step == 3:
+        import torch
+        torch.empty(10**16)
+runtime.seed_step = seed_step
+"""
+    done = drive(lines, *SHORT, '--max_iters=5', '--save_interval=2', out=tmp_path / 'out', check=False)
+    assert_one_line(done, 'allocate memory', '--batch_size', '--gradient_accumulation_steps')
+    assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 2
+
+
 def test_a_signal_to_one_rank_stops_all(drive, tmp_path):
     lines = """
 import runtime
@@ -431,6 +448,17 @@ def test_every_number_type_learns(train, tmp_path, dtype):
     assert {weight.dtype for weight in checkpoint.load(tmp_path / 'out/ckpt.pt')['model'].values()} == {kept}
     norms = [row['norm'] for row in learned(tmp_path / 'out') if 'norm' in row and math.isfinite(row['norm'])]
     assert len(norms) > 20 and 1e-3 < min(norms) <= max(norms) < 100  # the loss scale, 65,536 at first, is not in them
+
+
+def test_a_micro_batch_of_which_nothing_counts_has_loss_0_and_no_gradient(train):
+    run = train(*TINY, '--max_iters=0').values
+    ids = torch.randint(5, (4, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        run['raw_model'].lm_head.weight.normal_()  # it starts at zero, and then nothing has a gradient anyway
+    for weight in (1.0, 0.0):
+        loss, _ = run['weighted_nll'](run['model'], batches.Batch(ids, ids.roll(-1, 1), torch.full((4, 16), weight)))
+        grads = torch.autograd.grad(loss, list(run['raw_model'].parameters()))
+        assert (loss != 0) == (weight != 0) and any(g.any() for g in grads) == (weight != 0)
 
 
 def test_bad_gradients_are_seen_before_a_save_too(train, monkeypatch, tmp_path):
