@@ -262,7 +262,7 @@ class Batch(NamedTuple):
     inputs: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64, inputs shifted by one
     weights: torch.Tensor  # (B, T) each target's share of the step's loss
-    share: torch.Tensor | None = None  # (B,) what the pair of a row counts in the step (Pairs)
+    share: torch.Tensor | None = None  # (B,) the share of the step's loss that a row's pair has (Pairs)
     reference: torch.Tensor | None = None  # (B,) the row's log-probability under the model that DPO began with (Pairs)
     metrics: dict = {}  # {name: number} for the log, additive over micro-batches and ranks
 

@@ -3,7 +3,7 @@ Whether the depth dial of plan.py is right, where that can be afforded: small de
 
     $ python data/stdlib/prepare.py             # 31 MB of text, where Python's library has its tests
     $ python dial.py                            # depths 1, 2 and 3: hours on two cores; stopped, it goes on later
-    $ python dial.py --depths=1,2 --jobs=2      # an hour
+    $ python dial.py --depths=1,2 --jobs=2      # the smaller ones, two runs at a time
     $ python dial.py --train=False              # only shows what is there
 
 Trains every depth at the learning rate that plan.py derives and at rates around it, and with more seeds at the derived

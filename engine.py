@@ -208,8 +208,8 @@ class Engine:
         self.stop = chat.stop if chat else frozenset()
         self.special = frozenset(tokenizer.special.values())
         home = model.transformer.wte.weight.device
-        # where ids are drawn: on a card there, since a CPU takes a tenth of a second for 64 rows of 65,536 logits; else
-        # on the CPU, for MPS has returned garbage, and a card's cumsum has no deterministic kernel
+        # where ids are drawn: on a card there, since a CPU takes a tenth of a second or more for 64 rows of 65,536
+        # logits (LOG.md); else on the CPU, for MPS has returned garbage, and a card's cumsum is not deterministic
         self.home = home if home.type == 'cuda' and not torch.are_deterministic_algorithms_enabled() else 'cpu'
         self.unspeakable = torch.arange(config.vocab_size, device=self.home) >= known
         self.unspeakable[list(self.special)] = True  # what a row may say of them it says itself

@@ -29,6 +29,8 @@ PEAK_FLOPS = {
     'A10G': 70e12, 'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12,
     'V100': 125e12, 'T4': 65e12,
 }  # fmt: skip
+# Compilers: the variable that names one, and what they are called
+CC, CXX = ('CC', 'gcc', 'clang'), ('CXX', 'g++', 'clang++', 'cl')
 
 
 # -----------------------------------------------------------------------------
@@ -157,9 +159,9 @@ def choose_compile(compile: bool | None, device: str) -> tuple[bool, str]:
             import triton  # noqa: F401
         except ImportError:
             return False, 'Triton is not installed'
-        if os.name == 'posix' and not compiler('CC', 'gcc', 'clang'):  # on Windows Triton brings its own
+        if os.name == 'posix' and not compiler(*CC):  # on Windows Triton brings its own
             return False, 'no C compiler was found'
-    if device.startswith('cpu') and not compiler('CXX', 'g++', 'clang++', 'cl'):
+    if device.startswith('cpu') and not compiler(*CXX):
         return False, 'no C++ compiler was found'
     return True, 'as asked' if compile else f'the default on {device}'
 

@@ -278,11 +278,14 @@ def check(config):
     ]
     wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
     wrong += [f'{k} is {config[k]}, expected less than 1' for k in ('beta1', 'beta2') if config[k] >= 1]
-    most = dict(warmdown=1, min_lr=config['learning_rate'], seed=2**63 - 1)
+    most = dict(warmdown=1, seed=2**63 - 1)
     wrong += [f'{k} is {config[k]}, expected at most {high}' for k, high in most.items() if config[k] > high]
+    if config['min_lr'] > config['learning_rate']:
+        wrong.append(f'min_lr is {config["min_lr"]}, expected at most learning_rate = {config["learning_rate"]}')
     if config['eval_iters'] == 0:
         wrong.append('eval_iters is 0, expected 1 or more, or -1 for all validation rows')
-    if config['stage'] in list(STAGES)[1:] and config['init_from'] == 'scratch' and not config['eval_only']:
+    later = config['stage'] in STAGES and config['stage'] != 'pretrain'
+    if later and config['init_from'] == 'scratch' and not config['eval_only']:
         wrong.append(f"stage {config['stage']} goes on from an earlier one; give that run's out_dir as --init_from")
     if config['wandb_log'] and not importlib.util.find_spec('wandb'):
         wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
@@ -315,8 +318,9 @@ master = ranks.rank == 0  # prints, and writes files
 with runtime.one_voice(ranks):  # a second time, for now the embedded data is there
     path, resume = origin(config)
     start = read_checkpoint(path) if path else {}
-    if resume and not start.get('optimizer'):
-        raise SystemExit(f"{path} holds no optimizer's state; start from it: --init_from={path} and another --out_dir")
+    if start and (resume or init_optimizer) and not start.get('optimizer'):
+        mend = f'start from it: --init_from={path} and another --out_dir' if resume else 'leave --init_optimizer out'
+        raise SystemExit(f"{path} holds no optimizer's state; {mend}")
     data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
         before = batches.mixture(start['config']['dataset'])[0][0]
@@ -337,6 +341,7 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
 
 # -----------------------------------------------------------------------------
 # model, stage, optimizer
+runtime.explain_out_of_memory('lower --batch_size and raise --gradient_accumulation_steps as much')
 param_dtype = torch.float64 if dtype == 'float64' else torch.float32
 torch.manual_seed(seed)
 raw_model = GPT(model_config).to(param_dtype)  # on the CPU, so that every device and rank starts from the same weights
@@ -373,8 +378,6 @@ with runtime.one_voice(ranks):
         ranks.rank, ranks.world_size, group, fp16=dtype == 'float16', compile=compile and device != 'cpu',
     )  # fmt: skip
     if resume or init_optimizer and start:
-        if not start.get('optimizer'):
-            raise SystemExit(f"{path} holds no optimizer's state; leave --init_optimizer out")
         optimizer.load_state_dict(start['optimizer'])
         optimizer.counters['most_in_a_row'].copy_(optimizer.counters['in_a_row'])  # earlier ones were lived through
 about = {name: (data.meta or {})[name] for name in ('about', 'prompts') if name in (data.meta or {})}
@@ -539,7 +542,6 @@ if master:
         checkpoint.start_log(log_path, facts, first_step if resume else None)
 if wandb_log and master and not eval_only:
     wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))
-runtime.explain_out_of_memory('lower --batch_size and raise --gradient_accumulation_steps as much')
 asked_to_stop = runtime.catch_signals()
 step = logged_step = first_step
 tokens, pause = 0, 0.0

@@ -1,4 +1,4 @@
-# Tiny Shakespeare by characters in ten seconds on two CPU cores: nanoGPT's long CPU recipe in a tenth of its time.
+# Tiny Shakespeare by characters in ten seconds on two CPU cores: nanoGPT's long CPU recipe in a ninth of its time.
 #
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/shakespeare_char_10s.py

@@ -432,6 +432,7 @@ def test_under_autocast_tokens_are_drawn_from_float32(preset, monkeypatch):
 
     def spy(self, logits, uniform):
         seen.append(logits)
+        assert engine.cache.keys.dtype == engine.cache.values.dtype == torch.bfloat16  # as attention rounds them
         return draw(self, logits, uniform)
 
     monkeypatch.setattr(Sampling, 'draw', spy)

@@ -701,7 +701,7 @@ def test_an_overflow_on_one_rank_lowers_the_loss_scale_of_all(ranks, world_size)
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['muon', 'adamw'])
 def test_compiled_updates_are_the_eager_ones(kind):
-    if not runtime.compiler('CXX', 'g++'):
+    if not runtime.compiler(*runtime.CXX):
         pytest.skip('no C++ compiler was found')
     eager, compiled = (build('llama', n_kv_head=2) for _ in range(2))
     optimizers = Optimizer(eager, kind, fp16=True), Optimizer(compiled, kind, fp16=True, compile=True)

@@ -162,11 +162,11 @@ def test_the_compiler_is_the_one_that_CXX_names(monkeypatch):
     there = {'/opt/c++', 'clang++'}
     monkeypatch.setattr(runtime.shutil, 'which', lambda name: name if name in there else None)
     monkeypatch.setenv('CXX', '/opt/c++')
-    assert runtime.compiler('CXX', 'g++', 'clang++') == '/opt/c++'
+    assert runtime.compiler(*runtime.CXX) == '/opt/c++'
     monkeypatch.setenv('CXX', 'gone')
-    assert runtime.compiler('CXX', 'g++', 'clang++') == 'clang++'
+    assert runtime.compiler(*runtime.CXX) == 'clang++'
     there.clear()
-    assert runtime.compiler('CXX', 'g++', 'clang++') is None
+    assert runtime.compiler(*runtime.CXX) is None
 
 
 # ---- trap 31: peaks

@@ -580,7 +580,7 @@ print(json.dumps(counted))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not runtime.compiler('CXX', 'g++'), reason='needs a C++ compiler')
+@pytest.mark.skipif(not runtime.compiler(*runtime.CXX), reason='needs a C++ compiler')
 @pytest.mark.parametrize('stage', STAGES)
 def test_nothing_is_compiled_again_after_the_first_step(train, world, runs, run_program, tmp_path, stage):
     """Evaluations and rollouts among the steps included."""
