@@ -22,7 +22,7 @@ TESTS = sorted((ROOT / 'tests').glob('*.py'))
 CORE = [path for path in CODE if path.parent == ROOT]
 
 LAYERS = {
-    'leaf': 'model moe tokenizer conversation optim tools configurator runtime',
+    'leaf': 'model moe tokenizer conversation optim tools configurator runtime console',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'upper': 'evaluate',
     'program': 'train sample serve bench report dial',
@@ -272,8 +272,8 @@ def test_only_the_configurator_evaluates(path):
     assert not list(evaluates_and_pickles_nothing(parse(path), name_of(path)))
 
 
-@each([path for path in CODE if name_of(path) != 'runtime.py'])
-def test_only_runtime_reads_the_environment(path):
+@each([path for path in CODE if name_of(path) not in ('runtime.py', 'console.py')])
+def test_only_runtime_and_console_read_the_environment(path):
     assert not list(reads_no_environment(parse(path), name_of(path)))
 
 
