@@ -1,14 +1,15 @@
 """
-The whole model: a decoder-only Transformer that covers GPT-2, NanoChat, Llama and Qwen3 by its settings.
+The model: a decoder-only Transformer. Its settings cover GPT-2, NanoChat, Llama and Qwen3.
 
     model = GPT(GPTConfig(vocab_size=65, **PRESETS['nano']))
-    nll = model(inputs, targets)           # (B, T), -ln p of each target (nats): what to do with it is the caller's
+    nll = model(inputs, targets)           # (B, T): -ln p of each target, in nats; no reduction
     logits = model(inputs)                 # (B, T, vocab_size)
-    logits = model(inputs, cache=cache)    # the same for a continuation: the cache has the keys and values of what was
+    logits = model(inputs, cache=cache)    # the same for a continuation of what the cache holds
 
-Letters in shapes: B rows, T tokens of a row, C = n_embd, H heads, D = head_dim, S slots of the cache.
+Shapes: B rows, T tokens per row, C = n_embd, H heads, D = head_dim.
 
-Left out on purpose: optimizers, checkpoints, sampling and other people's weights, which have files of their own.
+Left out on purpose: optimizers, checkpoints, sampling and weights from elsewhere. They have files
+of their own.
 """
 
 import math
@@ -19,23 +20,24 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-# A preset is a row of settings. train.py takes any of them one by one too, so that each can be compared alone.
+# A preset is a set of settings. train.py takes each of them alone too, to compare one at a time.
 PRESETS = {
     'nano': dict(
-        norm='rms', positions='rope', qk_norm='rms', mlp='relu2', tied_head=False,
-        embed_norm=True, softcap=15.0, norm_eps=1e-6, rope_theta=10000.0, zero_init=True, init_std=0.0,
+        norm='rms', norm_eps=1e-6, positions='rope', rope_theta=10000.0, qk_norm='rms',
+        mlp='relu2', tied_head=False, embed_norm=True, softcap=15.0, init_std=0.0, zero_init=True,
     ),
     'gpt2': dict(
-        norm='layer', positions='learned', qk_norm='none', mlp='gelu', tied_head=True,
-        embed_norm=False, softcap=0.0, norm_eps=1e-5, rope_theta=10000.0, zero_init=False, init_std=0.02,
+        norm='layer', norm_eps=1e-5, positions='learned', rope_theta=10000.0, qk_norm='none',
+        mlp='gelu', tied_head=True, embed_norm=False, softcap=0.0, init_std=0.02, zero_init=False,
     ),
     'llama': dict(
-        norm='rms_gain', positions='rope', qk_norm='none', mlp='swiglu', tied_head=False,
-        embed_norm=False, softcap=0.0, norm_eps=1e-5, rope_theta=10000.0, zero_init=False, init_std=0.02,
+        norm='rms_gain', norm_eps=1e-5, positions='rope', rope_theta=10000.0, qk_norm='none',
+        mlp='swiglu', tied_head=False, embed_norm=False, softcap=0.0, init_std=0.02,
+        zero_init=False,
     ),
     'qwen3': dict(
-        norm='rms_gain', positions='rope', qk_norm='rms_gain', mlp='swiglu', tied_head=True,
-        embed_norm=False, softcap=0.0, norm_eps=1e-6, rope_theta=1000000.0, zero_init=False, init_std=0.02,
+        norm='rms_gain', norm_eps=1e-6, positions='rope', rope_theta=1e6, qk_norm='rms_gain',
+        mlp='swiglu', tied_head=True, embed_norm=False, softcap=0.0, init_std=0.02, zero_init=False,
     ),
 }  # fmt: skip
 
@@ -46,23 +48,25 @@ CHOICES = {
     'mlp': ('relu2', 'gelu', 'swiglu'),
 }
 
-LOGITS_BYTES = 2**30  # float32 logits of a micro-batch beyond this are never all in memory at once
+LOGITS_BYTES = 2**30  # larger float32 logits of a micro-batch are computed in pieces
 
 
 @dataclass
 class GPTConfig:
     """The architecture. The defaults are the preset 'nano'."""
 
-    vocab_size: int = 50304  # ids that exist, special tokens included
-    block_size: int = 1024  # tokens of a row, and the longest context
+    vocab_size: int = 50304  # number of ids, special tokens included
+    block_size: int = 1024  # tokens per row, and the longest context
     n_layer: int = 12
     n_head: int = 12
     n_kv_head: int = 0  # heads of keys and values (GQA: Ainslie et al., 2023); 0 is n_head
     n_embd: int = 768
     head_dim: int = 0  # 0 is n_embd / n_head
-    n_hidden: int = 0  # width of the MLP; 0 is 4 * n_embd, and for swiglu 8/3 * n_embd rounded up to 64
+    n_hidden: int = (
+        0  # width of the MLP; 0 is 4 * n_embd, or 8/3 * n_embd rounded up to 64 (swiglu)
+    )
     dropout: float = 0.0
-    bias: bool = False  # in linear layers and LayerNorm, as GPT-2 has it
+    bias: bool = False  # in linear layers and LayerNorm, as in GPT-2
     norm: str = 'rms'  # rms | rms_gain | layer
     norm_eps: float = 1e-6
     positions: str = 'rope'  # rope | learned
@@ -71,38 +75,58 @@ class GPTConfig:
     mlp: str = 'relu2'  # relu2 | gelu | swiglu
     tied_head: bool = False  # the head is the embedding table
     embed_norm: bool = True  # a norm right after the embedding
-    softcap: float = 15.0  # logits are squeezed into (-softcap, softcap); 0 is off
-    init_std: float = 0.0  # standard deviation of the first weights; 0 is 1 / sqrt(fan-in)
-    zero_init: bool = True  # what writes into the residual stream, and an untied head, starts at zero
-    bos: int = -1  # the id that begins a document: nothing in a row looks back beyond it; -1: a row is one text
+    softcap: float = 15.0  # logits stay within (-softcap, softcap); 0 is off
+    init_std: float = 0.0  # standard deviation of the initial weights; 0 is 1 / sqrt(fan-in)
+    zero_init: bool = True  # output projections and an untied head start at zero
+    bos: int = -1  # no token attends across this id, which begins a document; -1: a row is one text
 
     def __post_init__(self):
+        # 1) Choices and ranges
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise SystemExit(f"{name} is '{getattr(self, name)}', expected one of {', '.join(allowed)}")
-        least = dict(vocab_size=1, block_size=1, n_layer=1, n_head=1, n_embd=1, n_kv_head=0, head_dim=0, n_hidden=0)
+                raise SystemExit(
+                    f"{name} is '{getattr(self, name)}', expected one of {', '.join(allowed)}"
+                )
+        least = dict(
+            vocab_size=1,
+            block_size=1,
+            n_layer=1,
+            n_head=1,
+            n_embd=1,
+            n_kv_head=0,
+            head_dim=0,
+            n_hidden=0,
+        )
         least |= dict(dropout=0, norm_eps=0, rope_theta=1, softcap=0, init_std=0)
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise SystemExit(f'{name} is {getattr(self, name)}, expected at least {minimum}')
         if self.dropout >= 1:
             raise SystemExit(f'dropout is {self.dropout}, expected less than 1')
+        # 2) Derived sizes, and what must divide what
         if not self.head_dim and self.n_embd % self.n_head:
             raise SystemExit(
-                f'n_embd is {self.n_embd}, expected a multiple of n_head = {self.n_head} (or set head_dim)'
+                f'n_embd is {self.n_embd}, expected a multiple of n_head = {self.n_head} '
+                '(or set head_dim)'
             )
         self.head_dim = self.head_dim or self.n_embd // self.n_head
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_head % self.n_kv_head:
-            raise SystemExit(f'n_head is {self.n_head}, expected a multiple of n_kv_head = {self.n_kv_head}')
+            raise SystemExit(
+                f'n_head is {self.n_head}, expected a multiple of n_kv_head = {self.n_kv_head}'
+            )
         if self.positions == 'rope' and self.head_dim % 2:
-            raise SystemExit(f'head_dim is {self.head_dim}, expected an even number: RoPE turns pairs')
+            raise SystemExit(
+                f'head_dim is {self.head_dim}, expected an even number: RoPE rotates pairs'
+            )
         if not self.n_hidden:
-            self.n_hidden = ceil_to(8 * self.n_embd // 3, 64) if self.mlp == 'swiglu' else 4 * self.n_embd
+            self.n_hidden = (
+                ceil_to(8 * self.n_embd // 3, 64) if self.mlp == 'swiglu' else 4 * self.n_embd
+            )
 
 
 def ceil_to(n: int, step: int) -> int:
-    """The smallest multiple of step that is no less than n."""
+    """n rounded up to a multiple of step."""
     return -(-n // step) * step
 
 
@@ -118,27 +142,33 @@ class Norm(nn.Module):
     def forward(self, x):
         if self.kind == 'layer':
             return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
-        gain = None if self.weight is None else self.weight.to(x.dtype)  # one dtype, or torch takes a slow path
+        gain = None if self.weight is None else self.weight.to(x.dtype)  # mixed dtypes are slow
         return F.rms_norm(x, (self.size,), gain, self.eps)
 
 
 def rotate(x, cos, sin):
-    """RoPE (Su et al., 2021): dimension i and i + D/2 are a point that turns by an angle proportional to its position.
+    """RoPE (Su et al., 2021): rotate the point (x[i], x[i + D/2]) by an angle proportional to its
+    position. Sense of rotation and pairing are Llama's.
 
-    x (B, H, T, D), cos and sin (B or 1, 1, T, D/2) -> at least float32. The sense and the pairing are Llama's.
+    x (B, H, T, D), cos and sin (B or 1, 1, T, D/2) -> (B, H, T, D), at least float32.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
-    """Queries, keys and values come from one matrix; n_head / n_kv_head queries share a key and a value (GQA)."""
+    """Queries, keys and values come from one matrix. With GQA, n_head / n_kv_head queries share
+    a key and a value."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.layer, self.dropout = layer, config.dropout
-        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
-        self.sizes = [n * self.head_dim for n in (self.n_head, self.n_kv_head, self.n_kv_head)]  # of q, k, v
+        self.layer = layer
+        self.dropout = config.dropout
+        self.n_head = config.n_head
+        self.n_kv_head = config.n_kv_head
+        self.head_dim = config.head_dim
+        # widths of q, k and v
+        self.sizes = [n * self.head_dim for n in (self.n_head, self.n_kv_head, self.n_kv_head)]
         self.blocks = {'c_attn': self.sizes, 'c_proj': [config.n_embd]}
         self.c_attn = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
@@ -147,40 +177,44 @@ class CausalSelfAttention(nn.Module):
             self.q_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
             self.k_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
 
-    def forward(self, x, rotation, cache, places, mask):
-        """x (B, T, C); rotation is what rotate() takes, or None; cache, places and mask see GPT.hidden."""
+    def forward(self, x, rotation, mask, cache):
+        """x (B, T, C) -> (B, T, C). rotation: cos and sin for rotate(), or None. mask: True where a
+        query may look, or None for causal attention over x. cache: an engine.KVCache, or None."""
         B, T, _ = x.shape
+
+        # 1) Queries, keys and values, normalised and rotated
         q, k, v = self.c_attn(x).split(self.sizes, dim=-1)
         q = q.view(B, T, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
+        k = k.view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, H_kv, T, D)
         v = v.view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = self.q_norm(q)
+        k = self.k_norm(k)
         if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # in mixed precision the rotation, and on CUDA the norm, gave float32
+            q = rotate(q, *rotation)
+            k = rotate(k, *rotation)
+        # in mixed precision the rotation, and on CUDA the norm, return float32
+        q = q.to(v.dtype)
+        k = k.to(v.dtype)
+
+        # 2) With a cache: store the new keys and values, attend to all there are
         if cache is not None:
-            k, v = self.remember(k, v, cache, places)
+            k, v = cache.update(self.layer, k, v)  # (B, H_kv, width, D)
+
+        # 3) Attention, and the output projection
         dropout = self.dropout if self.training else 0.0
-        grouped = self.n_kv_head < self.n_head
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=self.n_kv_head < self.n_head
+        )
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
         return F.dropout(y, self.dropout, self.training)
-
-    def remember(self, k, v, cache, places):
-        """Write k and v (B, Hkv, T, D) into the slots `places` (B, T); return all there are, (B, Hkv, width, D)."""
-        slots = places[:, None, :, None].expand_as(k)
-        out = []
-        for kept, new in ((cache.keys[self.layer], k), (cache.values[self.layer], v)):
-            kept.scatter_(2, slots, new.to(kept.dtype))
-            out.append(kept[:, :, : cache.width].to(new.dtype))
-        return out
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.kind, self.dropout = config.mlp, config.dropout
-        stacked = 2 if config.mlp == 'swiglu' else 1  # swiglu: the gate, then what passes through it
+        self.kind = config.mlp
+        self.dropout = config.dropout
+        stacked = 2 if config.mlp == 'swiglu' else 1  # swiglu: the gate's rows, then the values'
         sizes = [config.n_hidden] * stacked
         self.blocks = {'c_fc': sizes, 'c_proj': [config.n_embd]}
         self.c_fc = nn.Linear(config.n_embd, sum(sizes), bias=config.bias)
@@ -193,7 +227,7 @@ class MLP(nn.Module):
             x = F.silu(gate) * up
         elif self.kind == 'relu2':  # So et al., 2021
             x = F.relu(x)
-            x = x * x  # .square() goes backward through pow, slower on a CPU
+            x = x * x  # .square() uses pow in its backward, which is slower on a CPU
         else:
             x = F.gelu(x, approximate='tanh')  # GPT-2's
         return F.dropout(self.c_proj(x), self.dropout, self.training)
@@ -207,8 +241,8 @@ class Block(nn.Module):
         self.ln_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, rotation, cache, places, mask):
-        x = x + self.attn(self.ln_1(x), rotation, cache, places, mask)
+    def forward(self, x, rotation, mask, cache):
+        x = x + self.attn(self.ln_1(x), rotation, mask, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -216,22 +250,27 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        rows = ceil_to(config.vocab_size, 64)  # tensor cores like tables whose rows are a multiple of 64
+        # 1) The layers. Tables have a multiple of 64 rows, which tensor cores like
+        rows = ceil_to(config.vocab_size, 64)
         parts = dict(
             wte=nn.Embedding(rows, config.n_embd),
             h=nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
             ln_f=Norm(config.n_embd, config.norm, config.norm_eps, config.bias),
         )
+        # 2) Positions: a learned table, or RoPE's angles
         if config.positions == 'learned':
             parts['wpe'] = nn.Embedding(config.block_size, config.n_embd)
         else:
-            turns = config.rope_theta ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)  # radians per token
+            # radians per token
+            turns = config.rope_theta ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
             angles = torch.outer(torch.arange(config.block_size), turns)  # (T, D/2)
             self.register_buffer('cos', angles.cos(), persistent=False)
             self.register_buffer('sin', angles.sin(), persistent=False)
         self.transformer = nn.ModuleDict(parts)
-        # without gain, whatever `norm` says: a gain there could be folded into the table
-        self.embed_norm = Norm(config.n_embd, 'rms', config.norm_eps) if config.embed_norm else nn.Identity()
+        # 3) Input norm and head. The norm has no gain: the table could absorb it
+        self.embed_norm = nn.Identity()
+        if config.embed_norm:
+            self.embed_norm = Norm(config.n_embd, 'rms', config.norm_eps)
         self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         if config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
@@ -239,19 +278,20 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Every first weight is set here. A parameter that no line knows is an error."""
+        """Set every initial weight. ValueError for a parameter that no line below knows."""
         config = self.config
         for name, p in self.named_parameters():
-            layer, kind = f'.{name}'.split('.')[-2:]  # a parameter of the model itself has no layer
-            lookup = layer in ('wte', 'wpe') and not config.tied_head  # one row is read, nothing is summed
+            layer, kind = f'.{name}'.split('.')[-2:]
+            # a lookup reads one row and sums nothing, so its weights need no 1 / sqrt(fan-in)
+            lookup = layer in ('wte', 'wpe') and not config.tied_head
             std = config.init_std or (1.0 if lookup else p.shape[-1] ** -0.5)
-            if layer in ('ln_1', 'ln_2', 'ln_f', 'q_norm', 'k_norm'):  # those that have a gain
+            if layer in ('ln_1', 'ln_2', 'ln_f', 'q_norm', 'k_norm'):
                 p.fill_(0.0 if kind == 'bias' else 1.0)
             elif layer in ('c_attn', 'c_fc', 'c_proj') and kind == 'bias':
                 p.zero_()
             elif layer in ('c_proj', 'lm_head') and config.zero_init:
                 p.zero_()
-            elif layer == 'c_proj':  # 2 * n_layer of them add up in the residual stream (GPT-2)
+            elif layer == 'c_proj':  # the residual stream sums 2 * n_layer (GPT-2)
                 p.normal_(0.0, std / math.sqrt(2 * config.n_layer))
             elif layer in ('wte', 'wpe', 'lm_head', 'c_attn', 'c_fc'):
                 p.normal_(0.0, std)
@@ -259,67 +299,85 @@ class GPT(nn.Module):
                 raise ValueError(f'init_weights does not know {name}')
 
     def forward(self, inputs, targets=None, cache=None):
-        """inputs and targets (B, T) ids -> each target's negative log-likelihood in nats, (B, T), at least float32.
-
-        Without targets the logits, (B, T, vocab_size). With a cache the rows go on from what it holds, see hidden().
+        """inputs, targets (B, T) ids -> negative log-likelihood of each target in nats, (B, T), at
+        least float32. Without targets: logits (B, T, vocab_size). With a cache the rows continue
+        what it holds, see hidden().
         """
         x = self.hidden(inputs, cache)
         if targets is None:
             return self.logits(x)
-        x, targets = x.flatten(0, 1), targets.flatten()
-        pieces = ceil_to(4 * len(targets) * self.config.vocab_size, LOGITS_BYTES) // LOGITS_BYTES
+        x = x.flatten(0, 1)  # (B * T, C)
+        targets = targets.flatten()
+        logits_bytes = 4 * len(targets) * self.config.vocab_size
+        pieces = ceil_to(logits_bytes, LOGITS_BYTES) // LOGITS_BYTES
         if pieces == 1:
             return self.nll(x, targets).view(inputs.shape)
-        # One piece's logits at a time, made again in backward: a little more time, much less memory
-        again = dict(use_reentrant=False, preserve_rng_state=False)
-        parts = zip(x.chunk(pieces), targets.chunk(pieces))
-        return torch.cat([checkpoint(self.nll, *part, **again) for part in parts]).view(inputs.shape)
+        # The logits of one piece at a time, recomputed in backward: less memory, a little more time
+        nll = [
+            checkpoint(self.nll, *piece, use_reentrant=False, preserve_rng_state=False)
+            for piece in zip(x.chunk(pieces), targets.chunk(pieces))
+        ]
+        return torch.cat(nll).view(inputs.shape)
 
     def hidden(self, inputs, cache=None):
-        """(B, T) ids -> (B, T, C), what the head reads.
+        """(B, T) ids -> (B, T, C), the input of the head.
 
-        cache.keys and cache.values (n_layer, B, n_kv_head, S, D) have S slots for each row, of which the first
-        cache.lengths[b] are in use; the new tokens go into the next T. cache.width is how many slots to look at: at
-        least max(lengths) + T, at most S. Whoever owns the cache sees to that, and adds to lengths afterwards. With a
-        cache a row is one document, whatever config.bos says.
+        cache: an engine.KVCache. It says where the new tokens go and what they attend to, and it
+        keeps their keys and values. A row of a cache is one document, whatever config.bos says.
+        ValueError where T exceeds block_size.
         """
-        config, T = self.config, inputs.shape[1]
+        config = self.config
+        T = inputs.shape[1]
         if T > config.block_size:
-            raise ValueError(f'rows have {T} tokens, expected at most block_size = {config.block_size}')
-        places, mask = torch.arange(T, device=inputs.device)[None], None  # (1, T)
+            raise ValueError(
+                f'rows have {T} tokens, expected at most block_size = {config.block_size}'
+            )
+
+        # 1) Positions, and which tokens attend to which; no mask means causal attention
+        mask = None
         if cache is not None:
-            places = places + cache.lengths[:, None]  # (B, T)
-            mask = torch.arange(cache.width, device=inputs.device) <= places[:, None, :, None]  # (B, 1, T, width)
-        elif config.bos >= 0:
-            document = (inputs == config.bos).cumsum(dim=1)  # (B, T), which of the row's it belongs to
-            mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
-        x, rotation = self.transformer.wte(inputs), None
-        if config.positions == 'learned':
-            x = x + self.transformer.wpe(places)
+            positions, mask = cache.begin(T)  # (B, T), (B, 1, T, width)
         else:
-            rotation = self.cos[places][:, None], self.sin[places][:, None]  # (B or 1, 1, T, D/2)
+            positions = torch.arange(T, device=inputs.device)[None]  # (1, T)
+        if cache is None and config.bos >= 0:
+            document = (inputs == config.bos).cumsum(dim=1)  # (B, T): which document of the row
+            mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+
+        # 2) Embedding
+        x = self.transformer.wte(inputs)  # (B, T, C)
+        rotation = None
+        if config.positions == 'learned':
+            x = x + self.transformer.wpe(positions)
+        else:
+            cos = self.cos[positions][:, None]  # (B or 1, 1, T, D/2)
+            rotation = cos, self.sin[positions][:, None]
         x = self.embed_norm(x)
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # the meta device has no autocast
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # from here on the residual stream has the fast dtype
+        # in mixed precision the residual stream has the fast dtype; the meta device has no autocast
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+
+        # 3) Layers
         x = F.dropout(x, config.dropout, self.training)
         for block in self.transformer.h:
-            x = block(x, rotation, cache, places, mask)
+            x = block(x, rotation, mask, cache)
         return self.transformer.ln_f(x)
 
     def logits(self, x):
-        """(…, C) -> (…, vocab_size), at least float32. The padded rows of the table are nobody's token."""
+        """(…, C) -> (…, vocab_size), at least float32. The head's padding rows are cut off."""
         logits = self.lm_head(x)[..., : self.config.vocab_size]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.config.softcap * torch.tanh(logits / self.config.softcap) if self.config.softcap else logits
+        if self.config.softcap:
+            logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
+        return logits
 
     def nll(self, x, targets):
         """(N, C), (N,) -> (N,) nats."""
         return F.cross_entropy(self.logits(x), targets, reduction='none')
 
     def matrix_blocks(self) -> dict[str, list[int]]:
-        """{name: rows} of the weight matrices inside the layers. rows are those of the maps stacked in one matrix (q, k
-        and v in c_attn, gate and up in swiglu's c_fc), each of which Muon takes for itself.
-        """
+        """{name: rows} of the weight matrices inside the layers. A matrix may stack several maps
+        (q, k and v in c_attn, gate and up in swiglu's c_fc); rows are their heights. Muon treats
+        each map by itself."""
         return {
             f'transformer.h.{layer}.{part}.{name}.weight': rows
             for layer, block in enumerate(self.transformer.h)
@@ -328,7 +386,7 @@ class GPT(nn.Module):
         }
 
     def num_params(self, embeddings: bool = True) -> int:
-        """Parameters, a tied table counted once; without embeddings the head still counts, tied or not."""
+        """Parameters, a tied table counted once. Without embeddings the head still counts."""
         total = sum(p.numel() for p in self.parameters())
         if not embeddings and self.config.positions == 'learned':
             total -= self.transformer.wpe.weight.numel()
@@ -337,9 +395,9 @@ class GPT(nn.Module):
         return total
 
     def flops_per_token(self) -> int:
-        """Forward and backward in full rows (PaLM, 2022, appendix B): 2 + 4 per parameter, and as much for each number
-        in the two products of attention. Gains and biases are counted as if they were matrices; they hardly weigh.
-        """
+        """FLOPs of forward and backward per token in full rows (PaLM, 2022, appendix B): 6 for each
+        parameter, and 6 for each number in attention's two products. Gains and biases count as
+        matrices: negligible."""
         config = self.config
         attention = 2 * config.n_layer * config.n_head * config.head_dim * config.block_size
         return 6 * (self.num_params(embeddings=False) + attention)
