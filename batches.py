@@ -249,9 +249,11 @@ class Shards:
 
 
 class Shape(NamedTuple):
-    rows_per_step: int  # over all micro-batches and ranks; 0 is all rows there are
+    """The shape of a step, and this rank's place in it."""
+
+    rows_per_step: int  # over all micro-batches and ranks; 0: all rows of the data
     batch_size: int  # rows of a micro-batch, at most
-    block_size: int  # tokens of a row
+    block_size: int  # tokens per row
     rank: int = 0
     world_size: int = 1
     seed: int = 1337
@@ -259,60 +261,79 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
+    """One micro-batch of this rank."""
+
     inputs: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64, inputs shifted by one
     weights: torch.Tensor  # (B, T) each target's share of the step's loss
-    share: torch.Tensor | None = None  # (B,) the share of the step's loss that a row's pair has (Pairs)
-    reference: torch.Tensor | None = None  # (B,) the row's log-probability under the model that DPO began with (Pairs)
+    share: torch.Tensor | None = None  # (B,) Pairs: the share of the step's loss of a row's pair
+    reference: torch.Tensor | None = None  # (B,) Pairs: the row's log-probability under the reference
     metrics: dict = {}  # {name: number} for the log, additive over micro-batches and ranks
 
     def to(self, device: str) -> 'Batch':
         """Copy to the device; to CUDA from pinned memory, without waiting."""
-        if not device.startswith('cuda'):
-            move = lambda t: t.to(device)
-        else:
-            move = lambda t: t.pin_memory().to(device, non_blocking=True)
-        return self._replace(**{k: move(t) for k, t in self._asdict().items() if isinstance(t, torch.Tensor)})
+
+        def move(t):
+            if device.startswith('cuda'):
+                return t.pin_memory().to(device, non_blocking=True)
+            return t.to(device)
+
+        tensors = {k: t for k, t in self._asdict().items() if isinstance(t, torch.Tensor)}
+        return self._replace(**{k: move(t) for k, t in tensors.items()})
 
 
 class Reader:
-    """Shared by all readers: which rows make up step i on this rank, and how they become tensors of one static shape.
+    """
+    What all readers share: which rows make up step i on this rank, and how rows become tensors of
+    one static shape.
 
-    A subclass says num_rows, row(r) -> (T + 1,) ids and (T,) weights (or one for all), and count(r), their sum.
-    8 rows on 3 ranks with batch_size 2: the fullest rank has 3 rows, so each rank runs 2 micro-batches of 2 rows.
+    A subclass has num_rows, row(r) -> (T + 1,) ids and (T,) weights (or one weight for all), and
+    count(r), the sum of the weights. It may set group: rows that belong together stay on one rank,
+    and in one micro-batch if batch_size is a multiple of group.
+
+    Example: 8 rows on 3 ranks with batch_size 2. The fullest rank has 3 rows, so each rank runs 2
+    micro-batches of 2 rows; missing rows have weight 0.
     """
 
-    group = 1  # rows that belong together: on one rank, and in one micro-batch if batch_size is a multiple of it
+    group = 1
 
     def __init__(self, num_rows: int, shape: Shape, shuffle: bool = True):
         shape = shape._replace(rows_per_step=shape.rows_per_step or num_rows)
-        self.num_rows, self.shape, self.shuffle = num_rows, shape, shuffle
-        self.orders = {}
+        self.num_rows = num_rows
+        self.shape = shape
+        self.shuffle = shuffle
+        self.orders = {}  # epoch -> order(epoch), the latest two
         groups, rest = divmod(shape.rows_per_step, self.group)
         if rest:
-            have = f'a step has {shape.rows_per_step} rows (gradient_accumulation_steps * batch_size)'
-            raise SystemExit(f'{have}, expected a multiple of {self.group}, rows that belong together; change either')
+            raise SystemExit(
+                f'a step has {shape.rows_per_step} rows (gradient_accumulation_steps * batch_size), '
+                f'expected a multiple of {self.group}, the rows that belong together; change either'
+            )
+        # every rank runs as many micro-batches as the fullest one, all of one size
         unit = self.group if shape.batch_size % self.group == 0 else 1
         most = -(-groups // shape.world_size) * self.group // unit  # units of the fullest rank
         self.micro_batches = -(-most // (shape.batch_size // unit))
-        self.micro_batch_rows = -(-most // self.micro_batches) * unit  # evenly full, and the same on every rank
+        self.micro_batch_rows = -(-most // self.micro_batches) * unit
 
     def __len__(self):
         return -(-self.num_rows // self.shape.rows_per_step)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The epoch's groups in the order they are read."""
-        if epoch not in self.orders:  # a step rarely spans more than two
+        """The order in which an epoch reads the groups."""
+        if epoch not in self.orders:
             while len(self.orders) > 1:
                 del self.orders[min(self.orders)]
-            rng, groups = np.random.default_rng((self.shape.seed, epoch)), self.num_rows // self.group
+            groups = self.num_rows // self.group
+            rng = np.random.default_rng((self.shape.seed, epoch))
             self.orders[epoch] = rng.permutation(groups) if self.shuffle else np.arange(groups)
         return self.orders[epoch]
 
     def groups(self, step: int) -> list[int]:
-        """The groups of step i over all ranks, in order; rank r has every world_size'th of them, from number r on."""
+        """The groups of step i over all ranks, in order. Rank r has every world_size-th of them,
+        starting at number r."""
         count = self.shape.rows_per_step // self.group
-        epochs, places = np.divmod(np.arange(count) + step * count, self.num_rows // self.group)
+        positions = np.arange(count) + step * count
+        epochs, places = np.divmod(positions, self.num_rows // self.group)
         return [int(g) for e in np.unique(epochs) for g in self.order(int(e))[places[epochs == e]]]
 
     def rows(self, step: int) -> list[int]:
@@ -320,16 +341,18 @@ class Reader:
         return [g * self.group + i for g in self.groups(step) for i in range(self.group)]
 
     def mine(self, step: int) -> list[int]:
-        """The data rows of step i on this rank, in the order in which its micro-batches have them."""
+        """The data rows of step i on this rank, in the order of its micro-batches."""
         groups = self.groups(step)[self.shape.rank :: self.shape.world_size]
         return [g * self.group + i for g in groups for i in range(self.group)]
 
     def total(self, step: int) -> int:
-        """What weights are divided by: the supervised targets of step i over all ranks."""
+        """The divisor of the weights: the supervised targets of step i over all ranks."""
         return max(1, sum(self.count(r) for r in self.rows(step)))
 
     def __getitem__(self, step: int) -> Iterator[Batch]:
-        mine, total, B = self.mine(step), self.total(step), self.micro_batch_rows
+        mine = self.mine(step)
+        total = self.total(step)
+        B = self.micro_batch_rows
         for b in range(0, self.micro_batches * B, B):
             yield self.batch(mine[b : b + B], total)
 
@@ -337,39 +360,46 @@ class Reader:
         return self.collate((ids, weights / total) for ids, weights in map(self.row, rows))
 
     def collate(self, rows) -> Batch:
-        """Tensors of (ids, weights) a row; rows that a rank lacks stay at weight 0."""
-        T, B = self.shape.block_size, self.micro_batch_rows
-        ids, weights = np.zeros((B, T + 1), np.int64), np.zeros((B, T))
-        for i, row in enumerate(rows):
-            ids[i], weights[i] = row
-        ids, weights = torch.from_numpy(ids), torch.from_numpy(weights).to(self.shape.dtype)
+        """(ids, weights) of each row -> tensors. Rows that this rank lacks have weight 0."""
+        T = self.shape.block_size
+        B = self.micro_batch_rows
+        ids = np.zeros((B, T + 1), np.int64)
+        weights = np.zeros((B, T))
+        for i, (row_ids, row_weights) in enumerate(rows):
+            ids[i] = row_ids
+            weights[i] = row_weights
+        ids = torch.from_numpy(ids)
+        weights = torch.from_numpy(weights).to(self.shape.dtype)
         return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights)
 
 
 def count_rows(shards: Shards, block_size: int) -> int:
-    """Rows of block_size tokens and their targets; less than one is an error."""
+    """Rows of block_size tokens and their targets. SystemExit for less than one."""
     if len(shards) <= block_size:
-        have, needed = f'{shards.paths[0]} holds {len(shards)} tokens', block_size + 1
-        raise SystemExit(f'{have}, less than one row: expected {needed}, or a smaller --block_size')
+        raise SystemExit(
+            f'{shards.paths[0]} holds {len(shards)} tokens, less than one row: '
+            f'expected {block_size + 1}, or a smaller --block_size'
+        )
     return (len(shards) - 1) // block_size
 
 
 class Stream(Reader):
     """
-    Pretraining and midtraining: one long text cut into rows of which every token counts.
+    Text, cut into rows in which every token counts (pretraining).
 
-    Row k starts at the first <|bos|> at or after k * T and before (k + 1) * T, so that most rows begin a document;
-    where none is, or bos is None, at k * T. limit: no more than so many rows. A validation reader has all its rows in
-    one step, unshuffled, cut at k * T: each target once.
+    Row k starts at the first <|bos|> at or after k * T and before (k + 1) * T, so that most rows
+    begin a document; at k * T where there is none, or bos is None. limit: at most this many rows. A
+    validation reader has all its rows in one step, unshuffled, cut at k * T: each target once.
     """
 
     def __init__(
-        self, shards: Shards, shape: Shape, bos: int | None = None, shuffle: bool = True, limit: int | None = None
-    ):
-        self.shards, self.bos = shards, bos
+        self, shards: Shards, shape: Shape, bos: int | None = None, shuffle: bool = True,
+        limit: int | None = None,
+    ):  # fmt: skip
+        self.shards = shards
+        self.bos = bos
         num_rows = count_rows(shards, shape.block_size)
-        num_rows = min(num_rows, limit or num_rows)
-        super().__init__(num_rows, shape, shuffle)
+        super().__init__(min(num_rows, limit or num_rows), shape, shuffle)
 
     def count(self, r: int) -> int:
         return self.shape.block_size
@@ -380,51 +410,67 @@ class Stream(Reader):
             return self.shards.read(r * T, T + 1), 1.0
         ids = self.shards.read(r * T, 2 * T)
         starts = np.flatnonzero(ids[:T] == self.bos)
-        # a start before T leaves T + 1 of the 2 * T ids, but for the data's last rows, where fewer were read
+        # the last rows of the data read fewer than 2 * T ids: a later start may not leave T + 1
         start = int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0
         return ids[start : start + T + 1], 1.0
 
 
 def find_documents(shards: Shards, bos: int) -> np.ndarray:
-    """(n + 1,) int64: where each document's <|bos|> stands, and the end of the data."""
+    """(n + 1,) int64: the position of each document's <|bos|>, and the end of the data."""
     chunk = 2**22
-    starts = [start + np.flatnonzero(shards.read(start, chunk) == bos) for start in range(0, len(shards), chunk)]
+    starts = [
+        start + np.flatnonzero(shards.read(start, chunk) == bos)
+        for start in range(0, len(shards), chunk)
+    ]
     starts = np.concatenate([*starts, [len(shards)]])
     if starts[0] != 0:
-        raise SystemExit(f'{shards.paths[0]} does not begin with <|bos|>, expected conversations, which do')
+        raise SystemExit(
+            f'{shards.paths[0]} does not begin with <|bos|>, expected conversations, which do'
+        )
     return starts
 
 
 def count_spoken(shards: Shards, chat, starts: np.ndarray, size: int) -> np.ndarray:
-    """(n,) int64: how many of each document's first `size` ids the assistant says. About a million ids at a time."""
-    counts, i = np.zeros(len(starts) - 1, np.int64), 0
+    """(n,) int64: how many of each document's first `size` ids the assistant says. Reads about a
+    million ids at a time."""
+    counts = np.zeros(len(starts) - 1, np.int64)
+    i = 0
     while i < len(counts):
         j = max(i + 1, int(np.searchsorted(starts, starts[i] + 2**20, side='right')) - 1)
         places = starts[i : j + 1] - starts[i]
         spoken = chat.is_spoken(shards.read(int(starts[i]), int(places[-1])))
-        before = np.concatenate(([0, 0], np.cumsum(spoken)))  # before[k]: of ids[:k]; ids[0] is a bos
-        counts[i:j] = before[np.minimum(places[:-1] + size, places[1:])] - before[places[:-1]]
+        # before[k]: spoken targets among ids[:k]; ids[0] is a bos, not a target
+        before = np.concatenate(([0, 0], np.cumsum(spoken)))
+        ends = np.minimum(places[:-1] + size, places[1:])
+        counts[i:j] = before[ends] - before[places[:-1]]
         i = j
     return counts
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """
-    Pack items into rows, best fit decreasing: the largest first, each where it leaves least room (Johnson, 1974).
+    Bin packing, best fit decreasing (Johnson, 1974): the largest item first, each into the row it
+    fills best. Returns each item's row, and the number of rows.
 
-    Returns each item's row and the number of rows. Rows are kept by the room they have left, and the bits of one
-    number say for which room there is any, so that an item takes the same few operations however many rows there are.
+    Rows are listed by the room they have left. Bit r of `rooms` says that a row with room r exists,
+    so that finding the best row takes a few operations, however many rows there are.
     """
-    by_room, rooms, num_rows = [[] for _ in range(capacity + 1)], 0, 0
-    row_of, order = np.zeros(len(sizes), np.int64), np.argsort(-sizes, kind='stable')
+    by_room = [[] for _ in range(capacity + 1)]
+    rooms = 0
+    num_rows = 0
+    row_of = np.zeros(len(sizes), np.int64)
+    order = np.argsort(-sizes, kind='stable')
     for item, size in zip(order.tolist(), sizes[order].tolist()):
         fitting = rooms >> size
         if fitting:
-            room = size + (fitting & -fitting).bit_length() - 1  # the lowest bit
+            lowest_bit = (fitting & -fitting).bit_length() - 1
+            room = size + lowest_bit
             row = by_room[room].pop()
             rooms ^= (not by_room[room]) << room
         else:
-            room, row, num_rows = capacity, num_rows, num_rows + 1
+            room = capacity
+            row = num_rows
+            num_rows += 1
         row_of[item] = row
         by_room[room - size].append(row)
         rooms |= 1 << (room - size)
@@ -433,105 +479,153 @@ def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
 
 class Packed(Reader):
     """
-    SFT: whole conversations one after the other in a row; only what the assistant says counts.
+    Whole conversations, packed into rows; only what the assistant says counts (mid, SFT).
 
-    A conversation longer than a row is cut by chat.pieces. Pieces in which the assistant says nothing are left out, so
-    that every row teaches something. Rows are filled up with bos at weight 0. They are numbered at random, the same
-    each time, for best fit puts the long conversations first: the first `limit` rows stand for all.
+    A conversation longer than a row is cut by chat.pieces. Pieces in which the assistant says
+    nothing are dropped, so that every row teaches something. The rest of a row is bos at weight 0.
+    Best fit puts long conversations first, so rows are renumbered by a fixed permutation: the first
+    `limit` rows are then a fair sample.
     """
 
-    def __init__(self, shards: Shards, chat, shape: Shape, shuffle: bool = True, limit: int | None = None):
-        self.shards, self.chat, self.size = shards, chat, shape.block_size + 1
+    def __init__(
+        self, shards: Shards, chat, shape: Shape, shuffle: bool = True, limit: int | None = None
+    ):
+        self.shards = shards
+        self.chat = chat
+        self.size = shape.block_size + 1
+
+        # 1) Pieces of conversations
         pieces = self.find_pieces()
         if not len(pieces):
-            raise SystemExit(f'{shards.paths[0]} has no token that the assistant says, expected conversations')
-        row_of, num_rows = np.zeros(len(pieces), np.int64), 0
+            raise SystemExit(
+                f'{shards.paths[0]} has no token that the assistant says, expected conversations'
+            )
+
+        # 2) Pack them. Each copy of a mixture is packed by itself: were a conversation twice in a
+        # row, the model could copy it
+        row_of = np.zeros(len(pieces), np.int64)
+        num_rows = 0
         copies = shards.copies[np.searchsorted(shards.ends, pieces[:, 0], side='right')]
-        for copy in np.unique(copies):  # a row must not hold a conversation twice: the second could be read off
+        for copy in np.unique(copies):
             rows, count = best_fit(pieces[copies == copy, 3], self.size)
             row_of[copies == copy] = num_rows + rows
             num_rows += count
         row_of = np.random.default_rng(0).permutation(num_rows)[row_of]
+
+        # 3) Index by row
         self.counts = np.bincount(row_of, pieces[:, 4], num_rows).astype(np.int64)
         self.pieces = pieces[np.argsort(row_of, kind='stable'), :3].copy()
-        self.ends = np.cumsum(np.bincount(row_of, minlength=num_rows))  # of row r's pieces
+        self.ends = np.cumsum(np.bincount(row_of, minlength=num_rows))  # of each row's pieces
         super().__init__(min(num_rows, limit or num_rows), shape, shuffle)
 
     def find_pieces(self) -> np.ndarray:
-        """(n, 5) int64: a piece's document (place, length), number in it, ids, and how many the assistant says."""
+        """(n, 5) int64 for each piece: position and length of its document, number within it, ids,
+        and how many of them the assistant says."""
         starts = find_documents(self.shards, self.chat.bos)
-        places, lengths = starts[:-1], np.diff(starts)
+        places = starts[:-1]
+        lengths = np.diff(starts)
         spoken = count_spoken(self.shards, self.chat, starts, len(self.shards))
-        keep = (spoken > 0) & (lengths <= self.size)
-        whole, cut = np.stack((places, lengths, 0 * lengths, lengths, spoken), axis=1)[keep], []
+        # whole documents
+        columns = (places, lengths, 0 * lengths, lengths, spoken)
+        whole = np.stack(columns, axis=1)[(spoken > 0) & (lengths <= self.size)]
+        # documents longer than a row
+        cut = []
         for i in np.flatnonzero((spoken > 0) & (lengths > self.size)):
             document = int(places[i]), int(lengths[i])
             for number, ids in enumerate(self.chat.pieces(self.shards.read(*document), self.size)):
-                cut.append((*document, number, len(ids), int(self.chat.is_spoken(ids).sum())))
-        cut = np.array([piece for piece in cut if piece[-1]], np.int64).reshape(-1, 5)
-        return np.concatenate((whole, cut))
+                spoken_here = int(self.chat.is_spoken(ids).sum())
+                if spoken_here:
+                    cut.append((*document, number, len(ids), spoken_here))
+        return np.concatenate((whole, np.array(cut, np.int64).reshape(-1, 5)))
 
     def count(self, r: int) -> int:
         return int(self.counts[r])
 
     def row(self, r: int):
+        first = self.ends[r - 1] if r else 0
         out = []
-        for place, length, number in self.pieces[self.ends[r - 1] if r else 0 : self.ends[r]].tolist():
+        for place, length, number in self.pieces[first : self.ends[r]].tolist():
             ids = self.shards.read(place, length)
             out.append(ids if length <= self.size else self.chat.pieces(ids, self.size)[number])
         ids = pad(np.concatenate(out), self.size, self.chat.bos)
         return ids, self.chat.is_spoken(ids)
 
     def batch(self, rows: list[int], total: int) -> Batch:
-        return super().batch(rows, total)._replace(metrics={'supervised': float(sum(map(self.count, rows)))})
+        supervised = float(sum(map(self.count, rows)))
+        return super().batch(rows, total)._replace(metrics={'supervised': supervised})
 
 
 def pad(ids, size: int, bos: int) -> np.ndarray:
-    """The ids and as many bos as make `size`; the mask calls none of those the assistant's."""
+    """(n,) ids -> (size,) ids, filled up with bos, which the mask never counts."""
     return np.concatenate((ids, np.full(size - len(ids), bos))).astype(np.int64)
 
 
 class Pairs(Reader):
     """
-    DPO: documents 2i and 2i + 1 are the chosen and the rejected answer to one prompt; so are rows of a batch.
+    Preferences (DPO): documents 2i and 2i + 1 are the chosen and the rejected answer to one prompt;
+    rows of a batch alternate likewise.
 
-    weights are 1 where the assistant speaks, undivided, for the loss needs the log-probability of whole rows; share is
-    what a row's pair counts in the step. reference: a number for each row of the data, which may be set later.
-    All rows are padded to the longest document, rounded up to 64: shape.block_size becomes that, if it was more.
+    weights are 1 where the assistant speaks, undivided: the loss needs log-probabilities of whole
+    rows. share is a pair's part of the step. reference holds one number per row of the data and may
+    be set later. Rows are padded to the longest document, rounded up to 64: shape.block_size becomes
+    that, if it was more.
     """
 
     group = 2
 
     def __init__(
-        self, shards: Shards, chat, shape: Shape, reference=None, shuffle: bool = True, limit: int | None = None
-    ):
-        self.shards, self.chat, self.starts = shards, chat, find_documents(shards, chat.bos)
-        path, documents, T = shards.paths[0], len(self.starts) - 1, shape.block_size
+        self, shards: Shards, chat, shape: Shape, reference=None, shuffle: bool = True,
+        limit: int | None = None,
+    ):  # fmt: skip
+        self.shards = shards
+        self.chat = chat
+        self.starts = find_documents(shards, chat.bos)
+
+        # 1) Documents come in pairs, and each has an answer
+        path = shards.paths[0]
+        documents = len(self.starts) - 1
+        T = shape.block_size
         if documents % 2:
-            raise SystemExit(f'{path} holds {documents} documents, expected an even number: chosen and rejected')
+            raise SystemExit(
+                f'{path} holds {documents} documents, expected an even number: chosen and rejected'
+            )
         if shape.batch_size % 2:
-            raise SystemExit(f'batch_size is {shape.batch_size}, expected an even number: a pair stays together')
+            raise SystemExit(
+                f'batch_size is {shape.batch_size}, expected an even number: a pair stays together'
+            )
         silent = np.flatnonzero(count_spoken(shards, chat, self.starts, T + 1) == 0)
         if len(silent):
-            what = f'document {silent[0]} (of {documents}, counted from 0) of {path}'
-            raise SystemExit(f'{what} has no answer within {T + 1} tokens; shorten or mend it')
+            raise SystemExit(
+                f'document {silent[0]} (of {documents}, counted from 0) of {path} has no answer '
+                f'within {T + 1} tokens; shorten or mend it'
+            )
+
+        # 2) Rows as long as the longest document
         lengths = np.diff(self.starts)
         too_long = int((lengths > T + 1).sum())
         if too_long and shape.rank == 0:
-            print(f'{path}: {too_long} of {documents} documents are longer than {T + 1} tokens and are cut at the end')
+            print(
+                f'{path}: {too_long} of {documents} documents are longer than {T + 1} tokens '
+                'and are cut at the end'
+            )
         shape = shape._replace(block_size=min(T, ceil_to(int(lengths.max()) - 1, 64)))
-        super().__init__(min(documents, max(2, limit - limit % 2) if limit else documents), shape, shuffle)
+        num_rows = min(documents, max(2, limit - limit % 2)) if limit else documents
+        super().__init__(num_rows, shape, shuffle)
         self.reference = reference
 
     @property
     def reference(self) -> np.ndarray | None:
+        """(num_rows,) float64: the rows' log-probabilities under the reference model, or None."""
         return self._reference
 
     @reference.setter
     def reference(self, numbers):
         if numbers is not None and len(numbers) != self.num_rows:
-            have = f'{len(numbers)} log-probabilities of the reference are for other data than {self.shards.paths[0]}'
-            raise SystemExit(f'{have}, expected one for each of {self.num_rows} rows; start the stage again')
+            raise SystemExit(
+                f'{len(numbers)} log-probabilities of the reference are for other data than '
+                f'{self.shards.paths[0]}, expected one for each of {self.num_rows} rows; '
+                'start the stage again'
+            )
         self._reference = None if numbers is None else np.asarray(numbers, np.float64)
 
     def total(self, step: int) -> int:
@@ -556,94 +650,138 @@ class Pairs(Reader):
 
 class Rollouts(Reader):
     """
-    RL: the model answers each question of the step `samples` times, and a token's weight is what its answer earned more
-    than the mean of its question's, over the sampled tokens of the whole step: GRPO (Shao et al., 2024) on policy, with
-    the baseline alone and one length for all (Dr. GRPO, Liu et al., 2025; DAPO, Yu et al., 2025). They sum to no 1.
+    Reinforcement learning: the model answers each question of the step `samples` times. The weight
+    of a sampled token is its answer's advantage, the reward minus the mean reward of the question,
+    divided by the sampled tokens of the whole step.
 
-        generate(prompts, numbers, n, seed) -> n Samples (engine.py) of each prompt in order, at temperature 1;
-            sample j of the prompt with number q draws from stream (*seed, q, j), whichever rank has it
-        grade(problem, text) -> reward      problems are those of tasks.py, text is what a user would see
-        add_up(numbers) -> their sums over the ranks; called once a step
+    This is GRPO (Shao et al., 2024) on policy, with the mean as baseline, no division by the
+    standard deviation and token-level normalisation (Dr. GRPO, Liu et al., 2025; DAPO, Yu et al.,
+    2025). Weights do not sum to 1.
+
+        generate(prompts, numbers, n, seed) -> n Samples (engine.py) per prompt, in order, at
+            temperature 1; sample j of prompt number q draws from stream (*seed, q, j) on any rank
+        grade(problem, text) -> reward      problem: see tasks.py; text: what a user would see
+        add_up(numbers) -> their sums over the ranks; called once per step
         note({'prompt', 'text', 'reward'})  the step's first answer with its calls, on rank 0
-        device                              where the batches go: Ahead, which does it for other readers, cannot be used
+        device                              of the batches; Ahead cannot be used here
 
-    Answers that earned just the mean teach nothing and are left out, so that ranks may run different numbers of
-    micro-batches, each at least one. A step is a pure function of its number and of the model's weights.
+    Answers with advantage 0 are left out. So ranks may run different numbers of micro-batches, at
+    least one each. A step is a pure function of its number and the model's weights.
     """
 
     def __init__(
-        self, generate: Callable, grade: Callable, problems: list[dict], chat, shape: Shape, samples: int,
-        max_tokens: int, add_up: Callable, note: Callable | None = None, device: str = 'cpu',
+        self, generate: Callable, grade: Callable, problems: list[dict], chat, shape: Shape,
+        samples: int, max_tokens: int, add_up: Callable, note: Callable | None = None,
+        device: str = 'cpu',
     ):  # fmt: skip
-        self.generate, self.grade, self.problems, self.chat = generate, grade, problems, chat
-        self.add_up, self.note, self.group, self.device = add_up, note, samples, device
+        self.generate = generate
+        self.grade = grade
+        self.problems = problems
+        self.chat = chat
+        self.add_up = add_up
+        self.note = note
+        self.group = samples
+        self.device = device
+
+        # every question must leave room for an answer
         if not problems or samples < 2 or max_tokens < 1:
-            have = f'{len(problems)} problems, {samples} samples of each and rl_tokens = {max_tokens}'
-            raise SystemExit(f'{have}: expected at least one problem, two samples and one token')
+            raise SystemExit(
+                f'{len(problems)} problems, {samples} samples of each and rl_tokens = {max_tokens}: '
+                'expected at least one problem, two samples and one token'
+            )
         self.prompts = [chat.prompt(problem['messages']) for problem in problems]
         longest = max(range(len(problems)), key=lambda q: len(self.prompts[q]))
         needed = len(self.prompts[longest]) + max_tokens
         if needed > shape.block_size:
             question = problems[longest]['messages'][-1]['content']
-            what = f'the question {question!r:.60} takes {needed - max_tokens} tokens'
-            room = f'block_size - rl_tokens = {shape.block_size} - {max_tokens}'
-            raise SystemExit(f'{what}, expected at most {room}; take shorter ones, or lower --rl_tokens')
+            raise SystemExit(
+                f'the question {question!r:.60} takes {needed - max_tokens} tokens, expected at most '
+                f'block_size - rl_tokens = {shape.block_size} - {max_tokens}; '
+                'take shorter ones, or lower --rl_tokens'
+            )
         shape = shape._replace(block_size=min(shape.block_size, ceil_to(needed, 64)))
         super().__init__(len(problems) * samples, shape)
 
     def __getitem__(self, step: int) -> Iterator[Batch]:
-        rank, world_size, seed = self.shape.rank, self.shape.world_size, self.shape.seed
-        R, S, B = self.shape.rows_per_step, self.group, self.micro_batch_rows
-        questions = self.groups(step)[rank::world_size]
-        prompts, numbers = [self.prompts[q] for q in questions], list(range(rank, R // S, world_size))
-        answers = self.generate(prompts, numbers, S, (seed, step)) if prompts else []
-        asked = [q for q in questions for _ in range(S)]  # row by row, as answers are
-        rewards = np.array([self.grade(self.problems[q], answer.text) for q, answer in zip(asked, answers)])
-        rewards = rewards.reshape(-1, S).astype(np.float64)
-        alike = rewards.max(1) == rewards.min(1)  # where the mean's rounding would leave some 1e-17
-        advantages = np.where(alike[:, None], 0.0, rewards - rewards.mean(1, keepdims=True)).flatten()
-        rows = [self.lay(self.prompts[q], answer) for q, answer in zip(asked, answers)]
+        rank = self.shape.rank
+        R = self.shape.rows_per_step
+        S = self.group
+
+        # 1) Answer this rank's questions
+        questions = self.groups(step)[rank :: self.shape.world_size]
+        prompts = [self.prompts[q] for q in questions]
+        numbers = list(range(rank, R // S, self.shape.world_size))
+        seed = (self.shape.seed, step)
+        answers = self.generate(prompts, numbers, S, seed) if prompts else []
+
+        # 2) Grade them; advantage: reward minus the mean of the question's rewards
+        asked = [q for q in questions for _ in range(S)]  # the question of each answer
+        rewards = [self.grade(self.problems[q], answer.text) for q, answer in zip(asked, answers)]
+        rewards = np.array(rewards).reshape(-1, S).astype(np.float64)
+        equal = rewards.max(1) == rewards.min(1)  # exactly 0 there, not the mean's rounding error
+        centred = rewards - rewards.mean(1, keepdims=True)
+        advantages = np.where(equal[:, None], 0.0, centred).flatten()
+
+        # 3) Rows, and the sampled tokens of all ranks
+        rows = [self.lay_out(self.prompts[q], answer) for q, answer in zip(asked, answers)]
         sampled = float(sum(spoken.sum() for _, spoken in rows))
         (total,) = self.add_up([sampled])
+
+        # 4) For the log
         cut_off = sum(answer.finish_reason != 'stop' for answer in answers)
-        sums = dict(reward=rewards.sum(), no_signal=S * alike.sum(), truncated=cut_off, length=sampled)
+        sums = dict(
+            reward=rewards.sum(), no_signal=S * equal.sum(), truncated=cut_off, length=sampled
+        )
         metrics = {name: float(x) / R for name, x in sums.items()}
         if self.note and rank == 0:
-            problem, text = self.problems[asked[0]], self.chat.transcript(answers[0].ids)
-            self.note(dict(prompt=problem['messages'][-1]['content'], text=text, reward=float(rewards[0, 0])))
+            question = self.problems[asked[0]]['messages'][-1]['content']
+            text = self.chat.transcript(answers[0].ids)
+            self.note(dict(prompt=question, text=text, reward=float(rewards[0, 0])))
+
+        # 5) Micro-batches of the answers that teach something
+        B = self.micro_batch_rows
         taught = np.flatnonzero(advantages)
         for b in range(0, max(1, len(taught)), B):
-            batch = self.collate((rows[i][0], rows[i][1] * advantages[i] / total) for i in taught[b : b + B])
+            batch = self.collate(
+                (rows[i][0], rows[i][1] * advantages[i] / total) for i in taught[b : b + B]
+            )
             yield batch._replace(metrics={} if b else metrics).to(self.device)
 
-    def lay(self, prompt, answer):
-        """(T + 1,) ids of a row, and which of its (T,) targets were sampled: what mask and engine must agree on."""
+    def lay_out(self, prompt, answer):
+        """Prompt and answer -> (T + 1,) ids of a row, (T,) bool: which targets were sampled."""
         ids = pad([*prompt, *answer.ids], self.shape.block_size + 1, self.chat.bos)
-        sampled, first = np.zeros(len(ids) - 1, bool), len(prompt) - 1
+        sampled = np.zeros(len(ids) - 1, bool)
+        first = len(prompt) - 1
         sampled[first : first + len(answer.ids)] = answer.spoken
         spoken = self.chat.is_spoken(ids)
-        spoken[:first] = False  # earlier turns of the assistant's are part of the question
-        assert np.array_equal(spoken, sampled), "what was sampled and what the mask calls the assistant's must coincide"
+        spoken[:first] = False  # earlier answers of the assistant belong to the question
+        assert np.array_equal(spoken, sampled), 'the mask must mark exactly the sampled tokens'
         return ids, sampled
 
 
 class Ahead:
-    """The same steps on the device, the step after the one asked for prepared and copied by a thread meanwhile."""
+    """The same steps on the device. A thread prepares and copies the next step meanwhile."""
 
     def __init__(self, reader: Reader, device: str):
-        self.reader, self.device = reader, device
-        # a thread has a current card of its own, which pinning memory touches
-        own_card = dict(initializer=torch.cuda.set_device, initargs=(device,)) if device.startswith('cuda') else {}
-        self.pool, self.step, self.ready = ThreadPoolExecutor(1, **own_card), None, None
+        self.reader = reader
+        self.device = device
+        self.step = None
+        self.ready = None
+        # a thread has a current card of its own, which pinning memory uses
+        own_card = {}
+        if device.startswith('cuda'):
+            own_card = dict(initializer=torch.cuda.set_device, initargs=(device,))
+        self.pool = ThreadPoolExecutor(1, **own_card)
 
     def __len__(self):
         return len(self.reader)
 
     def __getitem__(self, step: int) -> list[Batch]:
         if self.step != step:  # through the thread too: a reader is not for two threads at once
-            self.step, self.ready = step, self.pool.submit(self.prepare, step)
+            self.ready = self.pool.submit(self.prepare, step)
         batches = self.ready.result()
-        self.step, self.ready = step + 1, self.pool.submit(self.prepare, step + 1)
+        self.step = step + 1
+        self.ready = self.pool.submit(self.prepare, step + 1)
         return batches
 
     def prepare(self, step):
