@@ -755,7 +755,7 @@ class Rollouts(Reader):
         sampled[first : first + len(answer.ids)] = answer.spoken
         spoken = self.chat.is_spoken(ids)
         spoken[:first] = False  # earlier answers of the assistant belong to the question
-        assert np.array_equal(spoken, sampled), 'the mask must mark exactly the sampled tokens'
+        assert np.array_equal(spoken, sampled), 'mask and engine must agree on what was sampled'
         return ids, sampled
 
 

@@ -1000,7 +1000,7 @@ def test_an_engine_and_a_mask_that_differ_are_noticed():
         samples[-1].spoken[0] = False
         return samples
 
-    with pytest.raises(AssertionError, match='coincide'):
+    with pytest.raises(AssertionError, match='must agree'):
         next(rollouts(Shape(8, 4, 64), generate)[0])
 
 
