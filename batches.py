@@ -778,6 +778,7 @@ class Ahead:
 
     def __getitem__(self, step: int) -> list[Batch]:
         if self.step != step:  # through the thread too: a reader is not for two threads at once
+            self.step = step
             self.ready = self.pool.submit(self.prepare, step)
         batches = self.ready.result()
         self.step = step + 1
