@@ -1,14 +1,15 @@
 """
-What the assistant may call: a calculator.
+Tools the assistant may call: a calculator.
 
     >>> calculate('(1,250 - 50) * 3 / 4')
     '900'
 
-The expression was written by a model, and a model writes what its users talk it into: it must never run. Python's own
-evaluation of text reaches all of Python through attributes, whatever names are taken away, and `9**9**9` alone keeps it
-busy for ever. So the text is only parsed, and a walker does arithmetic on the nodes that it knows: numbers, + - * / //
-% **, signs, parentheses. Caps on length, nesting and the size of every value keep it fast; there are no signals, so it
-works in any thread. Running whole programs takes a process of its own, a sandbox: not here.
+A model wrote the expression, and a model writes what its users talk it into: it must never be run.
+eval() reaches all of Python through attributes, whatever names are removed, and `9**9**9` alone
+keeps it busy forever. So the text is only parsed, and a walker does arithmetic on the nodes it
+knows: numbers, + - * / // % **, signs, parentheses. Caps on length, nesting and the size of every
+value keep it fast. It uses no signals, so it works in any thread. Running whole programs needs a
+sandbox, a process of its own: not here.
 """
 
 import ast
@@ -19,10 +20,10 @@ from decimal import Decimal
 
 MAX_LENGTH = 200  # characters of an expression
 MAX_NESTING = 20  # parentheses within parentheses
-MAX_VALUE = 10**30  # no number on the way may reach it: sums about people and money stay far below
-SIGNIFICANT = 10  # digits of a result that is no whole number: hides 0.1 + 0.2 = 0.30000000000000004
+MAX_VALUE = 10**30  # bound of every intermediate value, far above sums about people and money
+SIGNIFICANT = 10  # digits of a result with a fraction: hides 0.1 + 0.2 = 0.30000000000000004
 ALLOWED = re.compile(r'[0-9eE.,+\-*/%() \t]*')  # e for 1e6
-THOUSANDS = re.compile(r'(?<![0-9.,eE])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])')  # 1,000 and 12,345,678
+THOUSANDS = re.compile(r'(?<![0-9.,eE])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])')  # 1,000; 12,345,678
 
 BINARY = {
     ast.Add: operator.add,
@@ -37,21 +38,24 @@ UNARY = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 
 def calculate(expression: str) -> str:
     """
-    The value of an arithmetic expression: whole numbers without '.0', others with at most 10 significant digits.
-
-    Everything wrong with it is a ValueError with a short reason, whatever the text: nothing else is ever raised.
+    The value of an arithmetic expression: whole numbers without '.0', others with at most 10
+    significant digits. ValueError with a short reason for everything else; it raises nothing else,
+    whatever the text.
     """
+    # 1) Length, characters, nesting
     if len(expression) > MAX_LENGTH:
         raise ValueError(f'longer than {MAX_LENGTH} characters')
     text = expression.strip()
     if not ALLOWED.fullmatch(text):
         raise ValueError('numbers, + - * / // % ** and parentheses only')
-    text = THOUSANDS.sub(lambda number: number.group().replace(',', ''), text)
     depth = 0
     for character in text:
         depth += {'(': 1, ')': -1}.get(character, 0)
         if depth > MAX_NESTING:
             raise ValueError(f'more than {MAX_NESTING} parentheses deep')
+
+    # 2) Parse and compute
+    text = THOUSANDS.sub(lambda number: number.group().replace(',', ''), text)
     try:
         return spell(value(ast.parse(text, mode='eval').body))
     except SyntaxError:
@@ -63,7 +67,7 @@ def calculate(expression: str) -> str:
 
 
 def value(node: ast.expr) -> int | float:
-    """The number a node stands for, each checked as soon as it exists, so that the next operation stays cheap."""
+    """The number a node stands for. Each is bounded at once, so that the next operation is cheap."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return bounded(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
@@ -76,7 +80,7 @@ def value(node: ast.expr) -> int | float:
 
 
 def power(base: int | float, exponent: int | float) -> int | float:
-    """base ** exponent, its size estimated first: 9 ** 9 ** 9 has 370 million digits."""
+    """base ** exponent. Its size is estimated first: 9 ** 9 ** 9 has 370 million digits."""
     if abs(base) > 1 and exponent * math.log10(abs(base)) > math.log10(MAX_VALUE) + 1:
         raise ValueError('too large')
     return base**exponent
@@ -85,14 +89,16 @@ def power(base: int | float, exponent: int | float) -> int | float:
 def bounded(number: int | float | complex) -> int | float:
     if isinstance(number, complex):  # (-8) ** 0.5
         raise ValueError('no real number')
-    if not abs(number) < MAX_VALUE:  # so written, nan is refused too
+    if not abs(number) < MAX_VALUE:  # written this way it refuses nan too
         raise ValueError('too large')
     return number
 
 
 def spell(number: int | float) -> str:
-    if isinstance(number, int) or number.is_integer() and abs(number) < 2**53:  # a float counts exactly up to there
+    # a float holds whole numbers exactly up to 2**53
+    if isinstance(number, int) or number.is_integer() and abs(number) < 2**53:
         return str(int(number))
+    if abs(number) <= 1e-15:  # 1e-15 is readable in no form; larger numbers are written out
+        return f'{number:.{SIGNIFICANT}g}'
     rounded = Decimal(f'{number:.{SIGNIFICANT}g}').normalize()
-    # 1e-15 is readable in no form; everything else is written out
-    return f'{rounded:f}' if abs(number) > 1e-15 else f'{number:.{SIGNIFICANT}g}'
+    return f'{rounded:f}'

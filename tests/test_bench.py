@@ -259,34 +259,6 @@ def test_the_loader_is_measured_over_every_row_of_its_steps(load, monkeypatch):
     assert asked == list(range((QUICK['warmup'] + QUICK['repeats']) * bench.READS))
 
 
-@pytest.mark.slow
-def test_the_tokenizer_beside_rust(figures, oracle):
-    """On a megabyte. That the merges are rustbpe's and the ids tiktoken's is checked by the programs that it times."""
-    oracle('rustbpe')
-    said, found = figures(what='tokenizer', text_mb=1, bpe_repeats=1, bpe_vocab_size=500, device='cpu')
-    found = found['tokenizer']
-    assert 0.5e6 < found['text']['bytes'] <= 1.01e6 and len(found['text']['sha256']) == 64
-    assert {'ours', 'rustbpe'} <= found['training'].keys()
-    for kind in ('natural', 'base64', 'hashes'):
-        assert found[kind].keys() == {'ours', 'tiktoken'}
-        assert all(program['seconds'] > 0 for program in found[kind].values())
-    assert found['training']['ours']['memory'] > 2**24
-    assert 'ours takes 1.00 of its time' in said and 'not ASCII' in said
-
-
-def test_the_texts_that_are_installed(load):
-    bench = load()
-    texts = bench.installed_texts(300_000)
-    assert 100_000 < sum(len(text.encode()) for _, text in texts) <= 300_000
-    assert len(set(texts)) == len(texts) and {suffix for suffix, _ in texts} <= bench.SUFFIXES
-
-
-def test_natural_text_is_prose_and_docstrings(load):
-    source = '"""On top."""\nx = 1\ndef f():\n    """Below."""\n    return "no docstring"\n'
-    texts = [('.md', '# Title'), ('.json', '{}'), ('.py', source), ('.py', 'no python (')]
-    assert list(load().natural_texts(texts)) == ['# Title', 'On top.', 'Below.']
-
-
 def test_the_random_text_is_whole_and_has_documents(load, tmp_path):
     """A vocabulary that spans the surrogates, which JSON would join in pairs."""
     data = load(vocab_size=2**16).write_random_text(tmp_path)
