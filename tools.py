@@ -67,7 +67,7 @@ def calculate(expression: str) -> str:
 
 
 def value(node: ast.expr) -> int | float:
-    """The number a node stands for. Each is bounded at once, so that the next operation is cheap."""
+    """The number a node stands for. Each is bounded at once, so the next operation is cheap."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return bounded(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
