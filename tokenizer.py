@@ -23,23 +23,19 @@ Left out on purpose: vocabularies above 65,536 ids (token files are uint16) and 
 import hashlib
 import heapq
 import json
-import multiprocessing
 import os
 import re
-import signal
-from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
-from itertools import accumulate, chain, count, islice
+from itertools import accumulate, chain
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import regex
 import tiktoken
 from tqdm import tqdm
+
+import segments
 
 VERSION = 1  # of tok.json
 MAX_VOCAB = 65536  # ids are stored as uint16
@@ -59,11 +55,9 @@ PATTERN = '|'.join(
     )
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-# Where a text may be split, since no chunk of these patterns goes on there: between a letter or digit and a sign or
-# blank, and between a letter and a digit. What is found out about such a segment of a text holds wherever it occurs.
-# (Nor do their classes overlap: a possessive quantifier says no more than a greedy one.)
+# Patterns of which no chunk continues at a place where segments.py splits a text. Their classes do
+# not overlap either, so a greedy quantifier matches what a possessive one does.
 SPLITTABLE = {GPT2_PATTERN, *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}'))}
-SPLIT = regex.compile(r'(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}])|(?<=\p{L})(?=\p{N})')
 GPT2_FILES = ('vocab.bpe', 'encoder.json')
 GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 # sha256 of GPT-2's table in our form: whether a table is GPT-2's can be said without having it
@@ -78,21 +72,6 @@ def valid_text(text: str) -> str:
         return text
     except UnicodeEncodeError:
         return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
-
-
-def segments(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[str]:
-    """
-    Parts of at most size characters, split where no chunk of the patterns here goes on, so that they encode to the same
-    ids as the whole. Without such a place in the second half of a part it is split anywhere, or (anywhere=False) grows.
-    Needed because the regex behind tiktoken overflows its stack on a few million blanks in a row.
-    """
-    start = 0
-    while len(text) - start > size:
-        place = SPLIT.search(text, start + size // 2, start + size if anywhere else len(text))
-        end = place.start() if place else start + size if anywhere else len(text)
-        yield text[start:end]
-        start = end
-    yield text[start:]
 
 
 class Tokenizer:
@@ -194,7 +173,9 @@ class BPETokenizer(Tokenizer):
         special: dict[str, int],
         byte_ids: Sequence[int] = range(256),
     ):
-        self.pattern, self.byte_ids = pattern, list(byte_ids)
+        self.pattern = pattern
+        self.splittable = pattern in SPLITTABLE
+        self.byte_ids = list(byte_ids)
         self.merges = [(int(left), int(right)) for left, right in merges]
         self.halves = dict(zip(merge_ids(self.byte_ids, special, len(self.merges)), self.merges))
         super().__init__(join_pieces(self.halves, self.byte_ids, special), special)
@@ -203,16 +184,18 @@ class BPETokenizer(Tokenizer):
     def _engine(self) -> tiktoken.Encoding:
         """tiktoken's merge loop over our table. It merges by the rank of the joined bytes, which is the same thing."""
         ranks, pattern = {piece: i for i, piece in self._pieces.items() if piece}, self.pattern
-        if pattern in SPLITTABLE:  # tiktoken's regex is twice as fast without possessive quantifiers
+        if self.splittable:  # tiktoken's regex is twice as fast without possessive quantifiers
             pattern = re.sub(r'(?<=[+*?])\+', '', pattern)
         return tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     def encode(self, text: str) -> list[int]:
-        return [i for part in segments(valid_text(text)) for i in self._engine.encode_ordinary(part)]
+        parts = segments.split(valid_text(text))
+        return [i for part in parts for i in self._engine.encode_ordinary(part)]
 
     def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
-        blocks = in_blocks(map(valid_text, texts), BLOCK // 2)
-        for ids, counts in in_processes(BulkEncoder, self, blocks, num_workers):
+        blocks = segments.in_blocks(map(valid_text, texts), segments.BLOCK // 2)
+        encoded = segments.in_processes(segments.BulkEncoder, self, blocks, num_workers)
+        for ids, counts in encoded:
             ids = np.frombuffer(ids, dtype=np.uint16)
             yield from (ids[end - count : end] for count, end in zip(counts, accumulate(counts)))
 
@@ -339,13 +322,20 @@ def check_pattern(pattern: str) -> None:
 
 def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[str, int]:
     """How often each distinct chunk occurs: a few words make up most of a text, and all later work is per distinct."""
-    counts, seen, parts = {}, 0, map(valid_text, texts)
+    # 1) Blocks of text, counted by several processes
+    parts = map(valid_text, texts)
     if pattern in SPLITTABLE:
-        parts = chain.from_iterable(segments(text, BLOCK, anywhere=False) for text in parts)
-    for found, length in in_processes(chunk_counter, pattern, in_blocks(parts, BLOCK), num_workers):
+        parts = chain.from_iterable(
+            segments.split(text, segments.BLOCK, anywhere=False) for text in parts
+        )
+    blocks = segments.in_blocks(parts, segments.BLOCK)
+    counts = {}
+    seen = 0
+    for found, length in segments.in_processes(chunk_counter, pattern, blocks, num_workers):
         seen += length
         for chunk, times in found.items():
             counts[chunk] = counts.get(chunk, 0) + times
+    # 2) A pattern must match every character
     kept = sum(len(chunk) * times for chunk, times in counts.items())
     if kept != seen:
         raise SystemExit(
@@ -358,11 +348,15 @@ def chunk_counter(pattern: str) -> Callable[[list[str]], tuple[dict[str, int], i
     split = regex.compile(pattern).findall
 
     def count_block(block: list[str]) -> tuple[dict[str, int], int]:
-        """(chunks and how often they occur, characters). The slow regex runs once for each distinct segment."""
-        counts, times, length = {}, [1] * len(block), sum(map(len, block))
+        """(how often each chunk occurs, number of characters). The slow regex runs once for each
+        distinct segment."""
+        length = sum(map(len, block))
+        times = [1] * len(block)
         if pattern in SPLITTABLE:
-            segments, numbers = split_block(block)
-            block, times = [s.decode('utf-8', 'ignore') for s in segments], np.bincount(numbers).tolist()  # END is ''
+            distinct, numbers = segments.split_block(block)
+            block = [segment.decode('utf-8', 'ignore') for segment in distinct]  # END becomes ''
+            times = np.bincount(numbers).tolist()
+        counts = {}
         for segment, n in zip(block, times):
             for chunk in split(segment):
                 counts[chunk] = counts.get(chunk, 0) + n
@@ -371,46 +365,58 @@ def chunk_counter(pattern: str) -> Callable[[list[str]], tuple[dict[str, int], i
     return count_block
 
 
-def learn_merges(counts: dict[str, int], num_merges: int, progress: bool = False) -> list[tuple[int, int]]:
+def learn_merges(
+    counts: dict[str, int], num_merges: int, progress: bool = False
+) -> list[tuple[int, int]]:
     """
-    Merges from the number of times that each distinct chunk occurs.
+    Merges, from the number of occurrences of each distinct chunk.
 
-    All chunks lie in one array, a cell a byte and -1 between them. A token's id stands in its first cell and in its
-    last, so the tokens beside the one at `place` are found at place - 1 and place + length: a merge writes three cells.
+    All chunks are in one array, one cell per byte, with -1 between chunks. The id of a token is in
+    its first and in its last cell. So the neighbours of the token at `place` are found at place - 1
+    and place + length, and a merge writes three cells per place.
 
-    The places of a pair all come into being at one merge, the one that made its newer id; from then on it only loses
-    some. So its count at birth is a bound for ever. Nothing is brought up to date: a pair is counted when its turn
-    comes, and goes back into the queue if it has become rarer.
+    All places of a pair arise at one merge, the one that made its newer id; later merges only remove
+    places. So the pair's count at that moment is an upper bound forever, and no counts are kept up to
+    date: a pair is counted when its turn comes, and goes back into the queue if it has become rarer.
 
-    The pairs that one merge gives birth to are a family, the most frequent first, and only its first member queues.
+    The pairs that arise at one merge are a family, sorted by count; only its first member is in the
+    queue.
     """
+    # 1) The array, and the pairs of bytes
     symbols, weights = lay_out(counts)
     del counts  # the largest thing in memory
     lengths = np.ones(256 + num_merges, dtype=np.int64)  # bytes of each id
-    heap, merges = [], []
+    heap = []
     push_first(heap, family(*all_pairs(symbols), weights))
+
+    # 2) Merge the most frequent pair, until there are enough merges or no pair is left
+    merges = []
     with tqdm(total=num_merges, desc='merging', disable=not progress) as bar:
         while heap and len(merges) < num_merges:
-            bound, pair, places, siblings = heapq.heappop(heap)  # the smallest: -count first, then the pair
+            # the heap's smallest entry: highest bound first, then smallest pair
+            bound, pair, places, siblings = heapq.heappop(heap)
             push_first(heap, siblings)
-            left, right = pair >> 16, pair & 0xFFFF
-            places = places[(symbols[places] == left) & (symbols[places + lengths[left]] == right)]
+            left = pair >> 16
+            right = pair & 0xFFFF
+            is_left = symbols[places] == left
+            places = places[is_left & (symbols[places + lengths[left]] == right)]
             count = int(np.add.reduce(weights[places]))
-            if count < -bound:
+            if count < -bound:  # rarer than its bound
                 if count:
                     heapq.heappush(heap, (-count, pair, places, iter(())))
                 continue
             merges.append((left, right))
             if left == right:
                 places = without_overlap(places, lengths[left])
-            born = apply_merge(symbols, lengths, places, left, right, 255 + len(merges))
-            push_first(heap, family(*born, weights))
+            new_pairs = apply_merge(symbols, lengths, places, left, right, 255 + len(merges))
+            push_first(heap, family(*new_pairs, weights))
             bar.update()
     return merges
 
 
 def lay_out(counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(symbols, weights): the bytes of all chunks with -1 before, between and behind, and each cell's chunk's count."""
+    """(symbols, weights): the bytes of all chunks with -1 before, between and after them, and for
+    each cell the count of its chunk."""
     joined = b'\0'.join([b'', *(chunk.encode('utf-8') for chunk in counts), b''])
     cells = np.array([len(chunk.encode('utf-8')) + 1 for chunk in counts], dtype=np.int64)
     symbols = np.frombuffer(joined, dtype=np.uint8).astype(np.int64)
@@ -420,215 +426,63 @@ def lay_out(counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def all_pairs(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(pairs, places) to begin with. A pair is left << 16 | right."""
+    """(pairs, places) of the bytes. A pair is left << 16 | right."""
     places = ((symbols[:-1] >= 0) & (symbols[1:] >= 0)).nonzero()[0]
     return symbols[places] << 16 | symbols[places + 1], places
 
 
 def push_first(heap: list, members: Iterator[tuple]) -> None:
-    """Queue the next member of a family, and with it the members behind."""
+    """Queue the next member of a family, together with the rest of the family."""
     for member in members:
         heapq.heappush(heap, (*member, members))
         return
 
 
-def family(pairs: np.ndarray, places: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(-count, pair, its places in ascending order) of each distinct pair, in the order in which they may be merged."""
+def family(
+    pairs: np.ndarray, places: np.ndarray, weights: np.ndarray
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(-count, pair, its places ascending) of each distinct pair, in the order of merging."""
     if not len(pairs):
         return
+    # group equal pairs
     order = pairs.argsort(kind='stable')
-    pairs, places = pairs[order], places[order]
-    edges = np.concatenate(([0], (pairs[1:] != pairs[:-1]).nonzero()[0] + 1, [len(pairs)]))
-    pairs, counts = pairs[edges[:-1]], np.add.reduceat(weights[places], edges[:-1])
-    for i in (-counts).argsort(kind='stable'):  # stable: of equal counts the smallest pair
+    pairs = pairs[order]
+    places = places[order]
+    changes = (pairs[1:] != pairs[:-1]).nonzero()[0] + 1
+    edges = np.concatenate(([0], changes, [len(pairs)]))
+    # most frequent first; the stable sort puts the smallest pair first among equals
+    pairs = pairs[edges[:-1]]
+    counts = np.add.reduceat(weights[places], edges[:-1])
+    for i in (-counts).argsort(kind='stable'):
         yield -int(counts[i]), int(pairs[i]), places[edges[i] : edges[i + 1]]
 
 
 def without_overlap(places: np.ndarray, length: int) -> np.ndarray:
-    """Of a pair of equals, such as aa in aaaa: every other place of a run, from the left."""
+    """Places of a pair of equal ids, such as aa in aaaa: every other place of a run, from the left."""
     index = np.arange(len(places))
-    goes_on = np.diff(places, prepend=-length) == length
-    run = np.maximum.accumulate(np.where(goes_on, 0, index))  # where the run of each place began
+    continues = np.diff(places, prepend=-length) == length
+    run = np.maximum.accumulate(np.where(continues, 0, index))  # where the run of each place starts
     return places[(index - run) % 2 == 0]
 
 
-def apply_merge(symbols, lengths, places, left: int, right: int, new_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write new_id over the pair at these places; (pairs, places) of what it forms with its neighbours."""
-    middle, length = lengths[left], lengths[left] + lengths[right]
+def apply_merge(
+    symbols, lengths, places, left: int, right: int, new_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write new_id over the pair at these places. Returns (pairs, places) of the new pairs with the
+    neighbours."""
+    # 1) Write: first and last cell hold the id, no token begins in the middle
+    middle = lengths[left]
+    length = lengths[left] + lengths[right]
     lengths[new_id] = length
-    symbols[places + middle] = -1  # no token begins here any more, unless it is the last cell
+    symbols[places + middle] = -1
     symbols[places] = symbols[places + (length - 1)] = new_id
-    before, after = symbols[places - 1], symbols[places + length]
+    # 2) Pairs with the neighbours; (new, new) counts once, from its left side
+    before = symbols[places - 1]
+    after = symbols[places + length]
     pairs = np.concatenate((before << 16 | new_id, new_id << 16 | after))
     places = np.concatenate((places - lengths[before], places))
-    is_pair = np.concatenate(((before >= 0) & (before != new_id), after >= 0))  # (new, new) is seen from its left one
+    is_pair = np.concatenate(((before >= 0) & (before != new_id), after >= 0))
     return pairs[is_pair], places[is_pair]
-
-
-# -----------------------------------------------------------------------------
-# Much text: its distinct segments, and several processes
-
-# Where a text may be split, by bytes and more careful: ASCII letters and digits, ASCII signs and blanks, and what is to
-# see for sure (ASCII, and U+00C0 to U+07FF by their first byte)
-WORD = {byte for byte in range(128) if chr(byte).isalnum()}
-SIGN = {*range(128)} - WORD
-SEEN = {*range(33, 127), *range(0xC3, 0xE0)}
-IS_WORD, IS_SIGN, IS_SEEN = (np.isin(np.arange(256), list(kind)) for kind in (WORD, SIGN, SEEN))
-FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # of a machine word
-END = b'\xff'  # no byte of UTF-8: stands behind each text of a block
-BLOCK = 2**21  # characters that are counted at a time, about; encoded: half as many
-CACHE = 2**19  # segments whose ids are kept, about 100 MB
-
-
-def in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of texts with about so many characters each, or one text that has more."""
-    block, length = [], 0
-    for text in texts:
-        block.append(text)
-        length += len(text) + 1  # an empty text is work too
-        if length >= size:
-            yield block
-            block, length = [], 0
-    if block:
-        yield block
-
-
-def split_block(texts: list[str]) -> tuple[list[bytes], np.ndarray]:
-    """
-    (the distinct segments of the texts, which of them stands at each place), with END behind each text.
-
-    Up to 15 bytes of a segment are two machine words, the last byte its length. A longer one counts as distinct.
-    """
-    data = END.join([text.encode('utf-8') for text in texts]) + END
-    codes = np.frombuffer(data + bytes(16), dtype=np.uint8)
-    begins = np.zeros(len(codes), dtype=bool)
-    begins[1:] = IS_WORD[codes[:-1]] & IS_SIGN[codes[1:]]
-    begins[:-1] |= (codes[:-1] == 32) & IS_SEEN[codes[1:]]
-    ends = (codes == END[0]).nonzero()[0]
-    begins[0] = begins[ends] = begins[ends + 1] = True
-    edges = begins[: len(data) + 1].nonzero()[0]
-    starts, lengths = edges[:-1], np.diff(edges)
-
-    words = np.ndarray(len(codes) - 7, dtype='<u8', buffer=codes, strides=(1,))  # the 8 bytes from each on
-    low = words[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
-    high = words[starts + 8] & FIRST_BYTES[np.clip(lengths - 8, 0, 8)] | lengths.astype(np.uint64) << np.uint64(56)
-    first, numbers = find_equals(low, np.where(lengths > 15, starts.astype(np.uint64), high))
-    starts, ends = starts[first], starts[first] + lengths[first]
-    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist())], numbers
-
-
-def find_equals(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(where the first of each distinct pair (low, high) stands, the number of each pair): np.unique, three times as
-    fast. Equal ones come to stand side by side when hashes of them are sorted, with their index in the last bits."""
-    bits = np.uint64(len(low).bit_length())
-    for salt in count(0x9E3779B97F4A7C15, 2**33):
-        hashes = (low ^ high >> np.uint64(7)) * np.uint64(salt)
-        hashes = (hashes ^ hashes >> np.uint64(32) ^ high) * np.uint64(0xD6E8FEB86659FD93)
-        packed = np.sort(hashes >> bits << bits | np.arange(len(low), dtype=np.uint64))
-        order, hashes = (packed & (np.uint64(1) << bits) - np.uint64(1)).astype(np.int64), packed >> bits
-        is_new = np.append(True, hashes[1:] != hashes[:-1])
-        first, numbers = order[is_new], np.empty(len(order), dtype=np.int64)
-        numbers[order] = np.cumsum(is_new) - 1
-        if np.array_equal(low[first][numbers], low) and np.array_equal(high[first][numbers], high):
-            return first, numbers  # else two that differ share a hash
-
-
-WORK = {}  # what a worker process does with an item
-
-
-def start_worker(make: Callable, argument) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that waits
-    Thread(target=follow, args=[multiprocessing.parent_process()], daemon=True).start()
-    WORK['work'] = make(argument)
-
-
-def follow(parent) -> None:
-    """A program that is killed cannot end its workers."""
-    parent.join()
-    os._exit(1)
-
-
-def work_on(item):
-    return WORK['work'](item)
-
-
-def in_processes(make: Callable, argument, items: Iterable, num_workers: int = 1) -> Iterator:
-    """make(argument)(item) of each item, in order, by that many processes; a few items are in memory at a time."""
-    items = iter(items)
-    first = list(islice(items, 2))
-    items = chain(first, items)
-    if num_workers == 1 or len(first) < 2:  # starting processes would take longer
-        yield from map(make(argument), items)
-        return
-    with ProcessPoolExecutor(num_workers, initializer=start_worker, initargs=(make, argument)) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(work_on, item))
-            if len(waiting) > num_workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-class BulkEncoder:
-    """
-    Called with texts, returns the uint16 ids of all of them as bytes, and how many ids each one has.
-
-    Each distinct segment is encoded once. Texts that hardly repeat themselves, such as base64 or columns of hashes, are
-    left to tiktoken as they are, and so are the next few blocks: looking for repetitions in vain has to cost little.
-    """
-
-    def __init__(self, tokenizer: BPETokenizer):
-        self.engine, self.bytes_per_id = tokenizer._engine, tokenizer.bytes_per_id
-        self.patience = 0 if tokenizer.pattern in SPLITTABLE else float('inf')  # blocks that are not looked at
-        self.known = {END: b''}  # segment -> its ids as bytes: those of a text are then those of its segments, joined
-
-    def __call__(self, texts: list[str]) -> tuple[bytes, list[int]]:
-        if not self.patience:
-            segments, numbers = split_block(texts)
-            new = set(segments).difference(self.known)
-            if 2 * sum(map(len, new)) < sum(map(len, texts)):
-                self.learn(new)
-                joined = self.join(segments, numbers)
-                if len(self.known) > CACHE:
-                    self.known = {END: b''}
-                return joined
-            self.patience = 4
-        self.patience -= 1
-        rows = [self.to_bytes(text) for text in texts]
-        return b''.join(rows), [len(row) // 2 for row in rows]
-
-    def to_bytes(self, text: str) -> bytes:
-        return b''.join(array('H', self.engine.encode_ordinary(part)).tobytes() for part in segments(text))
-
-    def join(self, segments: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
-        pieces = [self.known[segment] for segment in segments]
-        ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
-        sizes = np.array([len(piece) // 2 for piece in pieces])
-        starts = (np.cumsum(sizes) - sizes)[numbers]  # in ids, of the segment at each place
-        sizes = sizes[numbers]
-        ends = np.cumsum(sizes)  # in the ids of the texts
-        index = np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1])
-        return ids[index].tobytes(), np.diff(ends[numbers == segments.index(END)], prepend=0).tolist()
-
-    def learn(self, new: set[bytes]) -> None:
-        """Encode segments: all that may stand behind each other in one go, which is then cut up at their last bytes."""
-        free, spaced, alone = [], [], []
-        for segment in new:
-            if segment[0] in SIGN and segment[-1] in WORD:
-                free.append(segment)  # behind a letter or digit
-            elif segment[0] == 32 and len(segment) > 1 and segment[1] in SEEN:
-                spaced.append(segment)  # behind anything
-            else:
-                alone.append(segment)
-        ids, start = self.to_bytes(b''.join(free + spaced).decode('utf-8')), 0
-        ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=np.uint16)])
-        ends = np.cumsum([len(segment) for segment in free + spaced], dtype=np.int64)
-        for segment, end in zip(free + spaced, (2 * np.searchsorted(ends_of_ids, ends) + 2).tolist()):
-            self.known[segment] = ids[start:end]
-            start = end
-        for segment in alone:
-            self.known[segment] = self.to_bytes(segment.decode('utf-8'))
 
 
 # -----------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from tokenizer import segments, valid_text
+import segments
+from tokenizer import valid_text
 
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
 HOPELESS = (400, 401, 403, 404, 410)  # answers that asking again will not change
@@ -146,7 +147,7 @@ def pieces(path: str | Path, size: int = 2**22) -> Iterator[str]:
         return
     rest = ''
     for block in read_blocks(path, size):
-        *parts, rest = segments(rest + block, size, anywhere=False)
+        *parts, rest = segments.split(rest + block, size, anywhere=False)
         yield from parts
     yield rest
 

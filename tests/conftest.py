@@ -9,6 +9,7 @@ import importlib
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,30 @@ def run_program():
         return done
 
     return run
+
+
+# ---- texts for the tokenizer
+
+LINES = [
+    'First Citizen: Before we proceed any further, hear me speak.\n\n',
+    "I'll say it's 12345 o'clock, WE'RE late -- isn't it?  \r\n\tdef f(x):\n        return x**2\n",
+    '你好,世界🌍 naïve Straße Ελλάδα हिन्दी नमस्ते עברית 한국어 ١٢٣ ½\n',
+    '   leading and trailing   \n\n\n',
+]
+
+
+def random_text(rng, length):
+    """Words over few letters, so that pairs repeat, and any character that Unicode has assigned."""
+    text = ''
+    while len(text) < length:
+        kind = rng.random()
+        if kind < 0.5:
+            text += rng.choice(' \n') + ''.join(rng.choice('aaabbc') for _ in range(rng.randint(1, 9)))
+        elif kind < 0.7:
+            text += rng.choice(LINES)
+        elif kind < 0.8:
+            text += rng.choice(' \t\n\r\u00a0\u3000\u2028\x85\x1c') * rng.randint(1, 4)
+        else:
+            character = chr(rng.choice([rng.randrange(0x80), rng.randrange(0x2000), rng.randrange(0x30000)]))
+            text += character if unicodedata.category(character) not in ('Cn', 'Cs', 'Co') else ' '
+    return text

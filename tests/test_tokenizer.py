@@ -11,7 +11,6 @@ import sys
 import sysconfig
 import time
 import tracemalloc
-import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -19,36 +18,15 @@ import numpy as np
 import pytest
 import regex
 import tiktoken
+from conftest import LINES, random_text
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import conversation
+import segments
 import tokenizer as tokenizers
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
 SPECIAL = ['<|bos|>', '<|user_start|>', '<|assistant_end|>']
-LINES = [
-    'First Citizen: Before we proceed any further, hear me speak.\n\n',
-    "I'll say it's 12345 o'clock, WE'RE late -- isn't it?  \r\n\tdef f(x):\n        return x**2\n",
-    '你好,世界🌍 naïve Straße Ελλάδα हिन्दी नमस्ते עברית 한국어 ١٢٣ ½\n',
-    '   leading and trailing   \n\n\n',
-]
-
-
-def random_text(rng, length):
-    """Words over few letters, so that pairs repeat, and any character that Unicode has assigned."""
-    text = ''
-    while len(text) < length:
-        kind = rng.random()
-        if kind < 0.5:
-            text += rng.choice(' \n') + ''.join(rng.choice('aaabbc') for _ in range(rng.randint(1, 9)))
-        elif kind < 0.7:
-            text += rng.choice(LINES)
-        elif kind < 0.8:
-            text += rng.choice(' \t\n\r\u00a0\u3000\u2028\x85\x1c') * rng.randint(1, 4)
-        else:
-            character = chr(rng.choice([rng.randrange(0x80), rng.randrange(0x2000), rng.randrange(0x30000)]))
-            text += character if unicodedata.category(character) not in ('Cn', 'Cs', 'Co') else ' '
-    return text
 
 
 def naive_merge(ids, pair, new_id):
@@ -137,53 +115,9 @@ def test_training_equals_rustbpe(vocab_size, num_workers, oracle):
     assert ranks == {ours.decode_bytes([i]): i for i in range(vocab_size)}
 
 
-@pytest.mark.parametrize('pattern', sorted(tokenizers.SPLITTABLE))
-def test_segments_have_the_chunks_of_the_whole(pattern):
-    for seed in range(30):
-        text = random_text(random.Random(seed), 2000)
-        chunks = regex.findall(pattern, text)
-        distinct, numbers = tokenizers.split_block([text, '', text[:99]])
-        parts = [distinct[i] for i in numbers]
-        ends = [i for i, part in enumerate(parts) if part == tokenizers.END]
-        assert len(ends) == 3 and ends[1] == ends[0] + 1 and ends[2] == len(parts) - 1
-        parts = [part.decode() for part in parts[: ends[0]]]
-        assert ''.join(parts) == text == ''.join(chunks)
-        assert [chunk for part in parts for chunk in regex.findall(pattern, part)] == chunks
-        parts = tokenizers.SPLIT.sub('\0', text.replace('\0', '')).split('\0')
-        assert len(parts) > 50
-        chunks = regex.findall(pattern, text.replace('\0', ''))
-        assert [chunk for part in parts for chunk in regex.findall(pattern, part)] == chunks
-
-
-def test_what_is_seen_is_no_blank():
-    """By the first byte of its UTF-8."""
-    for code in {*range(0x3100)} - {*range(0xD800, 0xE000)}:
-        assert not (chr(code).encode()[0] in tokenizers.SEEN and regex.match(r'\s', chr(code)))
-
-
-def test_equals_are_found():
-    rng = np.random.default_rng(0)
-    low, high = rng.integers(0, 4, (2, 300)).astype(np.uint64) << np.uint64(40)
-    first, numbers = tokenizers.find_equals(low, high)
-    pairs = list(zip(low.tolist(), high.tolist()))
-    assert [pairs[i] for i in first[numbers]] == pairs and len(first) == len(set(pairs)) == 16
-
-
-def test_two_that_share_a_hash_are_told_apart():
-    """The numbers whose hashes, by the first salt, are 8 and 9: with three numbers the last two bits do not count."""
-    modulus, found = 2**64, []
-    for hashed in (8, 9):
-        mixed = hashed * pow(0xD6E8FEB86659FD93, -1, modulus) % modulus
-        mixed ^= mixed >> 32
-        found.append(mixed * pow(0x9E3779B97F4A7C15, -1, modulus) % modulus)
-    low = np.array([*found, found[0]], dtype=np.uint64)
-    first, numbers = tokenizers.find_equals(low, np.zeros(3, dtype=np.uint64))
-    assert low[first][numbers].tolist() == low.tolist() and len(first) == 2
-
-
 def test_training_reads_in_bounded_memory(monkeypatch):
     """Ten times the text, with the same words: the same memory, which is a small part of the text."""
-    monkeypatch.setattr(tokenizers, 'BLOCK', 2**14)
+    monkeypatch.setattr(segments, 'BLOCK', 2**14)
     peaks = []
     for repeats in (20, 200):
         words = ' '.join(f'word{i % 500}' for i in range(2000))
@@ -198,7 +132,7 @@ def test_training_cuts_long_texts_exactly(monkeypatch):
     rng = random.Random(7)
     text = random_text(rng, 20_000)
     expected = train_bpe([text], 600).merges
-    monkeypatch.setattr(tokenizers, 'BLOCK', 500)
+    monkeypatch.setattr(segments, 'BLOCK', 500)
     assert train_bpe([text], 600).merges == train_bpe([text], 600, num_workers=2).merges == expected
 
 
@@ -294,9 +228,9 @@ def test_ids_equal_tiktokens(size):
 def test_bulk_encoding_however_it_is_done(kind, trained, monkeypatch):
     rng = random.Random(6)
     texts = [random_text(rng, rng.randint(0, 500)) for _ in range(100)] + ['surrogates a\ud83d\ude00b\ud800']
-    monkeypatch.setattr(tokenizers, 'BLOCK', 4000)
+    monkeypatch.setattr(segments, 'BLOCK', 4000)
     if kind == 'forgets':
-        monkeypatch.setattr(tokenizers, 'CACHE', 50)
+        monkeypatch.setattr(segments, 'CACHE', 50)
         texts += texts
     if kind == 'gives up':
         texts[20:80] = [rng.randbytes(300).hex(' ', 20) for _ in range(60)]
@@ -377,15 +311,6 @@ def test_an_id_beyond_the_vocabulary_is_named(trained, wrong):
 def test_two_million_of_one_character(blank, trained):
     text = 'x' + blank * 2_000_000 + 'y'
     assert trained.decode(trained.encode(text)) == text
-
-
-def test_segments_do_not_change_the_ids(trained):
-    rng = random.Random(3)
-    text = ''.join(random_text(rng, 300) for _ in range(20))
-    parts = list(tokenizers.segments(text, 100))
-    assert ''.join(parts) == text and len(parts) > 30 and max(map(len, parts)) <= 100
-    words = 'The words of 42 people,\nand so on: (this) and\tthat. ' * 50
-    assert sum((trained.encode(part) for part in tokenizers.segments(words, 70)), []) == trained.encode(words)
 
 
 def test_characters_are_nanogpts(tmp_path):

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 import runtime
+import segments
 import tasks
 import tokenizer as tokenizers
 from batches import Writer
@@ -186,7 +187,7 @@ def halves(texts: Iterator[str], cut: int) -> Iterator[tuple[str, str]]:
 def parts_of(documents: Iterator[tuple[str, str]]) -> Iterator[tuple[str, bool, str]]:
     """(split, whether a document begins, text), so that a long document passes through memory in parts."""
     for split, text in documents:
-        for i, part in enumerate(tokenizers.segments(text)):
+        for i, part in enumerate(segments.split(text)):
             yield split, i == 0, part
 
 
