@@ -1,4 +1,4 @@
-"""dial.py: which runs it makes, what it reads off them, and one small dial turned for real."""
+"""dev/dial.py: which runs it makes, what it reads off them, and one small dial turned for real."""
 
 import json
 import random
@@ -63,16 +63,16 @@ def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):
             writer.write(split, tokenizer.encode(text), len(text))
     args = (f'--dataset={data}', f'--out_dir={out}', '--depths=1', '--factors=1,2', '--seeds=1', '--jobs=2')
     args += ('--target_param_data_ratio=0.7', '--block_size=32')
-    done = run_program('dial.py', *args, cwd=tmp_path)
+    done = run_program('dev/dial.py', *args, cwd=tmp_path)
     logs = {path: path.read_bytes() for path in out.glob('*/log.jsonl')}
     assert sorted(path.parent.name for path in logs) == ['d1_rate1_seed1', 'd1_rate2_seed1']
     for log in logs.values():
         (loss,) = [row['val'] for row in map(json.loads, log.splitlines()) if 'val' in row]
         assert done.stdout.count(f'{loss:.4f}') == 2  # when it is there, and in the table
     assert (out / 'dial.png').read_bytes().startswith(b'\x89PNG') and '![' in (out / 'dial.md').read_text()
-    again = run_program('dial.py', *args, cwd=tmp_path)
+    again = run_program('dev/dial.py', *args, cwd=tmp_path)
     assert {path: path.read_bytes() for path in out.glob('*/log.jsonl')} == logs  # what is there is not trained again
-    other = run_program('dial.py', *args, '--block_size=64', cwd=tmp_path, check=False)
+    other = run_program('dev/dial.py', *args, '--block_size=64', cwd=tmp_path, check=False)
     assert other.returncode == 1 and 'block_size=32, expected 64' in other.stderr
     assert [line for line in again.stdout.splitlines() if line.startswith('|')] == [
         line for line in done.stdout.splitlines() if line.startswith('|')
@@ -81,15 +81,15 @@ def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path, run_program, oracle):
     oracle('matplotlib')
-    done = run_program('dial.py', '--train=False', f'--out_dir={tmp_path}', cwd=tmp_path, check=False)
-    assert done.returncode == 1 and done.stderr.strip().endswith('python dial.py') and done.stderr.count('\n') == 1
-    done = run_program('dial.py', '--jobs=0', cwd=tmp_path, check=False)
+    done = run_program('dev/dial.py', '--train=False', f'--out_dir={tmp_path}', cwd=tmp_path, check=False)
+    assert done.returncode == 1 and done.stderr.strip().endswith('python dev/dial.py') and done.stderr.count('\n') == 1
+    done = run_program('dev/dial.py', '--jobs=0', cwd=tmp_path, check=False)
     assert done.returncode == 1 and 'jobs is 0' in done.stderr and done.stderr.count('\n') == 1
-    done = run_program('dial.py', '--depths=1;2', cwd=tmp_path, check=False)
+    done = run_program('dev/dial.py', '--depths=1;2', cwd=tmp_path, check=False)
     assert done.returncode == 1 and "'1;2'" in done.stderr
-    done = run_program('dial.py', '--factors=0.5,2', cwd=tmp_path, check=False)
+    done = run_program('dev/dial.py', '--factors=0.5,2', cwd=tmp_path, check=False)
     assert done.returncode == 1 and "'0.5,2'" in done.stderr
     args = ('--depths=1', '--factors=1,2', f'--dataset={tmp_path / "nothing"}', f'--out_dir={tmp_path / "out"}')
-    done = run_program('dial.py', *args, cwd=tmp_path, check=False)
+    done = run_program('dev/dial.py', *args, cwd=tmp_path, check=False)
     assert done.returncode == 1 and 'output.txt' in done.stderr and done.stderr.count('\n') == 1
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['d1_rate1_seed1']  # the next one has not begun

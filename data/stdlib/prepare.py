@@ -1,12 +1,12 @@
 """
 Python's standard library as text to learn from: some 30 MB of code that lies on every machine with a Python, for when
-there is no network (dial.py uses it).
+there is no network (dev/dial.py uses it).
 
 $ python data/stdlib/prepare.py                        # bytes
 $ python data/stdlib/prepare.py --vocab_size=4096      # a BPE trained on it
 
 A file is a document. The files of one Python version are the same everywhere, save that some Linux distributions leave
-out the library's own tests, which are more than half of it (too little is left for dial.py's depth 3). One file in 43,
+out the library's own tests, which are more than half of it (too little is left for dev/dial.py's depth 3). One file in 43,
 chosen by a hash of its name, is for validation.
 """
 
