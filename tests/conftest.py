@@ -5,8 +5,11 @@ An oracle is an independent library that a test compares us with. One that is no
 run; under CI=true it is a failure, so that a green run means that every comparison took place.
 """
 
+import ast
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -106,3 +109,34 @@ def random_text(rng, length):
             character = chr(rng.choice([rng.randrange(0x80), rng.randrange(0x2000), rng.randrange(0x30000)]))
             text += character if unicodedata.category(character) not in ('Cn', 'Cs', 'Co') else ' '
     return text
+
+
+# ---- runs
+
+
+def train_defaults():
+    """{name: default} of train.py's settings, from its source: importing it would train."""
+    from configurator import assignments, is_setting
+
+    found = {}
+    for name, node in assignments(ast.parse((ROOT / 'train.py').read_bytes())):
+        try:
+            found.setdefault(name, ast.literal_eval(node.value))
+        except (ValueError, TypeError):
+            continue  # computed, so not a default
+    return {name: value for name, value in found.items() if is_setting(name, value)}
+
+
+def run_settings(stage, **more):
+    base = dict(stage=stage, out_dir=f'out/x/{stage}', seed=7, batch_size=8, gradient_accumulation_steps=2)
+    return {**base, 'block_size': 32, 'max_iters': 40, **more}
+
+
+def write_log(folder, rows, first=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in ([first] if first else []) + rows)
+    (folder / 'log.jsonl').write_bytes(text.encode())
+
+
+def as_numbers(cell):
+    return [float(part.replace(',', '')) for part in re.findall(r'[-+]?[\d,]*\.?\d+', cell)]

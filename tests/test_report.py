@@ -14,10 +14,9 @@ import statistics
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, as_numbers, run_settings, train_defaults, write_log
 
 import checkpoint
 import report
@@ -28,11 +27,6 @@ HOSTILE = (
     '| --- | --- |\r\n# head [link](javascript:x) ![i](y) \\| \\\\ $x$ \u2028 \x1b[31m\ttab 你好\n\n- item\n<!-- no -->'
 )
 SKILLS = ('facts', 'two steps')
-
-
-def settings(stage, **more):
-    base = dict(stage=stage, out_dir=f'out/x/{stage}', seed=7, batch_size=8, gradient_accumulation_steps=2)
-    return {**base, 'block_size': 32, 'max_iters': 40, **more}
 
 
 def rows_of(stage, seed=0.0, skills=SKILLS):
@@ -53,18 +47,12 @@ def rows_of(stage, seed=0.0, skills=SKILLS):
     return rows
 
 
-def write_log(folder, rows, first=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in ([first] if first else []) + rows)
-    (folder / 'log.jsonl').write_bytes(text.encode())
-
-
 @pytest.fixture
 def run_folder(tmp_path):
     """Three stages, begun in another order than that of a model's life."""
     for i, stage in enumerate(('sft', 'pretrain', 'mid')):
         machine = dict(name='Some CPU', cores=4, threads=2, torch='2', python='3', system='Linux')
-        first = dict(config=settings(stage), machine={**machine, 'matmul_gflops': 100.0 + 50 * i})
+        first = dict(config=run_settings(stage), machine={**machine, 'matmul_gflops': 100.0 + 50 * i})
         write_log(tmp_path / 'x' / stage, rows_of(stage, i / 10, SKILLS if stage != 'pretrain' else ()), first)
     return tmp_path / 'x'
 
@@ -97,10 +85,6 @@ def cells(text):
         elif tables[-1]:
             tables.append([])
     return [[rows[0], *rows[2:]] for rows in tables if rows]
-
-
-def as_numbers(cell):
-    return [float(part.replace(',', '')) for part in re.findall(r'[-+]?[\d,]*\.?\d+', cell)]
 
 
 # ---- the numbers
@@ -139,7 +123,7 @@ def test_a_mean_stands_last_and_a_skill_that_comes_later_has_no_past(tmp_path, p
     for stage, names in (('mid', ('a',)), ('sft', ('b', 'a'))):
         rows = rows_of(stage, skills=names)
         rows = [{**row, 'mean': 0.5 + row['step'] / 100} if 'val' in row else row for row in rows]
-        write_log(tmp_path / stage, rows, dict(config=settings(stage)))
+        write_log(tmp_path / stage, rows, dict(config=run_settings(stage)))
     rows = cells(section(page(tmp_path), 'Accuracy on held-out problems'))[0]
     assert [row[0] for row in rows[1:]] == ['a', 'b', '**mean**']
     assert rows[2][1:3] == ['–', '–'] and as_numbers(rows[2][3]) == [76.7, 66.7]
@@ -150,7 +134,7 @@ def test_what_is_a_metric_of_training_is_no_skill(tmp_path, page):
     rows = [
         {**row, 'accuracy': 0.5 + row['step'] / 100} if {'val', 'loss'} & set(row) else row for row in rows_of('dpo')
     ]
-    write_log(tmp_path / 'dpo', rows, dict(config=settings('dpo')))
+    write_log(tmp_path / 'dpo', rows, dict(config=run_settings('dpo')))
     text = page(tmp_path)
     assert 'accuracy' not in [row[0] for row in cells(section(text, 'Accuracy on held-out problems'))[0]]
     assert cells(section(text, 'Rewards and other metrics'))[0][1] == ['dpo', 'accuracy', '0.500 → 0.900']
@@ -168,13 +152,13 @@ def test_times_are_scaled_to_150_gflops(run_folder, page):
 def test_tokens_are_those_that_the_log_counts(tmp_path, page):
     """dpo and rl cut their rows to what their data needs: then a step has fewer than rows * block_size."""
     rows = [{**row, 'tokens_per_step': 300} if 'loss' in row else row for row in rows_of('dpo')]
-    write_log(tmp_path / 'dpo', rows, dict(config=settings('dpo')))
+    write_log(tmp_path / 'dpo', rows, dict(config=run_settings('dpo')))
     assert cells(section(page(tmp_path), 'The stages'))[0][1][2] == '12,000'
 
 
 def test_answers_that_were_rewarded_are_no_samples(tmp_path, page):
     notes = [dict(step=4 * i, seconds=0.0, prompt=f'{i} + {i}?', text=f'{2 * i}', reward=i % 2) for i in range(9)]
-    write_log(tmp_path / 'rl', rows_of('rl') + notes, dict(config=settings('rl')))
+    write_log(tmp_path / 'rl', rows_of('rl') + notes, dict(config=run_settings('rl')))
     text = page(tmp_path)
     found = cells(section(text, 'Rewards and other metrics'))[-1]
     assert found[1:] == [['rl', f'{i} + {i}?', f'{2 * i}', f'{4 * i}.00'[:-3], f'{i % 2}.00'] for i in (0, 1, 7, 8)]
@@ -199,7 +183,7 @@ def test_one_stage_alone_and_a_run_that_is_under_way(run_folder, page):
     [], [dict(step=0, seconds=0.0, val=5.0)], [dict(step=0, seconds=0.0, loss=5.0)], [dict(step=3)], [5, None],
     [dict(step=0, seconds=0, val=None, loss='x', mean=[]), dict(step='x', val=1.0, facts='much')],
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize('first', [{}, dict(config=settings('later')), dict(config={}, machine={})], ids=len)
+@pytest.mark.parametrize('first', [{}, dict(config=run_settings('later')), dict(config={}, machine={})], ids=len)
 def test_a_log_that_says_little_is_no_error(tmp_path, whole_page, rows, first):
     write_log(tmp_path / 'odd', rows, {**first, 'x': 1})
     assert '| odd |' in whole_page(tmp_path)
@@ -211,7 +195,7 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path, whole_page, recwarn)
         for j, key in enumerate(row):
             if (i + j) % 3 == 0 and key not in ('step', 'prompt', 'text'):
                 row[key] = (math.nan, math.inf, -math.inf)[i % 3]
-    write_log(tmp_path / 'mid', rows, dict(config=settings('mid', learning_rate=math.nan)))
+    write_log(tmp_path / 'mid', rows, dict(config=run_settings('mid', learning_rate=math.nan)))
     text = whole_page(tmp_path)
     assert not re.search(r'\bnan\b|\binf\b', text.split('## How to do it again')[0])
     assert not [str(w.message) for w in recwarn]
@@ -236,7 +220,7 @@ def test_without_matplotlib_the_command_that_brings_it_is_named(run_folder, monk
 
 def test_other_stages_follow_the_known_ones_by_age(tmp_path, page):
     for age, name in enumerate(('young', 'middle', 'old', 'rl')):
-        write_log(tmp_path / name, rows_of(name), dict(config=settings(name)))
+        write_log(tmp_path / name, rows_of(name), dict(config=run_settings(name)))
         os.utime(tmp_path / name / 'log.jsonl', (10**9 - age, 10**9 - age))
     assert [row[0] for row in cells(section(page(tmp_path), 'The stages'))[0][1:-1]] == ['rl', 'old', 'middle', 'young']
 
@@ -281,7 +265,7 @@ def test_accuracy_has_a_panel_a_skill_with_the_stages_side_by_side(run_folder, o
 def test_a_surrogate_loss_is_not_drawn_beside_a_reward(tmp_path, oracle):
     oracle('matplotlib')
     rows = [{**row, 'reward': 0.5} if 'loss' in row else row for row in rows_of('rl')]
-    write_log(tmp_path / 'rl', rows, dict(config=settings('rl')))
+    write_log(tmp_path / 'rl', rows, dict(config=run_settings('rl')))
     drawn = [line.get_ydata() for line in report.draw_losses(report.read_stages(tmp_path)).axes[0].get_lines()]
     assert sorted(map(len, drawn)) == [0, 3]
 
@@ -326,7 +310,7 @@ def test_hostile_text_is_shown_as_it_is(tmp_path, whole_page, oracle, recwarn):
         assert found.tags <= {'table', 'thead', 'tbody', 'tr', 'th', 'td', 'br'}
     name = '<img onerror=alert(1)>|`x' if os.name != 'nt' else 'a`x'
     rows = [{**row, HOSTILE: 0.5, 'prompt': HOSTILE, 'text': HOSTILE} for row in rows_of('rl')]
-    first = dict(config=settings('rl', **{HOSTILE: HOSTILE}), machine={'name': HOSTILE}, command=[HOSTILE])
+    first = dict(config=run_settings('rl', **{HOSTILE: HOSTILE}), machine={'name': HOSTILE}, command=[HOSTILE])
     write_log(tmp_path / name.replace('/', ''), rows, first)
     tags = Cells(render(whole_page(tmp_path))).tags
     ours = {'table', 'thead', 'tbody', 'tr', 'th', 'td', 'br', 'h1', 'h2', 'p', 'strong', 'img', 'pre', 'code'}
@@ -352,8 +336,8 @@ def test_the_answers_are_the_last_ones_of_each_stage(run_folder, page):
 
 
 def test_the_command_gives_the_settings_back(tmp_path, page):
-    """Without the command in the log: all that is not a default of train.py, as arguments that mean the same."""
-    defaults = report.train_defaults()
+    """Without the command in the log: the settings that have a source, as arguments."""
+    defaults = train_defaults()
     assert defaults['learning_rate'] == 4e-3 and defaults['stage'] == 'pretrain' and defaults['compile'] is None
     config = {
         **defaults,
@@ -363,7 +347,8 @@ def test_the_command_gives_the_settings_back(tmp_path, page):
         'sample_prompts': "it's|<b>```",
         'seed': 5,
     }
-    write_log(tmp_path / 'a', [], dict(config=config))
+    changed = {name: 'x.py' for name in config if config[name] != defaults[name]}
+    write_log(tmp_path / 'a', [], dict(config=config, sources=changed))
     text = section(page(tmp_path), 'How to do it again')
     line = re.search(r'^python train.py .*$', text, re.MULTILINE).group()
     assert dict(configure(dict(defaults), argv=shlex.split(line)[2:])) == config
@@ -374,9 +359,10 @@ def test_the_command_of_the_log_is_shown_as_it_was_given(run_folder, page):
     log = run_folder / 'mid' / 'log.jsonl'
     first, rest = log.read_bytes().split(b'\n', 1)
     first = {**json.loads(first), 'command': ['config/a b.py', '--seed=7']}
+    first['sources'] = {'stage': 'config/a b.py', 'seed': 'command line'}
     log.write_bytes(json.dumps(first).encode() + b'\n' + rest)
     text = section(page(run_folder), 'How to do it again')
-    assert "python train.py 'config/a b.py' --seed=7\n# by which stage = 'mid', " in text
+    assert "python train.py 'config/a b.py' --seed=7\n# sets stage = 'mid', seed = 7\n" in text
 
 
 def save_checkpoint(path, parent):
@@ -402,9 +388,9 @@ def test_a_parent_that_is_not_on_the_disk_any_more_is_noted(run_folder, page):
     assert said()['pretrain'] == 'seed 7, from scratch' and said()['sft'] == 'seed 7, no checkpoint yet'
     assert said()['mid'].endswith(f'(sha256 {parent["sha256"][:16]}…)')
     save_checkpoint(path, dict(path='elsewhere', sha256='0'))
-    assert 'is another one by now' in said()['mid'] and 'not on this disk' in said()['pretrain']
+    assert 'is another one by now' in said()['mid'] and 'no longer on this disk' in said()['pretrain']
     path.unlink()
-    assert 'not on this disk any more' in said()['mid']
+    assert 'no longer on this disk' in said()['mid']
     (run_folder / 'mid' / 'ckpt.pt').write_bytes(b'half a checkpoint')
     assert 'cannot be read' in said()['mid']
 
@@ -430,177 +416,6 @@ def test_the_program_takes_one_folder(run_folder, run_program, oracle, monkeypat
     monkeypatch.setattr(sys, 'argv', ['report.py', '--help'])
     report.main()
     assert 'python report.py out/tinyworld' in capsys.readouterr().out
-
-
-# ---- two recipes compared
-
-
-def write_runs(folder, name, values, steps=40, metric='val', **more):
-    """Runs name1, name2, … with seeds of their own, which end at these values. Returns their folders."""
-    folders = [folder / f'{name}{i}' for i in range(1, 1 + len(values))]
-    for i, (run, value) in enumerate(zip(folders, values)):
-        config = settings('pretrain', **{'out_dir': str(run), 'seed': i, **more})
-        rows = [dict(step=step, seconds=step / 4, val=3.0, facts=0.1) for step in (0, steps)]
-        rows.insert(1, dict(step=steps - 1, seconds=1.0, loss=2.0))
-        rows[-1][metric] = value
-        write_log(run, rows + [dict(step=steps, seconds=1.0, prompt='Who?', text='Me')], dict(config=config))
-    return [str(run) for run in folders]
-
-
-@pytest.fixture
-def compared(monkeypatch, capsys):
-    """compared(arguments, …) -> what the program prints."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['report.py', '--compare', *map(str, arguments)])
-        report.main()
-        return capsys.readouterr().out
-
-    monkeypatch.setattr(sys.stdout, 'reconfigure', lambda **how: None, raising=False)
-    return run
-
-
-def test_t_quantiles_are_those_of_the_tables():
-    """The 97.5 % column of any table of Student's t."""
-    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
-    table |= {18: 2.101, 19: 2.093, 30: 2.042, 60: 2.000, 120: 1.980, 100_000: 1.960}
-    assert {freedom: round(report.t_quantile(freedom), 3) for freedom in table} == table
-    assert round(report.t_quantile(4, 0.99), 3) == 4.604 and round(report.t_quantile(7, 0.9), 3) == 1.895
-
-
-@pytest.mark.parametrize('freedom', [1, 2, 3, 4, 5, 10, 37])
-@pytest.mark.parametrize('inside', [0.5, 0.95, 0.999])
-def test_so_much_of_the_density_lies_within_a_t_quantile(freedom, inside):
-    """Simpson's rule over the density."""
-    t = np.linspace(0, report.t_quantile(freedom, inside), 200_001)
-    peak = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    density = peak * (1 + t * t / freedom) ** (-(freedom + 1) / 2)
-    weights = np.where(np.arange(len(t)) % 2, 4, 2)
-    weights[[0, -1]] = 1
-    assert 2 * (weights @ density) * t[1] / 3 == pytest.approx(inside, abs=1e-9)
-
-
-def test_the_interval_of_student_s_own_example():
-    """Hours of sleep gained (Student, 1908); the interval is that of R's t.test(extra ~ group, var.equal = TRUE)."""
-    a = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
-    b = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    assert report.interval(a, b) == pytest.approx((-0.203874, 3.363874), abs=1e-6)
-
-
-@pytest.mark.parametrize('sizes', [(3, 3), (2, 2), (2, 5)])
-def test_of_equal_recipes_one_in_twenty_is_called_better_or_worse(sizes):
-    draws = np.random.default_rng(0).normal(1.5, 0.01, (10_000, sum(sizes))).tolist()
-    verdicts = [report.verdict(*report.interval(row[: sizes[0]], row[sizes[0] :]), True) for row in draws]
-    better, worse = (verdicts.count(word) / len(draws) for word in ('better', 'worse'))
-    assert 0.04 <= better + worse <= 0.06 and 0.02 <= better <= 0.03
-    assert set(verdicts) == {'better', 'worse', 'not shown'}
-
-
-def test_the_interval_holds_the_true_difference_nineteen_times_in_twenty():
-    draws = np.random.default_rng(1).normal([0] * 3 + [0.7] * 4, 1.0, (10_000, 7)).tolist()
-    held = [low <= 0.7 <= high for low, high in (report.interval(row[:3], row[3:]) for row in draws)]
-    assert 0.94 <= sum(held) / len(held) <= 0.96
-
-
-def test_the_settings_tell_the_recipes_apart_in_any_order(tmp_path, compared):
-    a = write_runs(tmp_path, 'x', [1.51, 1.50, 1.52], optimizer='adamw')
-    b = write_runs(tmp_path, 'y', [1.44, 1.42, 1.43], optimizer='muon')
-    text = compared(a[0], *b, *a)  # the recipe of the first run is a; a run named twice counts once
-    assert text.startswith("val of the last evaluation, lower is better\n\na: optimizer = 'adamw'\n")
-    assert "\nb: optimizer = 'muon'\n" in text and 'batch_size' not in text
-    assert f'{a[1]} (seed 1, 40 steps): 1.5000\n' in text
-    found = [as_numbers(line) for line in re.findall(r'n = .*', text)]
-    assert found == [[3, 1.51, 0.01], [3, 1.43, 0.01]]
-    half = 2.7764 * 0.01 * math.sqrt(2 / 3)
-    said = as_numbers(re.search(r'b - a = (.*)\(', text).group(1))
-    assert said == pytest.approx([-0.08, 95, -0.08 - half, -0.08 + half], abs=6e-5)
-    assert text.endswith('\nb against a: better\n')
-    assert compared(*b, *a).endswith('\nb against a: worse\n')
-    assert compared(*a, *write_runs(tmp_path, 'z', [1.49, 1.5, 1.51])).endswith('\nb against a: not shown\n')
-
-
-def test_patterns_that_the_shell_leaves_as_they_are(tmp_path, compared):
-    a = write_runs(tmp_path, 'a', [1.51, 1.50], n_kv_head=4)
-    b = write_runs(tmp_path, 'b', [1.51, 1.50], n_kv_head=2)
-    assert compared(tmp_path / 'a*', tmp_path / 'b?') == compared(*a, *b)
-
-
-def test_more_of_a_skill_is_better(tmp_path, compared):
-    a = write_runs(tmp_path, 'a', [0.51, 0.50], metric='facts', dropout=0.0)
-    b = write_runs(tmp_path, 'b', [0.71, 0.72], metric='facts', dropout=0.1)
-    text = compared(*a, '--metric=facts', *b)
-    assert text.startswith('facts of the last evaluation, higher is better\n') and text.endswith('a: better\n')
-    with pytest.raises(SystemExit, match=r"a1: no metric 'fact', expected one of seconds, val, facts$"):
-        compared('--metric=fact', *a, *b)
-
-
-def test_recipes_of_the_same_settings_are_parted_by_hand(tmp_path, compared):
-    a = write_runs(tmp_path, 'a', [1.51, 1.50, 1.52])
-    b = write_runs(tmp_path, 'b', [1.44, 1.42, 1.43])
-    assert compared(*a, '--against', *b).endswith('\nb against a: better\n')
-    with pytest.raises(SystemExit, match=r'^expected 2 recipes, or --against .*, got 1: the same settings: .*b3$'):
-        compared(*a, *b)
-
-
-def test_more_than_the_seed_within_a_group_is_an_error_that_names_it(tmp_path, compared):
-    a = write_runs(tmp_path, 'a', [1.51, 1.50], n_layer=4) + write_runs(tmp_path, 'odd', [1.5], n_layer=6)
-    b = write_runs(tmp_path, 'b', [1.44, 1.42], n_layer=8)
-    with pytest.raises(SystemExit, match=r'^expected one recipe .* got 2: n_layer = 4: .*a2; n_layer = 6: .*odd1$'):
-        compared(*a, '--against', *b)
-    with pytest.raises(SystemExit, match='^expected 2 recipe.*got 3: n_layer = 4: .*; n_layer = 6: .*; n_layer = 8: '):
-        compared(*a, *b)
-    twice = write_runs(tmp_path, 'twice', [1.44, 1.42], n_layer=8, seed=5)
-    with pytest.raises(SystemExit, match=r'twice1 and .*twice2 are of one recipe, expected two seeds, got one$'):
-        compared(*a[:2], *twice)
-
-
-def test_one_seed_and_no_spread_say_nothing(tmp_path, compared):
-    a = write_runs(tmp_path, 'a', [1.51, 1.50, 1.52], bias=True)
-    for b in ([1.0], [1.0, 1.0]):
-        a = a if len(b) == 1 else write_runs(tmp_path, 'same', [1.5, 1.5], bias=True)
-        text = compared(*a, *write_runs(tmp_path, 'b', b, bias=False))
-        assert 'nothing can be said' in text.splitlines()[-1] and 'better\n' not in text.split('\n', 1)[1]
-    assert 'n = 2, mean 1.0000, standard deviation 0.0000' in text
-
-
-@pytest.mark.parametrize('config, cut, said', [
-    (dict(), b'"step": 40', 'no evaluation after step 40'),  # its last line is about training
-    (dict(), b'"step": 39', '0 of 40 steps'),
-    (dict(epochs=2.0), b'"step": 39', '0 of 40 steps'),  # what its fellows did
-    (dict(time_limit=20.0), b'"step": 39', '0 of 40 steps'),
-    (dict(time_limit=10.0, max_iters=1000), b'"step": 40', 'no evaluation after step 40'),
-    (dict(), b'"config"', ''),
-], ids=str)  # fmt: skip
-def test_unfinished_runs_are_named_and_left_out(tmp_path, compared, config, cut, said):
-    a = write_runs(tmp_path, 'a', [1.51, 1.50, 1.52], bias=True, **config)
-    b = write_runs(tmp_path, 'b', [1.44, 1.42, 1.43], bias=False, **config)
-    assert 'left out' not in compared(*a, *b)
-    log = tmp_path / 'b2' / 'log.jsonl'
-    log.write_bytes(b''.join(line for line in log.read_bytes().split(cut)[:1])[:-1])  # a crash cut it there
-    if not said:
-        with pytest.raises(SystemExit, match='b2: no run, expected a folder with the log.jsonl'):
-            compared(*a, *b)
-        return
-    text = compared(*a, *b)
-    assert re.search(rf'b2 \(seed 1, .*\): unfinished and left out: {said}\n', text)
-    assert '\n   n = 2, mean 1.4350, ' in text
-
-
-def test_a_run_that_ends_at_no_number_is_not_passed_over(tmp_path, compared):
-    a = write_runs(tmp_path, 'a', [1.51, 1.50], bias=True)
-    b = write_runs(tmp_path, 'b', [1.44, math.nan], bias=False)
-    with pytest.raises(SystemExit, match='b2: val is nan at the end'):
-        compared(*a, *b)
-
-
-def test_what_compare_takes(tmp_path, compared):
-    a = write_runs(tmp_path, 'a', [1.5])
-    for arguments in ([], ['--against', *a], [*a, '--against'], [*a, '--metrics=x'], [*a, *['--against', *a] * 2]):
-        with pytest.raises(SystemExit, match='^expected the runs of two recipes: python report.py --compare out/a'):
-            compared(*arguments)
-    with pytest.raises(SystemExit, match='gone: no run'):
-        compared(*a, tmp_path / 'gone')
-    assert report.APART <= set(report.train_defaults())
 
 
 # ---- quickstart.sh
@@ -639,12 +454,12 @@ def test_every_line_names_what_there_is(line, run_program):
         if equals:
             assert re.search(rf'^ *--{name}=', run_program(program, '--help').stdout, re.MULTILINE)
         elif argument.endswith('.py'):
-            configure(report.train_defaults(), argv=[str(ROOT / later(argument))])
+            configure(train_defaults(), argv=[str(ROOT / later(argument))])
 
 
 @pytest.mark.parametrize('name', ['games', *report.ORDER])
 def test_each_stage_goes_on_where_it_stopped_and_lands_where_the_report_looks(name):
-    defaults = report.train_defaults()
+    defaults = train_defaults()
     config: Settings = configure(defaults, argv=[str(ROOT / later(f'config/tinyworld_{name}.py'))])
     assert config['stage'] == (name if name in report.ORDER else 'pretrain')
     assert (config['auto_resume'], config['time_limit']) == (True, 0)
