@@ -1,4 +1,5 @@
-"""bench.py: its step is train.py's, its shares are what they are called, its last line is JSON. None asks how fast."""
+"""bench.py: its step is train.py's, its shares are what they are called, its last line is JSON.
+None asks how fast."""
 
 import importlib.util
 import json
@@ -52,7 +53,8 @@ def load(monkeypatch):
 
 @pytest.fixture
 def figures(load, capsys):
-    """figures(n_layer=2, ...) -> (what is said, the JSON of the last line) of a run in this process."""
+    """figures(n_layer=2, ...) -> (what is said, the JSON of the last line) of a run in this
+    process."""
 
     def run(bench=None, **settings):
         capsys.readouterr()
@@ -83,20 +85,27 @@ def test_three_steps_give_the_weights_of_train(tmp_path, monkeypatch, load, chan
     write_data(tmp_path / 'data')
     settings = dict(TINY, seed=3, learning_rate=0.01, grad_clip=0.5, compile=False) | changed
     only_train = dict(
-        dataset=tmp_path / 'data', out_dir=tmp_path / 'out', max_iters=3, decay_lr=False, warmup_iters=0,
-        weight_decay=0.1, beta1=0.9, beta2=0.95, embedding_rate=1.0, head_rate=1.0, sample_prompts='',
+        dataset=tmp_path / 'data', out_dir=tmp_path / 'out', max_iters=3, decay_lr=False,
+        warmup_iters=0,
+        weight_decay=0.1, beta1=0.9, beta2=0.95, embedding_rate=1.0, head_rate=1.0,
+        sample_prompts='',
     )  # fmt: skip
     monkeypatch.setattr('sys.argv', ['train.py', *flags(settings | only_train)])
     runpy.run_path(str(ROOT / 'train.py'), run_name='__main__')
     theirs = torch.load(tmp_path / 'out' / 'ckpt.pt', weights_only=True)['model']
 
     bench = load(**settings)
-    data, machine = batches.Data(tmp_path / 'data'), bench.Machine('cpu', settings.get('dtype', 'float32'), False)
+    data, machine = (
+        batches.Data(tmp_path / 'data'),
+        bench.Machine('cpu', settings.get('dtype', 'float32'), False),
+    )
     raw_model, model, optimizer = bench.make_model(data.tokenizer.vocab_size, machine)
     before = {name: p.clone() for name, p in raw_model.state_dict().items()}
     steps = batches.Stream(data.split('train'), bench.make_shape(machine))
     for step in range(3):
-        bench.train_step(model, steps[step], optimizer, settings['learning_rate'], settings['grad_clip'])
+        bench.train_step(
+            model, steps[step], optimizer, settings['learning_rate'], settings['grad_clip']
+        )
     ours = raw_model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -120,9 +129,16 @@ def test_a_share_is_of_the_rates_measured_beside_the_step(load):
 
 
 def test_warm_up_does_not_count(load, figures, monkeypatch):
-    """Steps of 1, 2, 3 and 4 s by a clock of ours, between limits of 1 to 5 times a step's FLOP/s; two are warm-up."""
+    """Steps of 1, 2, 3 and 4 s by a clock of ours, between limits of 1 to 5 times a step's FLOP/s;
+    two are warm-up."""
     bench = load(**(QUICK | dict(warmup=2, what='train')))
-    flops = bench.make_model(QUICK['vocab_size'], bench.Machine('cpu', 'float32', False))[0].flops_per_token() * 4 * 8
+    flops = (
+        bench.make_model(QUICK['vocab_size'], bench.Machine('cpu', 'float32', False))[
+            0
+        ].flops_per_token()
+        * 4
+        * 8
+    )
     laps, rates, pools = iter([1, 2, 3, 4]), iter([1, 2, 3, 4, 5]), []
 
     class Watch:
@@ -148,7 +164,9 @@ def test_warm_up_does_not_count(load, figures, monkeypatch):
     assert found['train']['step_seconds'] == 3.5
     assert found['train']['flops_per_step'] == flops
     assert found['train']['share_of_limit'] == pytest.approx((1 / 3 / 3.5 + 1 / 4 / 4.5) / 2)
-    with pytest.raises(RuntimeError, match='shutdown'):  # a thread that still reads would keep Windows from deleting
+    with pytest.raises(
+        RuntimeError, match='shutdown'
+    ):  # a thread that still reads would keep Windows from deleting
         pools[0].submit(print)
 
 
@@ -159,7 +177,9 @@ def test_the_limit_of_a_cpu_is_a_product_that_runs(load, monkeypatch):
     assert '2048' in against and rate() == 2 * 2048**3 / 2.0
 
 
-@pytest.mark.parametrize('card, peak', [('NVIDIA H100 80GB HBM3', 989e12), ('Imaginary 9000', None)])
+@pytest.mark.parametrize(
+    'card, peak', [('NVIDIA H100 80GB HBM3', 989e12), ('Imaginary 9000', None)]
+)
 def test_the_limit_of_a_card_is_its_data_sheet(load, monkeypatch, card, peak):
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: card)
     _, rate = load().limit('cuda')
@@ -175,7 +195,10 @@ def test_on_an_unknown_card_the_share_is_not_known(load, figures, monkeypatch):
     assert 'MFU n/a' in said and 'tokens/s' in said and '%' not in said
     train = found['train']
     assert (
-        train['share_of_limit'] is train['forward_backward_share_of_limit'] is train['limit_flops_per_second'] is None
+        train['share_of_limit']
+        is train['forward_backward_share_of_limit']
+        is train['limit_flops_per_second']
+        is None
     )
     assert train['tokens_per_second'] > 0
 
@@ -234,14 +257,20 @@ def test_all_ends_with_one_json_object(run_program, tmp_path):
     assert loader['needed_rows_per_second'] == train['rows_per_second']
     assert set(loader['rows_per_second']) == {'plain', 'plain_ahead', 'aligned', 'aligned_ahead'}
     for name, rate in loader['rows_per_second'].items():
-        assert rate > 0 and loader['times_needed'][name] == pytest.approx(rate / train['rows_per_second'])
-    assert not list(tmp_path.iterdir()), 'the random text lies in a folder of its own, which is gone'
+        assert rate > 0 and loader['times_needed'][name] == pytest.approx(
+            rate / train['rows_per_second']
+        )
+    assert not list(tmp_path.iterdir()), (
+        'the random text lies in a folder of its own, which is gone'
+    )
 
 
 def test_the_loader_alone(figures):
     said, found = figures(**QUICK, what='loader')
     assert 'train' not in found and set(found['loader']['times_needed'].values()) == {None}
-    assert said.count('rows/s') == 4 and all(rate > 0 for rate in found['loader']['rows_per_second'].values())
+    assert said.count('rows/s') == 4 and all(
+        rate > 0 for rate in found['loader']['rows_per_second'].values()
+    )
 
 
 def test_the_loader_is_measured_over_every_row_of_its_steps(load, monkeypatch):

@@ -1,4 +1,5 @@
-"""Oracles: the model without a cache, loops that run the whole text again for every token, and a naive sampler."""
+"""Oracles: the model without a cache, loops that run the whole text again for every token, and a
+naive sampler."""
 
 import math
 
@@ -18,16 +19,24 @@ EMOJI = '你好🌍'
 class Bytes:
     """A tokenizer without merges: a character outside ASCII takes several tokens."""
 
-    vocab_size, bos, special = 259, 256, {'<|bos|>': 256, '<|user_start|>': 257, '<|assistant_end|>': 258}
+    vocab_size, bos, special = (
+        259,
+        256,
+        {'<|bos|>': 256, '<|user_start|>': 257, '<|assistant_end|>': 258},
+    )
 
     def decode_bytes(self, ids):
         return bytes(i for i in ids if i < 256)
 
 
-def build(preset='nano', dtype=torch.float32, vocab_size=65, block_size=64, std=0.2, seed=0, **settings):
+def build(
+    preset='nano', dtype=torch.float32, vocab_size=65, block_size=64, std=0.2, seed=0, **settings
+):
     """Two layers of weights drawn at random, the ones included that would start at zero or one."""
     kv = 4 if preset == 'gpt2' else 2
-    shape = dict(n_layer=2, n_head=4, n_kv_head=kv, n_embd=32, vocab_size=vocab_size, block_size=block_size)
+    shape = dict(
+        n_layer=2, n_head=4, n_kv_head=kv, n_embd=32, vocab_size=vocab_size, block_size=block_size
+    )
     model = GPT(GPTConfig(**{**PRESETS[preset], **shape, **settings}))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -37,7 +46,9 @@ def build(preset='nano', dtype=torch.float32, vocab_size=65, block_size=64, std=
 
 
 def prompt(length, seed=0, vocab_size=65):
-    return torch.randint(vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(
+        vocab_size, (length,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
 def engine_of(**settings):
@@ -71,10 +82,13 @@ def ids_of(samples):
 
 
 @pytest.mark.parametrize('preset', PRESETS)
-@pytest.mark.parametrize('chunks', [(64,), (20, 1, 43), (1,) * 64, (40,) + (1,) * 24, (7, 30, 1, 1, 25)])
+@pytest.mark.parametrize(
+    'chunks', [(64,), (20, 1, 43), (1,) * 64, (40,) + (1,) * 24, (7, 30, 1, 1, 25)]
+)
 @torch.inference_mode()
 def test_cached_logits_are_the_full_ones(preset, chunks):
-    """Prefill, chunked prefill, decode from nothing, prefill and decode: every position within 1e-5."""
+    """Prefill, chunked prefill, decode from nothing, prefill and decode: every position within
+    1e-5."""
     model, rows = build(preset), torch.tensor([prompt(64, seed) for seed in range(3)])
     full, cache, logits = model(rows), KVCache(model.config, rows=3, slots=1), []
     assert full.std() > 0.1  # of a model that says nothing all logits agree
@@ -88,7 +102,8 @@ def test_cached_logits_are_the_full_ones(preset, chunks):
 @pytest.mark.parametrize('preset', PRESETS)
 @torch.inference_mode()
 def test_rows_of_different_lengths_share_a_cache(preset):
-    """Right-padded prompts, then decoding: each row as if it were alone, whatever the padding wrote behind it."""
+    """Right-padded prompts, then decoding: each row as if it were alone, whatever the padding wrote
+    behind it."""
     model, lengths = build(preset), torch.tensor([5, 1, 30, 17])
     rows = torch.tensor([prompt(64, seed) for seed in range(4)])
     full, cache = model(rows), KVCache(model.config, rows=4, slots=30)
@@ -127,7 +142,8 @@ def test_a_cache_grows_drops_repeats_and_joins_rows():
 
 
 def test_a_stray_value_behind_a_row_is_never_looked_at():
-    """What finished rows and padding leave in the cache is finite garbage; nothing of it may reach an answer."""
+    """What finished rows and padding leave in the cache is finite garbage; nothing of it may reach
+    an answer."""
     model, ids = build(), torch.tensor([prompt(64)])
     with torch.inference_mode():
         cache = KVCache(model.config, 1, 64)
@@ -144,7 +160,9 @@ def test_a_stray_value_behind_a_row_is_never_looked_at():
 @pytest.mark.parametrize('preset', PRESETS)
 def test_temperature_0_is_the_naive_argmax_loop(preset):
     model, prompts = build(preset), [prompt(length, length) for length in (3, 1, 20)]
-    samples = Engine(model, CharTokenizer(CHARACTERS)).generate(prompts, 40, Sampling(temperature=0))
+    samples = Engine(model, CharTokenizer(CHARACTERS)).generate(
+        prompts, 40, Sampling(temperature=0)
+    )
     for ids, sample in zip(prompts, samples):
         expected, logprobs = greedy_without_cache(model, ids, 40)
         assert sample.ids == expected and sample.finish_reason == 'length'
@@ -166,9 +184,12 @@ def test_a_prompt_may_join_while_others_decode():
     assert engine.step() == [] and engine.cache is None
 
 
-@pytest.mark.parametrize('sampling', [Sampling(temperature=0), Sampling(temperature=1.5, top_k=30, top_p=0.9, seed=5)])
+@pytest.mark.parametrize(
+    'sampling', [Sampling(temperature=0), Sampling(temperature=1.5, top_k=30, top_p=0.9, seed=5)]
+)
 def test_neighbours_do_not_change_what_a_row_says(sampling):
-    """In float64, where the rounding that depends on a batch's shape is far too small to turn a choice."""
+    """In float64, where the rounding that depends on a batch's shape is far too small to turn a
+    choice."""
     engine, ids = engine_of(dtype=torch.float64), prompt(10)
     alone = engine.submit(ids, 30, sampling)
     run_until_done(engine, alone)
@@ -187,9 +208,15 @@ def test_a_seed_says_the_same_again_and_another_does_not():
     once = ids_of(engine.generate(prompts, 20, Sampling(seed=3), n=2))
     assert once == ids_of(engine.generate(prompts, 20, Sampling(seed=3), n=2))
     assert len(set(map(tuple, once))) == 6  # the first two prompts are equal, their streams are not
-    assert all(a != b for a, b in zip(once, ids_of(engine.generate(prompts, 20, Sampling(seed=4), n=2))))
-    longer = ids_of(engine.generate(prompts, 20, Sampling(seed=(3, 0)), n=3))  # the first two of three are those of two
-    assert [longer[i] for i in (0, 1, 3, 4, 6, 7)] == ids_of(engine.generate(prompts, 20, Sampling(seed=(3, 0)), n=2))
+    assert all(
+        a != b for a, b in zip(once, ids_of(engine.generate(prompts, 20, Sampling(seed=4), n=2)))
+    )
+    longer = ids_of(
+        engine.generate(prompts, 20, Sampling(seed=(3, 0)), n=3)
+    )  # the first two of three are those of two
+    assert [longer[i] for i in (0, 1, 3, 4, 6, 7)] == ids_of(
+        engine.generate(prompts, 20, Sampling(seed=(3, 0)), n=2)
+    )
 
 
 def test_the_model_comes_back_as_it_was_and_dropout_is_off():
@@ -198,7 +225,9 @@ def test_the_model_comes_back_as_it_was_and_dropout_is_off():
     engine.model.train()
     assert ids_of(engine.generate([prompt(5)], 10, Sampling(temperature=0))) == expected
     assert all(module.training for module in engine.model.modules())
-    engine.model(torch.tensor([prompt(8)]), torch.tensor([prompt(8)])).sum().backward()  # training goes on
+    engine.model(
+        torch.tensor([prompt(8)]), torch.tensor([prompt(8)])
+    ).sum().backward()  # training goes on
     assert engine.model.lm_head.weight.grad.abs().sum() > 0
 
 
@@ -252,7 +281,8 @@ def naive_probs(logits, temperature=1.0, top_k=None, top_p=1.0):
     ],
 )
 def test_frequencies_are_those_of_the_naive_filters(filters):
-    """Pearson's chi-square of 4,000 seeded draws, at most its mean plus 5 standard deviations; none is filtered."""
+    """Pearson's chi-square of 4,000 seeded draws, at most its mean plus 5 standard deviations; none
+    is filtered."""
     logits = torch.randn(12, generator=torch.Generator().manual_seed(1))
     sampling, draws = Sampling(**filters), 4000
     uniform = torch.tensor(sampling.stream(0, 0, draws), dtype=torch.float64)
@@ -274,8 +304,11 @@ def test_the_coldest_temperatures_are_argmax(temperature):
 
 
 def test_streams_differ():
-    """First draws of neighbouring seeds, prompts and samples look like independent uniform numbers."""
-    keys = [(seed, number, sample) for seed in range(10) for number in range(10) for sample in range(10)]
+    """First draws of neighbouring seeds, prompts and samples look like independent uniform
+    numbers."""
+    keys = [
+        (seed, number, sample) for seed in range(10) for number in range(10) for sample in range(10)
+    ]
     first = torch.tensor([Sampling(seed=s).stream(n, i, 1)[0] for s, n, i in keys])
     assert len(first.unique()) == 1000
     assert abs(first.mean() - 0.5) < 5 / math.sqrt(12 * 1000)
@@ -284,7 +317,8 @@ def test_streams_differ():
 
 
 @pytest.mark.parametrize(
-    'value', [dict(temperature=-1), dict(temperature=math.nan), dict(temperature=math.inf), dict(top_k=-1)]
+    'value',
+    [dict(temperature=-1), dict(temperature=math.nan), dict(temperature=math.inf), dict(top_k=-1)]
     + [dict(top_p=0), dict(top_p=1.1), dict(top_p=math.nan), dict(seed=-1), dict(seed=(1, -2))],
 )  # fmt: skip
 def test_values_out_of_range_are_named(value):
@@ -296,7 +330,8 @@ def test_values_out_of_range_are_named(value):
 @pytest.mark.parametrize('top_p', [1.0, 0.9, 0.3, 1e-9])
 @pytest.mark.parametrize('temperature', [0.3, 1.0, 3.0])
 def test_a_batch_is_drawn_as_row_by_row_in_numpy(temperature, top_k, top_p):
-    """Tokens by their likelihood where there is a filter, by their ids else; the first whose sum passes the number."""
+    """Tokens by their likelihood where there is a filter, by their ids else; the first whose sum
+    passes the number."""
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 3, (200, 20)).astype(np.float32)
     logits[generator.random(logits.shape) < 0.2] = -np.inf
@@ -309,7 +344,9 @@ def test_a_batch_is_drawn_as_row_by_row_in_numpy(temperature, top_k, top_p):
         order = np.arange(20)
         if top_k or top_p < 1:
             order = np.argsort(-probs, kind='stable')[:top_k]
-            before = np.cumsum(probs[order] / probs[order].sum()) - probs[order] / probs[order].sum()
+            before = (
+                np.cumsum(probs[order] / probs[order].sum()) - probs[order] / probs[order].sum()
+            )
             order = order[before < top_p]
         kept = probs[order] / probs[order].sum()
         expected.append(next(i for i, reached in zip(order, np.cumsum(kept)) if reached > u))
@@ -317,9 +354,13 @@ def test_a_batch_is_drawn_as_row_by_row_in_numpy(temperature, top_k, top_p):
     drawn = sampling.draw(torch.tensor(logits), torch.tensor(uniform))
     assert drawn.tolist() == expected
     for u in (0.0, 1 - 2.0**-53):  # the ends of what a generator gives
-        drawn_there = sampling.draw(torch.tensor(logits), torch.full((200,), u, dtype=torch.float64))
+        drawn_there = sampling.draw(
+            torch.tensor(logits), torch.full((200,), u, dtype=torch.float64)
+        )
         assert np.isfinite(logits[np.arange(200), drawn_there]).all()
-    alone = [sampling.draw(torch.tensor(row)[None], torch.tensor([u])) for row, u in zip(logits, uniform)]
+    alone = [
+        sampling.draw(torch.tensor(row)[None], torch.tensor([u])) for row, u in zip(logits, uniform)
+    ]
     assert torch.equal(torch.cat(alone), drawn)
 
 
@@ -328,7 +369,8 @@ def test_a_batch_is_drawn_as_row_by_row_in_numpy(temperature, top_k, top_p):
 
 
 def test_ids_beyond_the_vocabulary_are_never_drawn():
-    """65 ids, a table of 128 rows; and a tokenizer that knows fewer ids than the model (nanoGPT: 50,257 of 50,304)."""
+    """65 ids, a table of 128 rows; and a tokenizer that knows fewer ids than the model (nanoGPT:
+    50,257 of 50,304)."""
     engine = engine_of(std=0.01)  # nearly uniform: 63 of 128 would show at once
     assert engine.model.lm_head.weight.shape[0] == 128
     said = {i for sample in engine.generate([[0]], 60, Sampling(), n=20) for i in sample.ids}
@@ -349,7 +391,10 @@ def test_plain_text_ends_at_bos_and_holds_no_other_special_token():
     events = run_until_done(engine, engine.submit([256, 65], 60, Sampling(seed=1), n=100))
     last = [event for event in events if event.finish_reason == 'stop']
     assert len(last) == len(stopped)
-    assert all(event.ids == [] and event.text in ('', '�') and -6.5 < event.logprob < -4.5 for event in last)
+    assert all(
+        event.ids == [] and event.text in ('', '�') and -6.5 < event.logprob < -4.5
+        for event in last
+    )
 
 
 def test_stop_ids_end_a_text_and_are_not_returned():
@@ -362,10 +407,13 @@ def test_stop_ids_end_a_text_and_are_not_returned():
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_a_text_ends_where_the_context_does(preset):
-    """A prompt of P tokens has room for block_size - P more, and the last of them still says one."""
+    """A prompt of P tokens has room for block_size - P more, and the last of them still says
+    one."""
     model = build(preset, block_size=48)
     prompts = [prompt(length, length) for length in (1, 20, 47, 48)]
-    samples = Engine(model, CharTokenizer(CHARACTERS)).generate(prompts, 1000, Sampling(temperature=0))
+    samples = Engine(model, CharTokenizer(CHARACTERS)).generate(
+        prompts, 1000, Sampling(temperature=0)
+    )
     assert [len(sample.ids) for sample in samples] == [48, 29, 2, 1]
     for ids, sample in zip(prompts, samples):
         assert sample.finish_reason == 'context'
@@ -389,7 +437,10 @@ def test_a_request_that_cannot_be_met_is_named():
 
 def test_cancel_ends_a_request_and_no_other():
     engine, ids = engine_of(), prompt(7)
-    first, second = engine.submit(ids, 30, Sampling(temperature=0)), engine.submit(ids, 30, Sampling(), n=2)
+    first, second = (
+        engine.submit(ids, 30, Sampling(temperature=0)),
+        engine.submit(ids, 30, Sampling(), n=2),
+    )
     for _ in range(5):
         engine.step()
     third = engine.submit(ids, 30, Sampling())
@@ -432,7 +483,9 @@ def test_under_autocast_tokens_are_drawn_from_float32(preset, monkeypatch):
 
     def spy(self, logits, uniform):
         seen.append(logits)
-        assert engine.cache.keys.dtype == engine.cache.values.dtype == torch.bfloat16  # as attention rounds them
+        assert (
+            engine.cache.keys.dtype == engine.cache.values.dtype == torch.bfloat16
+        )  # as attention rounds them
         return draw(self, logits, uniform)
 
     monkeypatch.setattr(Sampling, 'draw', spy)
@@ -446,11 +499,14 @@ def test_under_autocast_tokens_are_drawn_from_float32(preset, monkeypatch):
 
 
 class Elsewhere(torch.Tensor):
-    """Of a device where nothing is to be trusted but taking parts and copying to the CPU (MPS: nanoGPT#458)."""
+    """Of a device where nothing is to be trusted but taking parts and copying to the CPU (MPS:
+    nanoGPT#458)."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        assert function.__name__ in ('__getitem__', 'to'), f'{function.__name__} ran where the logits were'
+        assert function.__name__ in ('__getitem__', 'to'), (
+            f'{function.__name__} ran where the logits were'
+        )
         answer = super().__torch_function__(function, types, args, kwargs or {})
         return answer.as_subclass(torch.Tensor) if args[1:] == ('cpu',) else answer
 
@@ -460,8 +516,14 @@ def test_sampling_happens_on_the_cpu_where_there_is_no_card():
     model.numbers = [0]
     for name in ('logits', 'forward'):
         way = getattr(model, name)
-        setattr(model, name, lambda *args, way=way, **kwargs: way(*args, **kwargs).as_subclass(Elsewhere))
-    (sample,) = Engine(model, Bytes()).generate([[0]], 10, Sampling(temperature=0.01, top_k=3, top_p=0.9))
+        setattr(
+            model,
+            name,
+            lambda *args, way=way, **kwargs: way(*args, **kwargs).as_subclass(Elsewhere),
+        )
+    (sample,) = Engine(model, Bytes()).generate(
+        [[0]], 10, Sampling(temperature=0.01, top_k=3, top_p=0.9)
+    )
     assert sample.text == 'abc' and sample.finish_reason == 'stop'
 
 
@@ -470,7 +532,8 @@ def test_sampling_happens_on_the_cpu_where_there_is_no_card():
 
 
 class Parrot(torch.nn.Module):
-    """A model that says row r's text byte for byte, whatever the weights: what is tested is the way of the text."""
+    """A model that says row r's text byte for byte, whatever the weights: what is tested is the way
+    of the text."""
 
     def __init__(self, texts, vocab_size=259):
         super().__init__()
@@ -486,7 +549,9 @@ class Parrot(torch.nn.Module):
 
     def forward(self, inputs, cache):
         said = cache.lengths.tolist()  # a prompt of one token: the row's length is what it has said
-        return torch.stack([self.scores(number, n) for number, n in zip(self.numbers, said)])[:, None]
+        return torch.stack([self.scores(number, n) for number, n in zip(self.numbers, said)])[
+            :, None
+        ]
 
     def scores(self, number, at):
         text = self.texts[number]
@@ -495,7 +560,8 @@ class Parrot(torch.nn.Module):
 
 
 def test_text_is_never_half_a_character():
-    """Texts whose characters are split over tokens, side by side: they stream whole and do not mix."""
+    """Texts whose characters are split over tokens, side by side: they stream whole and do not
+    mix."""
     texts = [EMOJI * 3, 'naïve ' + EMOJI, EMOJI[::-1] * 2]
     model = Parrot(texts)
     model.numbers = range(3)
@@ -518,7 +584,9 @@ def test_what_is_left_of_a_character_is_flushed_at_the_end():
 
 def test_a_trained_tokenizer_streams_its_own_text():
     tokenizer = train_bpe(
-        ['the cat sat on the mat, the end. ' * 3], vocab_size=280, special=['<|bos|>', '<|user_start|>']
+        ['the cat sat on the mat, the end. ' * 3],
+        vocab_size=280,
+        special=['<|bos|>', '<|user_start|>'],
     )
     engine = Engine(build(vocab_size=tokenizer.vocab_size, std=0.02), tokenizer)
     ids = [tokenizer.bos, *tokenizer.encode('the cat')]
@@ -560,7 +628,8 @@ def length_of(text):
 
 
 def naive_answer(model, tokenizer, ids, count, sampling, tool, number=0, sample=0):
-    """The whole conversation again for each token, and the rules of a call spelled out. (ids, spoken, calls)"""
+    """The whole conversation again for each token, and the rules of a call spelled out. (ids,
+    spoken, calls)"""
     name = {i: spelling.strip('<|>') for spelling, i in tokenizer.special.items()}
     may = {'text': ('assistant_end', 'python_start'), 'python': ('python_end',)}
     said, spoken, queue, calls, part = [], [], [], [], 'text'
@@ -589,7 +658,11 @@ def naive_answer(model, tokenizer, ids, count, sampling, tool, number=0, sample=
                 except ValueError:
                     answer = 'error'
                 special = tokenizer.special
-                queue = [special['<|output_start|>'], *tokenizer.encode(answer), special['<|output_end|>']]
+                queue = [
+                    special['<|output_start|>'],
+                    *tokenizer.encode(answer),
+                    special['<|output_end|>'],
+                ]
     return said, spoken, calls
 
 
@@ -605,18 +678,31 @@ def test_a_chat_with_calls_is_the_naive_loop(tokenizer, temperature, fixed):
         return length_of(text)
 
     engine, sampling = Engine(model, tokenizer, chat, tool, **fixed), Sampling(temperature, seed=4)
-    prompts = [asked(chat, question) for question in ('who are you?', 'what is 12 plus 30?', 'i am you')]
+    prompts = [
+        asked(chat, question) for question in ('who are you?', 'what is 12 plus 30?', 'i am you')
+    ]
     samples, expected_calls = engine.generate(prompts, 60, sampling, n=2), []
     for k, sample in enumerate(samples):
         expected, spoken, called = naive_answer(
             model, tokenizer, prompts[k // 2], 60, sampling, length_of, k // 2, k % 2
         )
-        assert sample.ids == expected and sample.spoken == spoken and len(sample.logprobs) == len(expected)
-        assert chat.is_spoken(prompts[k // 2] + expected)[len(prompts[k // 2]) - 1 :].tolist() == spoken
+        assert (
+            sample.ids == expected
+            and sample.spoken == spoken
+            and len(sample.logprobs) == len(expected)
+        )
+        assert (
+            chat.is_spoken(prompts[k // 2] + expected)[len(prompts[k // 2]) - 1 :].tolist()
+            == spoken
+        )
         with torch.no_grad():
             scores = model(torch.tensor([prompts[k // 2] + expected]))[0].log_softmax(-1)
-        scores = scores[len(prompts[k // 2]) - 1 : -1].gather(1, torch.tensor(expected)[:, None])[:, 0]
-        assert sample.logprobs == pytest.approx(scores.tolist(), abs=1e-9)  # those of forced ids too
+        scores = scores[len(prompts[k // 2]) - 1 : -1].gather(1, torch.tensor(expected)[:, None])[
+            :, 0
+        ]
+        assert sample.logprobs == pytest.approx(
+            scores.tolist(), abs=1e-9
+        )  # those of forced ids too
         assert sample.text == chat.text(expected)
         ended = expected[-1] == tokenizer.special['<|assistant_end|>']
         assert sample.finish_reason == ('stop' if ended else 'length')
@@ -628,7 +714,9 @@ def test_a_chat_with_calls_is_the_naive_loop(tokenizer, temperature, fixed):
 def test_there_are_8_calls_at_most(tokenizer):
     chat = Chat(tokenizer)
     model = biased(tokenizer, python_start=50.0, python_end=50.0)
-    (sample,) = Engine(model, tokenizer, chat, length_of).generate([asked(chat)], 60, Sampling(temperature=0))
+    (sample,) = Engine(model, tokenizer, chat, length_of).generate(
+        [asked(chat)], 60, Sampling(temperature=0)
+    )
     begin, end = chat.python_start, chat.python_end
     call = [begin, end, *chat.output('0')]
     assert sample.ids[: 8 * len(call)] == call * 8
@@ -642,14 +730,22 @@ def test_an_error_of_the_tool_is_said_and_no_other_is_swallowed(tokenizer):
     def refuse(text):
         raise ValueError('not today')
 
-    (sample,) = Engine(model, tokenizer, chat, refuse).generate([asked(chat)], 20, Sampling(temperature=0))
-    assert chat.parts(sample.ids)[:2] == [{'type': 'python', 'text': ''}, {'type': 'output', 'text': 'error'}]
+    (sample,) = Engine(model, tokenizer, chat, refuse).generate(
+        [asked(chat)], 20, Sampling(temperature=0)
+    )
+    assert chat.parts(sample.ids)[:2] == [
+        {'type': 'python', 'text': ''},
+        {'type': 'output', 'text': 'error'},
+    ]
     with pytest.raises(ZeroDivisionError):
-        Engine(model, tokenizer, chat, lambda text: 1 / 0).generate([asked(chat)], 20, Sampling(temperature=0))
+        Engine(model, tokenizer, chat, lambda text: 1 / 0).generate(
+            [asked(chat)], 20, Sampling(temperature=0)
+        )
 
 
 def test_an_answer_is_cut_anywhere_by_max_tokens_and_by_context(tokenizer):
-    """Before, in and behind calls and outputs: a shorter answer is the beginning of the longer one."""
+    """Before, in and behind calls and outputs: a shorter answer is the beginning of the longer
+    one."""
     chat, ids = Chat(tokenizer), asked(Chat(tokenizer))
     bias = dict(python_start=3.0, python_end=6.0)
     (whole,) = Engine(biased(tokenizer, **bias), tokenizer, chat, lambda text: 'answered').generate(
@@ -659,9 +755,17 @@ def test_an_answer_is_cut_anywhere_by_max_tokens_and_by_context(tokenizer):
     assert {'text', 'python', 'output'} <= set(kinds) and whole.finish_reason == 'length'
     model = biased(tokenizer, **bias)
     for count in range(1, 40):
-        limits = [Engine(model, tokenizer, chat, lambda text: 'answered').generate([ids], count, Sampling())]
+        limits = [
+            Engine(model, tokenizer, chat, lambda text: 'answered').generate(
+                [ids], count, Sampling()
+            )
+        ]
         shape = dict(rows=2, slots=len(ids) + count - 1)
-        limits.append(Engine(model, tokenizer, chat, lambda text: 'answered', **shape).generate([ids], 99, Sampling()))
+        limits.append(
+            Engine(model, tokenizer, chat, lambda text: 'answered', **shape).generate(
+                [ids], 99, Sampling()
+            )
+        )
         for (sample,), reason in zip(limits, ('length', 'context')):
             assert sample.ids == whole.ids[:count] and sample.spoken == whole.spoken[:count]
             assert sample.logprobs == pytest.approx(whole.logprobs[:count], abs=1e-9)
@@ -669,7 +773,8 @@ def test_an_answer_is_cut_anywhere_by_max_tokens_and_by_context(tokenizer):
 
 
 def test_each_part_streams_whole_characters():
-    """Also where a part breaks off within one: what is left of it does not run into the next part."""
+    """Also where a part breaks off within one: what is left of it does not run into the next
+    part."""
     tokenizer = train_bpe(['ab'], vocab_size=256 + len(SPECIAL), special=SPECIAL)
     chat, half = Chat(tokenizer), '🌍'.encode()[:2]
     call = [chat.python_start, *EMOJI.encode(), *half, chat.python_end]
@@ -682,12 +787,18 @@ def test_each_part_streams_whole_characters():
         return 'né' + EMOJI
 
     engine = Engine(model, tokenizer, chat, tool)
-    chat.speakable = lambda ids: Chat.speakable(chat, [*asked(chat), *ids[1:]])  # a parrot's prompt is one number
+    chat.speakable = lambda ids: Chat.speakable(
+        chat, [*asked(chat), *ids[1:]]
+    )  # a parrot's prompt is one number
     request = engine.submit([0], 60, Sampling(temperature=0))
     while not request.done:
         events += engine.step()
     assert request.samples[0].ids == answer and calls == [EMOJI + '\ufffd']
-    for part, expected in (('text', EMOJI + '\ufffdï!'), ('python', EMOJI + '\ufffd'), ('output', 'né' + EMOJI)):
+    for part, expected in (
+        ('text', EMOJI + '\ufffdï!'),
+        ('python', EMOJI + '\ufffd'),
+        ('output', 'né' + EMOJI),
+    ):
         assert ''.join(event.text for event in events if event.part == part) == expected
     assert all(event.text in (*EMOJI, *'néï!', '', '\ufffd') for event in events)
     assert sum('\ufffd' in event.text for event in events) == 2
@@ -695,14 +806,21 @@ def test_each_part_streams_whole_characters():
 
 
 def test_what_stands_in_no_answer_holds_no_special_token(tokenizer):
-    """Plain text may end with <|bos|>, which is not returned; a user's turn with nothing; no tool: no call."""
+    """Plain text may end with <|bos|>, which is not returned; a user's turn with nothing; no tool:
+    no call."""
     chat, model = Chat(tokenizer), biased(tokenizer, special=12.0)
     special, sampling = tokenizer.special, Sampling(seed=2)
     engine = Engine(model, tokenizer, chat, length_of)
     plain = engine.generate([[special['<|bos|>'], 65]], 40, sampling, n=5)
-    assert all(sample.finish_reason == 'stop' and not set(sample.ids) & set(special.values()) for sample in plain)
+    assert all(
+        sample.finish_reason == 'stop' and not set(sample.ids) & set(special.values())
+        for sample in plain
+    )
     turn = engine.generate([[special['<|bos|>'], special['<|user_start|>'], 65]], 20, sampling, n=5)
-    assert all(sample.finish_reason == 'length' and not set(sample.ids) & set(special.values()) for sample in turn)
+    assert all(
+        sample.finish_reason == 'length' and not set(sample.ids) & set(special.values())
+        for sample in turn
+    )
     without = Engine(model, tokenizer, chat)
     answers = without.generate([asked(chat)], 40, sampling, n=5)
     assert all(set(sample.ids) & set(special.values()) == chat.stop for sample in answers)
@@ -713,15 +831,23 @@ def test_a_prompt_may_end_within_a_call(tokenizer):
     prompt = [*asked(chat), chat.python_start, *tokenizer.encode('12+30')]
     engine = Engine(model, tokenizer, chat, lambda text: calls.append(text) or '42')
     (sample,) = engine.generate([prompt], 6, Sampling(temperature=0))
-    assert calls == ['12+30'] and sample.ids[: len(chat.output('42')) + 1] == [chat.python_end, *chat.output('42')]
+    assert calls == ['12+30'] and sample.ids[: len(chat.output('42')) + 1] == [
+        chat.python_end,
+        *chat.output('42'),
+    ]
     (sample,) = Engine(model, tokenizer, chat).generate([prompt], 20, Sampling(temperature=0))
     assert sample.ids[: len(chat.output('error')) + 1] == [chat.python_end, *chat.output('error')]
 
 
 def test_chatml_ends_with_its_own_token():
     tokenizer = train_bpe([WORDS * 3], vocab_size=300, special=('<|endoftext|>', *CHATML))
-    chat, model = Chat(tokenizer), biased(tokenizer, model=build(vocab_size=tokenizer.vocab_size), special=12.0)
-    for sample in Engine(model, tokenizer, chat, length_of).generate([asked(chat)], 40, Sampling(), n=10):
+    chat, model = (
+        Chat(tokenizer),
+        biased(tokenizer, model=build(vocab_size=tokenizer.vocab_size), special=12.0),
+    )
+    for sample in Engine(model, tokenizer, chat, length_of).generate(
+        [asked(chat)], 40, Sampling(), n=10
+    ):
         assert sample.finish_reason == 'stop' and sample.ids[-1] == tokenizer.special['<|im_end|>']
         assert not set(sample.ids[:-1]) & set(tokenizer.special.values()) and all(sample.spoken)
         assert sample.text == tokenizer.decode(sample.ids)
@@ -731,7 +857,9 @@ def test_a_forced_id_is_no_stop(tokenizer):
     chat, model = Chat(tokenizer), biased(tokenizer, python_start=50.0, python_end=50.0)
     (seven,) = tokenizer.encode('7')
     sampling = Sampling(temperature=0, stop=(seven,))
-    (sample,) = Engine(model, tokenizer, chat, lambda text: '7').generate([asked(chat)], 40, sampling)
+    (sample,) = Engine(model, tokenizer, chat, lambda text: '7').generate(
+        [asked(chat)], 40, sampling
+    )
     assert sample.ids.count(seven) == 8 and sample.finish_reason == 'length'
 
 
@@ -739,14 +867,24 @@ def test_a_forced_id_is_no_stop(tokenizer):
 # shapes and queues
 
 
-@pytest.mark.parametrize('sampling', [Sampling(temperature=1.0, seed=(7, 1)), Sampling(temperature=0)])
+@pytest.mark.parametrize(
+    'sampling', [Sampling(temperature=1.0, seed=(7, 1)), Sampling(temperature=0)]
+)
 def test_rows_of_different_sampling_do_not_mix(sampling):
     engine = engine_of(dtype=torch.float64)
-    others = Sampling(0), Sampling(1.0, seed=3), Sampling(1.0, top_k=3), Sampling(0.7, top_p=0.5), Sampling(0.7)
+    others = (
+        Sampling(0),
+        Sampling(1.0, seed=3),
+        Sampling(1.0, top_k=3),
+        Sampling(0.7, top_p=0.5),
+        Sampling(0.7),
+    )
     alone = [engine.generate([prompt(9)], 30, s, n=2) for s in (sampling, *others)]
     requests = [engine.submit(prompt(9), 30, s, n=2) for s in (sampling, *others)]
     run_until_done(engine, *requests)
-    assert [ids_of(request.samples) for request in requests] == [ids_of(samples) for samples in alone]
+    assert [ids_of(request.samples) for request in requests] == [
+        ids_of(samples) for samples in alone
+    ]
 
 
 @pytest.mark.parametrize('preset', ['nano', 'qwen3'])
@@ -771,13 +909,20 @@ def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, mo
     def said(*batches):
         found = {}
         for batch in batches:
-            samples = engine.generate([prompts[k] for k in batch], 40, Sampling(seed=5), n=4, numbers=batch)
-            found |= {(batch[i // 4], i % 4): (s.ids, s.logprobs, s.spoken, s.text) for i, s in enumerate(samples)}
+            samples = engine.generate(
+                [prompts[k] for k in batch], 40, Sampling(seed=5), n=4, numbers=batch
+            )
+            found |= {
+                (batch[i // 4], i % 4): (s.ids, s.logprobs, s.spoken, s.text)
+                for i, s in enumerate(samples)
+            }
         return found
 
     expected = said(range(12))
     assert len({tuple(ids) for ids, *_ in expected.values()}) == 48
-    assert len({len(ids) for ids, *_ in expected.values()}) > 5 and not all(all(s) for _, _, s, _ in expected.values())
+    assert len({len(ids) for ids, *_ in expected.values()}) > 5 and not all(
+        all(s) for _, _, s, _ in expected.values()
+    )
     assert said(*[[k] for k in range(12)]) == expected
     assert said([11, 3, 7], [0, 10, 2, 1, 9, 8], [6, 5, 4]) == expected
     assert said(list(range(11, -1, -1))) == expected
@@ -788,7 +933,13 @@ def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, mo
 
 def test_a_shape_that_cannot_be_is_named():
     model, tokenizer = build(), CharTokenizer(CHARACTERS)
-    for wrong in (dict(rows=4), dict(slots=64), dict(rows=4, slots=65), dict(rows=4, slots=0), dict(rows=0, slots=64)):
+    for wrong in (
+        dict(rows=4),
+        dict(slots=64),
+        dict(rows=4, slots=65),
+        dict(rows=4, slots=0),
+        dict(rows=0, slots=64),
+    ):
         with pytest.raises(ValueError, match='block_size = 64 slots'):
             Engine(model, tokenizer, **wrong)
     with pytest.raises(ValueError, match='21 tokens.*slots = 20'):
@@ -797,11 +948,14 @@ def test_a_shape_that_cannot_be_is_named():
 
 @pytest.mark.parametrize('most', [1, 5, 20])
 def test_what_does_not_fit_waits(most):
-    """More prompts than rows, and more samples of one prompt; rows are never more than may be, and hardly ever less."""
+    """More prompts than rows, and more samples of one prompt; rows are never more than may be, and
+    hardly ever less."""
     model, seen = build(dtype=torch.float64), []
     prompts = [prompt(3 + k % 7, k) for k in range(12)]
     stop = tuple(range(6))  # texts of different lengths
-    expected = Engine(model, CharTokenizer(CHARACTERS)).generate(prompts, 30, Sampling(stop=stop), n=7)
+    expected = Engine(model, CharTokenizer(CHARACTERS)).generate(
+        prompts, 30, Sampling(stop=stop), n=7
+    )
     engine = Engine(model, CharTokenizer(CHARACTERS), max_rows=most)
     forward = engine.model.forward
     model.forward = lambda inputs, cache: seen.append(len(inputs)) or forward(inputs, cache=cache)
@@ -825,7 +979,9 @@ def test_many_prompts_are_read_in_several_forwards(monkeypatch):
 
 def test_a_waiting_request_can_be_cancelled():
     engine = Engine(build(), CharTokenizer(CHARACTERS), max_rows=2)
-    first, second, third = (engine.submit(prompt(5), 6, Sampling(temperature=0), n=2) for _ in range(3))
+    first, second, third = (
+        engine.submit(prompt(5), 6, Sampling(temperature=0), n=2) for _ in range(3)
+    )
     engine.step()
     engine.cancel(second)
     run_until_done(engine, third)
@@ -836,4 +992,7 @@ def test_a_waiting_request_can_be_cancelled():
 def test_numbers_choose_the_streams():
     engine = engine_of(dtype=torch.float64)
     counted = ids_of(engine.generate([prompt(4)] * 3, 20, Sampling()))
-    assert ids_of(engine.generate([prompt(4)] * 2, 20, Sampling(), numbers=[2, 0])) == [counted[2], counted[0]]
+    assert ids_of(engine.generate([prompt(4)] * 2, 20, Sampling(), numbers=[2, 0])) == [
+        counted[2],
+        counted[0],
+    ]

@@ -1,4 +1,5 @@
-"""model.py against transformers' own classes, naive versions of its parts, and the laws a language model obeys."""
+"""model.py against transformers' own classes, naive versions of its parts, and the laws a language
+model obeys."""
 
 import math
 import zlib
@@ -11,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, PRESETS, GPTConfig, rotate
 
-TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32)  # 100 ids: the table is padded to 128 rows
+TINY = dict(
+    vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32
+)  # 100 ids: the table is padded to 128 rows
 PADDED = 128
 
 
@@ -31,7 +34,9 @@ def randomise(model):
 
 
 def ids(rows=2, length=16, seed=1):
-    return torch.randint(TINY['vocab_size'], (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        TINY['vocab_size'], (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def padded(table):
@@ -40,15 +45,20 @@ def padded(table):
 
 
 def swap_halves(weight, head_dim):
-    """Rows of q or k for the other sense of rotation: within each head dimension i and i + D/2 change places."""
+    """Rows of q or k for the other sense of rotation: within each head dimension i and i + D/2
+    change places."""
     return weight.view(-1, 2, head_dim // 2, weight.shape[1]).flip(1).reshape(weight.shape)
 
 
 def weights_of_gpt2(theirs):
     """Our state_dict from a GPT2LMHeadModel: the names are the same, the projections transposed."""
     transposed = ('c_attn.weight', 'c_proj.weight', 'c_fc.weight')
-    weights = {name: p.T if name.endswith(transposed) else p for name, p in theirs.named_parameters()}
-    weights['transformer.wte.weight'] = weights['lm_head.weight'] = padded(theirs.transformer.wte.weight)
+    weights = {
+        name: p.T if name.endswith(transposed) else p for name, p in theirs.named_parameters()
+    }
+    weights['transformer.wte.weight'] = weights['lm_head.weight'] = padded(
+        theirs.transformer.wte.weight
+    )
     return weights
 
 
@@ -56,14 +66,16 @@ def weights_of_gpt2(theirs):
 LLAMA_NAMES = {
     'ln_1': ['input_layernorm'], 'ln_2': ['post_attention_layernorm'],
     'attn.q_norm': ['self_attn.q_norm'], 'attn.k_norm': ['self_attn.k_norm'],
-    'attn.c_attn': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.c_proj': ['self_attn.o_proj'],
+    'attn.c_attn': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'],
+    'attn.c_proj': ['self_attn.o_proj'],
     'mlp.c_fc': ['mlp.gate_proj', 'mlp.up_proj'], 'mlp.c_proj': ['mlp.down_proj'],
 }  # fmt: skip
 NANOCHAT_NAMES = LLAMA_NAMES | {'mlp.c_fc': ['mlp.fc1'], 'mlp.c_proj': ['mlp.fc2']}
 
 
 def weights_of_llama(theirs, names=LLAMA_NAMES, rotation=lambda weight: weight):
-    """Our state_dict from a Llama, a Qwen3 or a NanoChat; rotation is applied to the rows of q and k."""
+    """Our state_dict from a Llama, a Qwen3 or a NanoChat; rotation is applied to the rows of q and
+    k."""
     source = {name.removesuffix('.weight'): p for name, p in theirs.named_parameters()}
     source |= {n: rotation(p) for n, p in source.items() if n.endswith(('q_proj', 'k_proj'))}
     weights = {'transformer.wte.weight': padded(source['model.embed_tokens'])}
@@ -74,7 +86,9 @@ def weights_of_llama(theirs, names=LLAMA_NAMES, rotation=lambda weight: weight):
         for ours, parts in names.items():
             parts = [f'model.layers.{layer}.{part}' for part in parts]
             if parts[0] in source:
-                weights[f'transformer.h.{layer}.{ours}.weight'] = torch.cat([source[part] for part in parts])
+                weights[f'transformer.h.{layer}.{ours}.weight'] = torch.cat(
+                    [source[part] for part in parts]
+                )
     return weights
 
 
@@ -89,14 +103,25 @@ def assert_same_logits(theirs, ours, weights):
 @pytest.mark.parametrize('attention', ['eager', 'sdpa'])
 def test_gpt2_is_transformers_gpt2(oracle, attention):
     hf = oracle('transformers')
-    sizes = dict(vocab_size=100, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
-    theirs = randomise(hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, attn_implementation=attention)).eval())
+    sizes = dict(
+        vocab_size=100,
+        n_positions=16,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = randomise(
+        hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, attn_implementation=attention)).eval()
+    )
     assert_same_logits(theirs, build('gpt2', bias=True), weights_of_gpt2(theirs))
 
 
 def llama_config(config_class, theta, **settings):
     return config_class(
-        vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=16, pad_token_id=None,
         rope_parameters={'rope_type': 'default', 'rope_theta': theta}, **settings,
     )  # fmt: skip
@@ -108,11 +133,21 @@ def test_llama_and_qwen3_are_those_of_transformers(oracle, preset, tied):
     hf = oracle('transformers')
     config_class, model_class, eps, theta, head_dim = {
         'llama': (hf.LlamaConfig, hf.LlamaForCausalLM, 1e-5, 500.0, 8),
-        'qwen3': (hf.Qwen3Config, hf.Qwen3ForCausalLM, 1e-6, 1000000.0, 12),  # 4 heads of 12 are not 32
+        'qwen3': (
+            hf.Qwen3Config,
+            hf.Qwen3ForCausalLM,
+            1e-6,
+            1000000.0,
+            12,
+        ),  # 4 heads of 12 are not 32
     }[preset]
-    config = llama_config(config_class, theta, tie_word_embeddings=tied, rms_norm_eps=eps, head_dim=head_dim)
+    config = llama_config(
+        config_class, theta, tie_word_embeddings=tied, rms_norm_eps=eps, head_dim=head_dim
+    )
     theirs = randomise(model_class(config).eval())
-    ours = build(preset, n_kv_head=2, n_hidden=48, tied_head=tied, head_dim=head_dim, rope_theta=theta)
+    ours = build(
+        preset, n_kv_head=2, n_hidden=48, tied_head=tied, head_dim=head_dim, rope_theta=theta
+    )
     assert_same_logits(theirs, ours, weights_of_llama(theirs))
 
 
@@ -130,10 +165,14 @@ def test_rope_is_a_product_of_complex_numbers():
     expected = torch.empty_like(x)
     for position in range(16):
         for i in range(3):
-            turn = torch.tensor(complex(math.cos(a := position * 100.0 ** (-2 * i / 6)), math.sin(a)))
+            turn = torch.tensor(
+                complex(math.cos(a := position * 100.0 ** (-2 * i / 6)), math.sin(a))
+            )
             z = torch.complex(x[:, :, position, i], x[:, :, position, i + 3]) * turn
             expected[:, :, position, i], expected[:, :, position, i + 3] = z.real, z.imag
-    torch.testing.assert_close(rotate(x, model.cos[None, None], model.sin[None, None]), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        rotate(x, model.cos[None, None], model.sin[None, None]), expected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_shared_key_and_value_heads_equal_repeated_ones():
@@ -163,19 +202,25 @@ def test_losses_are_cross_entropy_chunked_or_not(monkeypatch, preset, dtype, tol
     whole = weighted_backward(model, weights)
     assert whole['nll'].dtype == dtype
     logits = model(ids())
-    expected = F.cross_entropy(logits.flatten(0, 1), ids(seed=2).flatten(), reduction='none').view(2, 16)
+    expected = F.cross_entropy(logits.flatten(0, 1), ids(seed=2).flatten(), reduction='none').view(
+        2, 16
+    )
     torch.testing.assert_close(whole['nll'], expected.detach(), atol=tolerance, rtol=tolerance)
 
     pieces, nll = [], model.nll
     monkeypatch.setattr('model.LOGITS_BYTES', 5 * 4 * TINY['vocab_size'])  # five rows of logits
-    monkeypatch.setattr(model, 'nll', lambda x, targets: pieces.append(len(x)) or nll(x, targets), raising=False)
+    monkeypatch.setattr(
+        model, 'nll', lambda x, targets: pieces.append(len(x)) or nll(x, targets), raising=False
+    )
     chunked = weighted_backward(model, weights)
     assert sorted(pieces) == [2] * 2 + [5] * 12  # 32 tokens forward, and once more in backward
     for name, value in whole.items():
         torch.testing.assert_close(chunked[name], value, atol=tolerance, rtol=tolerance, msg=name)
 
 
-@pytest.mark.filterwarnings('ignore:Mismatch dtype')  # float32 gains on a bf16 stream: torch says it is slower
+@pytest.mark.filterwarnings(
+    'ignore:Mismatch dtype'
+)  # float32 gains on a bf16 stream: torch says it is slower
 @pytest.mark.parametrize('preset', PRESETS)
 def test_autocast_keeps_the_stream_fast_and_the_answer_float32(monkeypatch, preset):
     model = randomise(build(preset))
@@ -192,7 +237,9 @@ def test_autocast_keeps_the_stream_fast_and_the_answer_float32(monkeypatch, pres
     torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
     assert 0 < (whole - exact).abs().mean() < 0.1  # rounded, and no more than that
     chunked.sum().backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize('tied', [False, True])
@@ -207,7 +254,9 @@ def test_rows_of_the_table_beyond_the_vocabulary_are_nobodys(tied):
 
 
 def names(*in_layers, outside=()):
-    return {f'transformer.h.{layer}.{name}' for layer in range(2) for name in in_layers} | set(outside)
+    return {f'transformer.h.{layer}.{name}' for layer in range(2) for name in in_layers} | set(
+        outside
+    )
 
 
 GAINS = names('ln_1.weight', 'ln_2.weight', outside=['transformer.ln_f.weight'])
@@ -215,7 +264,12 @@ BIASES = names('attn.c_attn.bias', 'attn.c_proj.bias', 'mlp.c_fc.bias', 'mlp.c_p
 SWITCHES = [  # settings, parameters that nano has not, those it has alone, those of another shape
     (dict(norm='rms_gain'), GAINS, set(), set()),
     (dict(norm='layer'), GAINS, set(), set()),
-    (dict(norm='layer', bias=True), GAINS | BIASES | {n.replace('weight', 'bias') for n in GAINS}, set(), set()),
+    (
+        dict(norm='layer', bias=True),
+        GAINS | BIASES | {n.replace('weight', 'bias') for n in GAINS},
+        set(),
+        set(),
+    ),
     (dict(bias=True), BIASES, set(), set()),
     (dict(positions='learned'), {'transformer.wpe.weight'}, set(), set()),
     (dict(qk_norm='none'), set(), set(), set()),
@@ -229,17 +283,25 @@ SWITCHES = [  # settings, parameters that nano has not, those it has alone, thos
 ]
 
 
-@pytest.mark.parametrize(('switch', 'added', 'removed', 'reshaped'), SWITCHES, ids=[str(row[0]) for row in SWITCHES])
+@pytest.mark.parametrize(
+    ('switch', 'added', 'removed', 'reshaped'), SWITCHES, ids=[str(row[0]) for row in SWITCHES]
+)
 def test_each_switch_alone(switch, added, removed, reshaped):
     nano, model = randomise(build()), randomise(build(**switch))
     before, after = ({name: p.shape for name, p in m.named_parameters()} for m in (nano, model))
     assert after.keys() - before.keys() == added and before.keys() - after.keys() == removed
-    assert {name for name in before.keys() & after.keys() if before[name] != after[name]} == reshaped
+    assert {
+        name for name in before.keys() & after.keys() if before[name] != after[name]
+    } == reshaped
     logits = model(ids())
     assert logits.isfinite().all()
-    assert (logits - nano(ids())).abs().max() > 1e-3  # equal weights elsewhere: the switch itself does something
+    assert (
+        logits - nano(ids())
+    ).abs().max() > 1e-3  # equal weights elsewhere: the switch itself does something
     model(ids(), ids(seed=2)).sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 @torch.no_grad()
@@ -250,7 +312,10 @@ def test_every_parameter_gets_its_first_value_and_an_unknown_one_is_refused():
             p.fill_(math.nan)
         model.init_weights()
         assert all(p.isfinite().all() for p in model.parameters())
-    for name, module in (('gate', torch.nn.Linear(3, 3)), ('lambdas', torch.nn.Parameter(torch.ones(2)))):
+    for name, module in (
+        ('gate', torch.nn.Linear(3, 3)),
+        ('lambdas', torch.nn.Parameter(torch.ones(2))),
+    ):
         model = build()
         setattr(model, name, module)
         with pytest.raises(ValueError, match=f'does not know {name}'):
@@ -274,7 +339,9 @@ def test_first_weights_have_the_stated_spread(preset, settings, c_proj, others, 
         if p.dim() == 1:
             assert (p == 1).all()
         elif layer == 'lm_head' and preset == 'nano':
-            assert p.std().item() == pytest.approx(0.0 if model.config.zero_init else others, rel=0.05)
+            assert p.std().item() == pytest.approx(
+                0.0 if model.config.zero_init else others, rel=0.05
+            )
         else:
             expected = {'c_proj': c_proj, 'wte': table, 'wpe': table}.get(layer, others)
             assert p.std().item() == pytest.approx(expected, rel=0.05), name
@@ -289,7 +356,9 @@ def test_documents_of_a_row_do_not_see_each_other(preset):
     alone = torch.cat([model(part) for part in row.split([5, 1, 5, 5], dim=1)], dim=1)
     torch.testing.assert_close(model(row), alone, atol=1e-5, rtol=1e-5)
     together = randomise(build(preset))(row)
-    assert (together - alone).abs().amax(dim=-1)[0, 5:].min() > 1e-4  # without bos each sees what was before it
+    assert (together - alone).abs().amax(dim=-1)[
+        0, 5:
+    ].min() > 1e-4  # without bos each sees what was before it
 
 
 def test_first_loss_is_that_of_a_guess_and_a_seed_gives_the_same_weights():
@@ -322,9 +391,13 @@ def test_dropout_acts_in_training_alone_and_where_gpt2_has_it(monkeypatch):
     dropout, attention, seen = F.dropout, F.scaled_dot_product_attention, []
     monkeypatch.setattr(F, 'dropout', lambda x, *how: seen.append(how) or dropout(x, *how))
     monkeypatch.setattr(
-        F, 'scaled_dot_product_attention', lambda *args, **how: seen.append(args[4]) or attention(*args, **how)
+        F,
+        'scaled_dot_product_attention',
+        lambda *args, **how: seen.append(args[4]) or attention(*args, **how),
     )
-    model(ids())  # on the embedding; then per layer on the attention's weights and on what either half adds
+    model(
+        ids()
+    )  # on the embedding; then per layer on the attention's weights and on what either half adds
     assert seen == [(0.3, True)] + 2 * [0.3, (0.3, True), (0.3, True)]
 
 
@@ -352,10 +425,15 @@ def test_a_setting_that_cannot_be_is_one_line(said):
 
 
 def test_settings_that_are_left_out_follow_from_the_others():
-    assert GPTConfig(positions='learned', head_dim=7).head_dim == 7  # odd heads are fine without rotation
+    assert (
+        GPTConfig(positions='learned', head_dim=7).head_dim == 7
+    )  # odd heads are fine without rotation
     config = GPTConfig(n_embd=768, n_head=6)
     assert (config.head_dim, config.n_kv_head, config.n_hidden) == (128, 6, 4 * 768)
-    widths = {n_embd: GPTConfig(n_embd=n_embd, n_head=1, mlp='swiglu').n_hidden for n_embd in (24, 32, 768, 4096)}
+    widths = {
+        n_embd: GPTConfig(n_embd=n_embd, n_head=1, mlp='swiglu').n_hidden
+        for n_embd in (24, 32, 768, 4096)
+    }
     assert widths == {24: 64, 32: 128, 768: 2048, 4096: 10944}  # 8/3, up to the next multiple of 64
 
 
@@ -371,16 +449,21 @@ def test_parameters_are_counted_once(tied):
     assert gpt2.num_params(embeddings=False) == layers + small + table
 
 
-@pytest.mark.parametrize('settings', [{}, dict(tied_head=True), dict(n_kv_head=1, mlp='swiglu', head_dim=16)], ids=str)
+@pytest.mark.parametrize(
+    'settings', [{}, dict(tied_head=True), dict(n_kv_head=1, mlp='swiglu', head_dim=16)], ids=str
+)
 def test_flops_are_those_of_the_products_that_run(settings):
-    """torch counts the forward pass's products (plain attention computes all pairs); backward has two for each."""
+    """torch counts the forward pass's products (plain attention computes all pairs); backward has
+    two for each."""
     model = build(**settings)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids())
     assert model.flops_per_token() * 32 == 3 * counter.get_total_flops()
 
 
-@pytest.mark.parametrize('settings', [{}, dict(n_kv_head=2, mlp='swiglu', head_dim=12, bias=True)], ids=str)
+@pytest.mark.parametrize(
+    'settings', [{}, dict(n_kv_head=2, mlp='swiglu', head_dim=12, bias=True)], ids=str
+)
 def test_matrix_blocks_are_the_matrices_of_the_layers(settings):
     model = build(**settings)
     blocks = model.matrix_blocks()
@@ -393,12 +476,17 @@ def test_matrix_blocks_are_the_matrices_of_the_layers(settings):
 
 
 def test_a_step_of_a_d20_runs_without_memory():
-    """The 561M-parameter model: shapes and dtypes of a step in bf16, chunked losses included, on the meta device."""
+    """The 561M-parameter model: shapes and dtypes of a step in bf16, chunked losses included, on
+    the meta device."""
     with torch.device('meta'):
-        model = GPT(GPTConfig(vocab_size=65536, block_size=2048, n_layer=20, n_head=10, n_embd=1280)).bfloat16()
+        model = GPT(
+            GPTConfig(vocab_size=65536, block_size=2048, n_layer=20, n_head=10, n_embd=1280)
+        ).bfloat16()
         tokens = torch.zeros(4, 2048, dtype=torch.long)
     nll = model(tokens, tokens)  # 2 GB of logits
     assert nll.shape == (4, 2048) and nll.dtype == torch.float32 and nll.is_meta
     nll.sum().backward()
-    assert all(p.grad.shape == p.shape and p.grad.dtype == torch.bfloat16 for p in model.parameters())
+    assert all(
+        p.grad.shape == p.shape and p.grad.dtype == torch.bfloat16 for p in model.parameters()
+    )
     assert model.num_params() == 560_988_160  # nanochat's own count of its d20

@@ -1,4 +1,5 @@
-"""optim.py against torch.optim.AdamW, torch.linalg.svd, and a naive optimizer: whole batches, one matrix at a time."""
+"""optim.py against torch.optim.AdamW, torch.linalg.svd, and a naive optimizer: whole batches, one
+matrix at a time."""
 
 import copy
 import datetime
@@ -19,17 +20,23 @@ from optim import Optimizer
 from tokenizer import CharTokenizer
 
 TINY = dict(vocab_size=26, block_size=16, n_layer=2, n_head=4, n_embd=32)
-ROWS, STEPS, SEED = 50, 10, 7  # rows of the data, of which a step takes 8: 10 steps go through them 1.6 times
+ROWS, STEPS, SEED = (
+    50,
+    10,
+    7,
+)  # rows of the data, of which a step takes 8: 10 steps go through them 1.6 times
 CASES = {  # preset, kind of optimizer, settings
     'muon': ('nano', 'muon', dict(n_kv_head=2)),
     'adamw': ('gpt2', 'adamw', {}),
-    # The bias of k has no gradient but rounding errors, of which AdamW makes whole steps in float32: float64 only
+    # The bias of k has no gradient but rounding errors, of which AdamW makes whole steps in
+    # float32: float64 only
     'adamw-bias': ('gpt2', 'adamw', dict(bias=True)),
 }
 LR, CLIP = 1e-3, 0.25
-# How far from the naive weights ten steps may lead in float32, where another order of a sum is another sum (in float64:
-# 1e-10). Measured 3e-6 and 2e-6. But a sign that turns switches Muon's decay of an element, LR * 0.1 * |p| < 5e-5, and
-# AdamW divides by roots of moments that may be as small as the rounding error.
+# How far from the naive weights ten steps may lead in float32, where another order of a sum is
+# another sum (in float64: 1e-10). Measured 3e-6 and 2e-6. But a sign that turns switches Muon's
+# decay of an element, LR * 0.1 * |p| < 5e-5, and AdamW divides by roots of moments that may be as
+# small as the rounding error.
 BOUND = {'muon': 1e-4, 'adamw': 2e-4}
 DTYPES = {'float64': torch.float64, 'float32': torch.float32}
 
@@ -116,7 +123,9 @@ def matrices_of(model):
     for i in range(config.n_layer):
         found[f'transformer.h.{i}.attn.c_attn.weight'] = [h * config.head_dim for h in heads]
         found[f'transformer.h.{i}.attn.c_proj.weight'] = [config.n_embd]
-        found[f'transformer.h.{i}.mlp.c_fc.weight'] = [config.n_hidden] * (2 if config.mlp == 'swiglu' else 1)
+        found[f'transformer.h.{i}.mlp.c_fc.weight'] = [config.n_hidden] * (
+            2 if config.mlp == 'swiglu' else 1
+        )
         found[f'transformer.h.{i}.mlp.c_proj.weight'] = [config.n_embd]
     return found
 
@@ -187,7 +196,11 @@ def test_adamw_is_torchs(kind, tied, rates):
         for model in (ours, theirs):
             draw_gradients(model, step)
         assert_close(move(optimizer, lr), naive.step(lr), 1e-10)
-    ours, theirs, matrices = weights(ours), weights(theirs), matrices_of(theirs) if kind == 'muon' else {}
+    ours, theirs, matrices = (
+        weights(ours),
+        weights(theirs),
+        matrices_of(theirs) if kind == 'muon' else {},
+    )
     assert_close(
         {n: w for n, w in ours.items() if n not in matrices},
         {n: w for n, w in theirs.items() if n not in matrices},
@@ -201,11 +214,17 @@ def test_adamw_is_torchs(kind, tied, rates):
 
 
 @pytest.mark.parametrize('iterations', [3, 5])
-@pytest.mark.parametrize('shape', [(3, 8, 8), (2, 16, 4), (2, 4, 16), (1, 48, 40), (1, 1, 8), (1, 192, 64)], ids=str)
+@pytest.mark.parametrize(
+    'shape', [(3, 8, 8), (2, 16, 4), (2, 4, 16), (1, 48, 40), (1, 1, 8), (1, 192, 64)], ids=str
+)
 def test_orthogonalize_is_the_polynomial_of_the_singular_values(shape, iterations):
     G = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
-    expected = U @ torch.diag_embed(polynomial(S / (S.norm(dim=-1, keepdim=True) * 1.02 + 1e-7), iterations)) @ Vh
+    expected = (
+        U
+        @ torch.diag_embed(polynomial(S / (S.norm(dim=-1, keepdim=True) * 1.02 + 1e-7), iterations))
+        @ Vh
+    )
     got = optim.orthogonalize(G, iterations)
     assert got.dtype == torch.float64
     assert_close(got, expected, 1e-6)
@@ -220,7 +239,8 @@ def test_singular_values_of_an_update_are_near_1(shape, dtype):
 
 
 @pytest.mark.parametrize(
-    ('iterations', 'lowest', 'margin', 'low', 'high'), [(5, -3, 1.02, 0.8, 1.2), (3, -1.699, 1, 0.906, 1.094)]
+    ('iterations', 'lowest', 'margin', 'low', 'high'),
+    [(5, -3, 1.02, 0.8, 1.2), (3, -1.699, 1, 0.906, 1.094)],
 )
 def test_the_polynomial_lifts_what_it_is_said_to_lift(iterations, lowest, margin, low, high):
     s = torch.logspace(lowest, 0, 1000, dtype=torch.float64)
@@ -234,7 +254,9 @@ def test_a_tall_matrix_costs_no_more_than_a_wide_one():
         with FlopCounterMode(display=False) as counter:
             optim.orthogonalize(torch.ones(shape))
         flops.append(counter.get_total_flops())
-    assert flops[0] == flops[1] == 2 * 5 * 2 * (2 * 8 * 8 * 64 + 8 * 8 * 8)  # 2 matrices, 5 steps, 3 products each
+    assert (
+        flops[0] == flops[1] == 2 * 5 * 2 * (2 * 8 * 8 * 64 + 8 * 8 * 8)
+    )  # 2 matrices, 5 steps, 3 products each
 
 
 def test_matrices_of_zeros_which_fill_up_a_share_stay_zero():
@@ -253,7 +275,10 @@ def test_an_update_has_adamws_rms():
     after = weights(model)
     for name, rows in matrices_of(model).items():
         for block in ((after[name] - before[name]) / lr).split(rows):
-            assert block.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.15), (name, block.shape)
+            assert block.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.15), (
+                name,
+                block.shape,
+            )
 
 
 @pytest.mark.parametrize('preset', ['nano', 'llama'])
@@ -293,7 +318,11 @@ def test_decay_acts_where_it_pulls_the_way_the_update_goes():
     for name in matrices_of(model):
         towards_zero = (plain[name] - before[name]).sign() == -before[name].sign()
         assert 0.3 < towards_zero.double().mean() < 0.7
-        assert_close((plain[name] - decayed[name])[towards_zero], LR * 0.5 * before[name][towards_zero], 1e-15)
+        assert_close(
+            (plain[name] - decayed[name])[towards_zero],
+            LR * 0.5 * before[name][towards_zero],
+            1e-15,
+        )
         assert torch.equal(plain[name][~towards_zero], decayed[name][~towards_zero])
 
 
@@ -308,7 +337,9 @@ def test_without_a_gradient_muon_rests_and_adamw_only_decays(unused):
     assert move(optimizer, grad_clip=1.0) == 0
     for name, p in weights(model).items():
         table = name in ('transformer.wte.weight', 'transformer.wpe.weight', 'lm_head.weight')
-        assert_close(p, before[name] * (1 - LR * 0.5) if table else before[name], 0 if not table else 1e-16)
+        assert_close(
+            p, before[name] * (1 - LR * 0.5) if table else before[name], 0 if not table else 1e-16
+        )
     assert optimizer.counters['count'] == 1 and optimizer.counters['skipped'] == 0
 
 
@@ -360,7 +391,9 @@ def test_rows_that_no_bucket_has_are_refused(monkeypatch):
     model = build()
     blocks = model.matrix_blocks()
     name = 'transformer.h.0.attn.c_attn.weight'
-    monkeypatch.setattr(model, 'matrix_blocks', lambda: {**blocks, name: blocks[name][:2]}, raising=False)
+    monkeypatch.setattr(
+        model, 'matrix_blocks', lambda: {**blocks, name: blocks[name][:2]}, raising=False
+    )
     with pytest.raises(AssertionError, match='exactly one bucket'):
         Optimizer(model)
 
@@ -384,14 +417,20 @@ def test_saved_and_loaded_it_goes_on_to_the_bit(tmp_path, kind, dtype):
     for step in range(10):
         if step == 5:
             torch.save(snapshot(model, optimizer), tmp_path / 'state.pt')
-        draw_gradients(model, step, scale=float('inf') if step == 3 else float(optimizer.loss_scale))
+        draw_gradients(
+            model, step, scale=float('inf') if step == 3 else float(optimizer.loss_scale)
+        )
         move(optimizer, grad_clip=1.0)
     other = build('llama', DTYPES[dtype], n_kv_head=2, seed=1)
     resumed = Optimizer(other, kind, fp16=True)
     saved = torch.load(tmp_path / 'state.pt', weights_only=True)
     other.load_state_dict(saved['weights'], strict=False)  # lm_head and wte may be one
     resumed.load_state_dict(saved['optimizer'])
-    assert resumed.counters['count'] == 4 and resumed.counters['skipped'] == 1 and resumed.loss_scale == 2.0**15
+    assert (
+        resumed.counters['count'] == 4
+        and resumed.counters['skipped'] == 1
+        and resumed.loss_scale == 2.0**15
+    )
     for step in range(5, 10):
         draw_gradients(other, step, scale=float(resumed.loss_scale))
         move(resumed, grad_clip=1.0)
@@ -401,7 +440,11 @@ def test_saved_and_loaded_it_goes_on_to_the_bit(tmp_path, kind, dtype):
 
 def test_the_state_of_another_optimizer_or_architecture_is_refused():
     state = Optimizer(build('llama')).state_dict()
-    others = [Optimizer(build('llama'), 'adamw'), Optimizer(build('nano')), Optimizer(build('llama', tied_head=True))]
+    others = [
+        Optimizer(build('llama'), 'adamw'),
+        Optimizer(build('nano')),
+        Optimizer(build('llama', tied_head=True)),
+    ]
     others += [
         Optimizer(build('llama', **s))
         for s in (dict(n_layer=3), dict(n_kv_head=2), dict(n_embd=64), dict(vocab_size=65))
@@ -435,7 +478,10 @@ def whole_gradient(optimizer):
     for bucket in optimizer.buckets.values():
         full = bucket.collect(bucket.grad)
         for name, p, a, b in bucket.pieces:
-            rows, full = full[: p[a:b].numel() // full[0].numel()], full[p[a:b].numel() // full[0].numel() :]
+            rows, full = (
+                full[: p[a:b].numel() // full[0].numel()],
+                full[p[a:b].numel() // full[0].numel() :],
+            )
             found.setdefault(name, torch.zeros_like(p))[a:b] = rows.view_as(p[a:b])
     return found
 
@@ -445,9 +491,16 @@ class Run:
 
     def __init__(self, case, dtype, corpus, batch_size, place=ALONE):
         preset, kind, settings = CASES[case]
-        self.model, self.place, self.log, self.gradients = build(preset, DTYPES[dtype], **settings), place, [], []
+        self.model, self.place, self.log, self.gradients = (
+            build(preset, DTYPES[dtype], **settings),
+            place,
+            [],
+            [],
+        )
         self.optimizer = Optimizer(self.model, kind, **place._asdict())
-        shape = Shape(8, batch_size, TINY['block_size'], place.rank, place.world_size, SEED, DTYPES[dtype])
+        shape = Shape(
+            8, batch_size, TINY['block_size'], place.rank, place.world_size, SEED, DTYPES[dtype]
+        )
         self.steps = Stream(Data(corpus).split('train'), shape)
 
     def go(self, first=0, last=STEPS):
@@ -478,7 +531,9 @@ def naive_run(case, dtype, corpus):
     model = build(preset, DTYPES[dtype], **settings)
     naive, log, gradients, T = Naive(model, kind), [], [], TINY['block_size']
     ids = np.fromfile(corpus / 'train.bin', '<u2').astype(np.int64)
-    orders = np.concatenate([np.random.default_rng((SEED, epoch)).permutation(ROWS) for epoch in range(2)])
+    orders = np.concatenate(
+        [np.random.default_rng((SEED, epoch)).permutation(ROWS) for epoch in range(2)]
+    )
     for step in range(STEPS):
         rows = np.stack([ids[r * T : r * T + T + 1] for r in orders[step * 8 : step * 8 + 8]])
         rows = torch.from_numpy(rows)
@@ -497,10 +552,18 @@ def assert_same_run(got, expected, case, dtype):
     tolerance = 1e-10 if dtype == 'float64' else 1e-5
     assert_close(got['log'], expected['log'], tolerance)
     assert_close(got['gradients'], expected['gradients'], tolerance)
-    assert_close(got['weights'], expected['weights'], tolerance if dtype == 'float64' else BOUND[case])
+    assert_close(
+        got['weights'], expected['weights'], tolerance if dtype == 'float64' else BOUND[case]
+    )
 
 
-RUNS = [('muon', 'float64'), ('muon', 'float32'), ('adamw', 'float64'), ('adamw', 'float32'), ('adamw-bias', 'float64')]
+RUNS = [
+    ('muon', 'float64'),
+    ('muon', 'float32'),
+    ('adamw', 'float64'),
+    ('adamw', 'float32'),
+    ('adamw-bias', 'float64'),
+]
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 8])
@@ -517,8 +580,9 @@ def test_micro_batches_make_the_naive_step(corpus, case, dtype, batch_size):
 
 def story(place, gradients, fp16=False, dtype=torch.float64):
     """
-    One step for each of gradients, a number or a text that the last rank puts into its own: 'nan' in the first element
-    of the first parameter, 'inf' in the last of the last. Returns what there was after each step.
+    One step for each of gradients, a number or a text that the last rank puts into its own: 'nan'
+    in the first element of the first parameter, 'inf' in the last of the last. Returns what there
+    was after each step.
     """
     model = build(dtype=dtype)
     optimizer, told = Optimizer(model, fp16=fp16, **place._asdict()), []
@@ -546,11 +610,20 @@ def scaled_story(place, dtype=torch.float64):
 
 def check_skips(told, good):
     """told is of SKIPS, good of GOOD on as many ranks."""
-    counts = [{name: int(t) for name, t in after['optimizer']['counters'].items()} for after in told]
+    counts = [
+        {name: int(t) for name, t in after['optimizer']['counters'].items()} for after in told
+    ]
     assert [c['count'] for c in counts] == [0, 1, 1, 1, 2, 3]
     assert [c['skipped'] for c in counts] == [1, 1, 2, 3, 3, 3]
     assert [c['in_a_row'] for c in counts] == [1, 0, 1, 2, 0, 0]
-    assert [bool(after['norm'].isfinite()) for after in told] == [False, True, False, False, True, True]
+    assert [bool(after['norm'].isfinite()) for after in told] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
     assert_close(told[0]['weights'], weights(build()), 0)
     for i, undisturbed in ((1, good[0]), (2, good[0]), (3, good[0]), (4, good[1]), (5, good[2])):
         assert_close(told[i]['weights'], undisturbed['weights'], 0)
@@ -558,7 +631,8 @@ def check_skips(told, good):
 
 
 def check_scales(told, dtype=torch.float64):
-    """told is of SCALES. A power of two changes no bit: without a scale the same steps give the same weights."""
+    """told is of SCALES. A power of two changes no bit: without a scale the same steps give the
+    same weights."""
     scales = [float(after['optimizer']['loss_scale']) for after in told]
     assert scales == [2.0**n for n in (16, 15, 15, 15, 16, 16, 16, 17, 16, 16)]
     plain = story(ALONE, [step for step in SCALES if not isinstance(step, str)], dtype=dtype)
@@ -589,8 +663,14 @@ def all_of_it(place, corpus):
         for batch_size in (1, 2, 8):
             run = Run(case, dtype, corpus, batch_size, place).go()
             results[case, dtype, batch_size] = run.result()
-            results['shares', case] = [sum(t.numel() for t in b.state.values()) for b in run.optimizer.buckets.values()]
-    results['skips'], results['good'], results['scales'] = story(place, SKIPS), story(place, GOOD), scaled_story(place)
+            results['shares', case] = [
+                sum(t.numel() for t in b.state.values()) for b in run.optimizer.buckets.values()
+            ]
+    results['skips'], results['good'], results['scales'] = (
+        story(place, SKIPS),
+        story(place, GOOD),
+        scaled_story(place),
+    )
     return results
 
 
@@ -619,8 +699,13 @@ def worker(rank, folder, corpus):
 
 def resumed(case, folder, corpus, place):
     """The second half of the run that two ranks began."""
-    run, state = Run(case, 'float64', corpus, 2, place), torch.load(folder / f'{case}.pt', weights_only=True)
-    run.model.load_state_dict(state['weights'], strict=False)  # a tied head has one name here, two there
+    run, state = (
+        Run(case, 'float64', corpus, 2, place),
+        torch.load(folder / f'{case}.pt', weights_only=True),
+    )
+    run.model.load_state_dict(
+        state['weights'], strict=False
+    )  # a tied head has one name here, two there
     run.optimizer.load_state_dict(state['optimizer'])
     return run.go(5).result()
 
@@ -664,7 +749,9 @@ def test_a_rank_keeps_its_share_of_the_moments(ranks, corpus, case, world_size):
     whole = Run(case, 'float32', corpus, 8).optimizer.buckets.values()
     units = [(bucket.size, sum(t[0].numel() for t in bucket.state.values())) for bucket in whole]
     expected = [-(-count // world_size) * size for count, size in units]
-    assert [results['shares', case] for results in each(ranks, world_size)] == [expected] * world_size
+    assert [results['shares', case] for results in each(ranks, world_size)] == [
+        expected
+    ] * world_size
 
 
 @WORLDS
@@ -704,10 +791,15 @@ def test_compiled_updates_are_the_eager_ones(kind):
     if not runtime.compiler(*runtime.CXX):
         pytest.skip('no C++ compiler was found')
     eager, compiled = (build('llama', n_kv_head=2) for _ in range(2))
-    optimizers = Optimizer(eager, kind, fp16=True), Optimizer(compiled, kind, fp16=True, compile=True)
+    optimizers = (
+        Optimizer(eager, kind, fp16=True),
+        Optimizer(compiled, kind, fp16=True, compile=True),
+    )
     for step in range(6):
         for model, optimizer in zip((eager, compiled), optimizers):
-            draw_gradients(model, step, scale=float('nan') if step == 2 else float(optimizer.loss_scale))
+            draw_gradients(
+                model, step, scale=float('nan') if step == 2 else float(optimizer.loss_scale)
+            )
             move(optimizer, LR * (step + 1), grad_clip=1.0)
     assert_close(weights(compiled), weights(eager), 1e-10)
     assert_same_state(optimizers[1].state_dict(), optimizers[0].state_dict(), 1e-10)

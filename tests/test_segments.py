@@ -45,7 +45,8 @@ def test_equals_are_found():
 
 
 def test_two_that_share_a_hash_are_told_apart():
-    """The numbers whose hashes, by the first salt, are 8 and 9: with three numbers the last two bits do not count."""
+    """The numbers whose hashes, by the first salt, are 8 and 9: with three numbers the last two
+    bits do not count."""
     modulus, found = 2**64, []
     for hashed in (8, 9):
         mixed = hashed * pow(0xD6E8FEB86659FD93, -1, modulus) % modulus
@@ -63,4 +64,6 @@ def test_segments_do_not_change_the_ids():
     parts = list(segments.split(text, 100))
     assert ''.join(parts) == text and len(parts) > 30 and max(map(len, parts)) <= 100
     words = 'The words of 42 people,\nand so on: (this) and\tthat. ' * 50
-    assert sum((tokenizer.encode(part) for part in segments.split(words, 70)), []) == tokenizer.encode(words)
+    assert sum(
+        (tokenizer.encode(part) for part in segments.split(words, 70)), []
+    ) == tokenizer.encode(words)

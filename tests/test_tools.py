@@ -1,4 +1,5 @@
-"""The calculator against exact fractions and Python's own arithmetic, and against what a model could try (trap 12)."""
+"""The calculator against exact fractions and Python's own arithmetic, and against what a model
+could try (trap 12)."""
 
 import ast
 import operator
@@ -22,7 +23,8 @@ OPERATORS = {
 
 
 def expression(rng, depth, operators, number):
-    """(text, value) of a random expression, its value computed along with it and None after a division by zero."""
+    """(text, value) of a random expression, its value computed along with it and None after a
+    division by zero."""
     if depth == 0 or rng.random() < 0.2:
         return number(rng)
     left, a = expression(rng, depth - 1, operators, number)
@@ -73,9 +75,14 @@ def test_fractions_come_within_ten_digits():
         seen += 1
         result = calculate(text)
         # cancellation may cost a few of a double's sixteen digits, absolutely seen
-        assert abs(Fraction(result) - value) <= abs(value) * Fraction(1, 10**9) + Fraction(1, 10**9), text
+        assert abs(Fraction(result) - value) <= abs(value) * Fraction(1, 10**9) + Fraction(
+            1, 10**9
+        ), text
         assert 'e' not in result and not result.endswith('.0')
-        assert len(result.replace('-', '').replace('.', '').lstrip('0')) <= 10 or Fraction(result).denominator == 1
+        assert (
+            len(result.replace('-', '').replace('.', '').lstrip('0')) <= 10
+            or Fraction(result).denominator == 1
+        )
     assert seen > 300
 
 
@@ -221,13 +228,17 @@ def test_everything_wrong_is_a_value_error_with_a_short_reason(text, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         calculate(text)
     assert len(str(caught.value)) < 60 and '\n' not in str(caught.value)
-    assert type(caught.value) is ValueError  # no UnicodeError, no JSON error: what the engine catches
+    assert (
+        type(caught.value) is ValueError
+    )  # no UnicodeError, no JSON error: what the engine catches
 
 
 def test_noise_gives_a_number_or_a_value_error():
     rng, results = random.Random(3), 0
     for _ in range(20_000):
-        text = ''.join(rng.choice('0123456789999+-*/%().,e **') for _ in range(rng.randrange(1, 14)))
+        text = ''.join(
+            rng.choice('0123456789999+-*/%().,e **') for _ in range(rng.randrange(1, 14))
+        )
         try:
             result = calculate(text)
         except ValueError:
@@ -243,7 +254,9 @@ def test_a_deep_stack_is_a_value_error():
 
     depth = len(list(iter_frames()))
     outcomes = set()
-    for levels in range(sys.getrecursionlimit() - depth - 200, sys.getrecursionlimit() - depth - 60, 20):
+    for levels in range(
+        sys.getrecursionlimit() - depth - 200, sys.getrecursionlimit() - depth - 60, 20
+    ):
         try:
             outcomes.add(deeper(levels))
         except ValueError as error:
@@ -263,7 +276,9 @@ def test_it_works_in_worker_threads():
 
     def work(number):
         try:
-            answers[number] = calculate(f'{number}*{number}' if number % 2 else f'{number}**9**9**9')
+            answers[number] = calculate(
+                f'{number}*{number}' if number % 2 else f'{number}**9**9**9'
+            )
         except ValueError as error:
             answers[number] = str(error)
 
