@@ -414,6 +414,9 @@ if __name__ == '__main__':
 
     def from_file(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
         own = Path(__file__).resolve().parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
+        if not tokenizer and not own.exists():
+            mend = 'run: python data/tinyworld/prepare.py, or give --tokenizer=tok.json'
+            raise SystemExit(f'{own} does not exist, expected the tokenizer of the embedded world; {mend}')
         chat = Chat(tokenizers.load(tokenizer or own))
         for where, row in read_rows(path):
             try:

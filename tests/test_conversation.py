@@ -597,15 +597,18 @@ def test_the_program_in_another_folder(monkeypatch, capsys, tmp_path, no_color, 
     """It finds the embedded world's tokenizer beside itself, and colours tokens unless NO_COLOR is set."""
     program = tmp_path / 'copy' / 'conversation.py'
     table = program.parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
-    table.parent.mkdir(parents=True)
+    program.parent.mkdir()
     shutil.copyfile(conversation.__file__, program)
-    OURS.save(table)
     row = {'messages': turns(ASK, ('assistant', '\x07'))}
     (tmp_path / 'chats.jsonl').write_text(json.dumps(row), encoding='utf-8')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['conversation.py', 'chats.jsonl'])
     monkeypatch.setattr('sys.stdout.isatty', lambda: True)
     monkeypatch.setenv('NO_COLOR', no_color)
+    with pytest.raises(SystemExit, match='sft.tok.json does not exist, .* python data/tinyworld/prepare.py'):
+        runpy.run_path(str(program), run_name='__main__')
+    table.parent.mkdir(parents=True)
+    OURS.save(table)
     runpy.run_path(str(program), run_name='__main__')
     out = capsys.readouterr().out
     assert out.startswith('chats.jsonl:1: ') and shown in out and (no_color == '') == ('\x1b' in out)
