@@ -28,8 +28,8 @@ EXPECTED = {
     str: 'text',
     type(None): 'a bool, a finite number, text or None',
 }
-# The settings, of all programs, that name files; some are lists with commas. A shell expands the ~ of `cat ~/a`, but
-# not that of --out_dir=~/a, which would make a folder named ~
+# The settings of all programs that name files; some are lists with commas. A shell expands the ~ of
+# `cat ~/a`, but not that of --out_dir=~/a, which would make a folder named ~
 PATHS = frozenset('data dataset evaluate init_from input json out out_dir problems tokenizer'.split())
 
 

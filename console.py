@@ -1,5 +1,5 @@
 r"""
-The terminal: what is safe to print on one, whether colours are wanted, and how a message is read from it.
+The terminal: what is safe to print, whether colours are wanted, and how a message is read.
 
     >>> printable('done\x1b[2J\x07')
     'done[2J'
@@ -26,7 +26,8 @@ def printable(text: str) -> str:
 
 def visible(text: str) -> str:
     r"""The text with line breaks as \n and other characters that cannot be printed as \x1b."""
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text)
+    spelled = lambda c: c if c.isprintable() else c.encode('unicode_escape').decode('ascii')
+    return ''.join(map(spelled, text))
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -35,13 +36,14 @@ def wants_colour(stream: TextIO) -> bool:
 
 
 def enable_line_editing() -> None:
-    """Arrow keys and a history for input(), where Python has readline. A Windows console has them anyway."""
+    """Arrow keys and a history for input(), where Python has readline. Windows has them anyway."""
     try:
         import readline
     except ImportError:
         return
-    # GNU readline inserts a pasted text without its marks, line breaks included, and returns it as one line. libedit
-    # does not know the marks. Quoted by ^V they stay in the line, as they do without readline: see read_message.
+    # GNU readline inserts a pasted text, line breaks included, without its marks, and returns it
+    # as one line. libedit does not know the marks. Quoted by ^V they stay in the line, as they do
+    # without readline: see read_message.
     if 'libedit' in (readline.__doc__ or ''):
         for mark in (r'\e[200~', r'\e[201~'):
             readline.parse_and_bind(f"bind -s '{mark}' '^V{mark}'")
@@ -51,11 +53,11 @@ def read_message(symbol: str) -> str:
     """
     A line of stdin, without a byte order mark; symbol is the prompt.
 
-    On a terminal a pasted text of several lines is one message. input() returns it whole (GNU readline), or line by
-    line with the terminal's marks still in it (libedit, no readline).
+    On a terminal a pasted text of several lines is one message. input() returns it whole (GNU
+    readline), or line by line with the terminal's marks still in it (libedit, no readline).
     """
-    terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get('TERM', 'dumb') != 'dumb'
-    if not terminal:
+    has_modes = os.environ.get('TERM', 'dumb') != 'dumb'  # not Windows' console, nor Emacs' shell
+    if not (has_modes and sys.stdin.isatty() and sys.stdout.isatty()):
         return input(symbol).removeprefix('\ufeff')
     print(PASTE_ON, end='', flush=True)
     try:

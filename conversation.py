@@ -376,8 +376,10 @@ def parse_row(line: bytes, where: str) -> dict:
 
 
 def show(chat: Chat, ids: Sequence[int], visible: Callable[[str], str], colour: bool) -> str:
-    """One conversation for the eye: tokens divided by dots, supervised ones green (or in brackets), a line a turn.
-    visible: how the text of a token is spelled, console.visible."""
+    """
+    One conversation for the eye, one line per turn: tokens divided by dots, supervised ones green
+    (or in brackets). visible: how the text of a token is spelled, console.visible.
+    """
     names = {i: name for name, i in chat.tokenizer.special.items()}
     turn_ends = {end[0] for end in chat.closing.values()}
     shown = ''
@@ -416,7 +418,7 @@ if __name__ == '__main__':
         own = Path(__file__).resolve().parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
         if not tokenizer and not own.exists():
             mend = 'run: python data/tinyworld/prepare.py, or give --tokenizer=tok.json'
-            raise SystemExit(f'{own} does not exist, expected the tokenizer of the embedded world; {mend}')
+            raise SystemExit(f"{own} does not exist, expected tinyworld's tokenizer; {mend}")
         chat = Chat(tokenizers.load(tokenizer or own))
         for where, row in read_rows(path):
             try:

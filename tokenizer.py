@@ -764,10 +764,16 @@ SAMPLES = {
 
 
 def show_tokens(
-    tokenizer: Tokenizer, text: str, visible: Callable[[str], str], derive: bool = False, colour: bool = True
+    tokenizer: Tokenizer,
+    text: str,
+    visible: Callable[[str], str],
+    derive: bool = False,
+    colour: bool = True,
 ) -> str:
-    """The text with its tokens in alternating colours, or between bars, and their ids; derive: how merges made them.
-    visible: how the text of a token is spelled, console.visible."""
+    """
+    The text with its tokens in alternating colours, or between bars, and their ids; derive: how
+    merges made them. visible: how the text of a token is spelled, console.visible.
+    """
     ids = tokenizer.encode(text)
     spelled = {i: tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace') for i in ids}
     painted = []
