@@ -361,7 +361,7 @@ def test_a_chat_in_a_terminal(tmp_path, in_terminal):
         terminal.read(off)
         assert terminal.read(b'\r\n').decode() == answer
     terminal.read(prompt)
-    terminal.type(b'\x04')
+    terminal.type(b'/quit\r')
     terminal.read(off)  # no later program finds marks in what is pasted
     assert terminal.process.wait(120) == 0
     ((where, row),) = read_rows(tmp_path / 'home' / 'x.jsonl')
