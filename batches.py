@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import console
 import runtime
 import tokenizer as tokenizers
 from model import ceil_to
@@ -131,7 +132,7 @@ class Data:
             self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
             return
         try:
-            self.meta = json.loads(path.read_text(encoding='utf-8'))
+            self.meta = json.loads(path.read_bytes())  # also with a byte order mark
             tokenizer_path, expected = folder / self.meta['tokenizer'], str(self.meta['tokenizer_hash'])
             self.facts = {
                 split: {shard['name']: (int(shard['tokens']), int(shard['largest_id'])) for shard in facts['shards']}
@@ -146,7 +147,7 @@ class Data:
             raise self.refusal(f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}')
 
     def refusal(self, what: str) -> SystemExit:
-        return SystemExit(f'{what}; {self.mend}')
+        return SystemExit(console.printable(f'{what}; {self.mend}'))  # it may quote meta.json
 
     def split(self, name: str) -> 'Shards':
         paths = shard_files(self.folder, name)

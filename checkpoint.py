@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+import console
 import runtime
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}
@@ -52,6 +53,7 @@ def load(path: str | Path) -> dict:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds here
         reason = (str(error) or repr(error)).strip().splitlines()[0][:120]  # an empty file's EOFError says nothing
+        reason = console.printable(reason)  # it may quote the file
         raise SystemExit(
             f'{path} is not a whole checkpoint ({reason}); delete it, or take another --out_dir'
         ) from error
@@ -66,7 +68,7 @@ def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
     try:
         model.load_state_dict(state['model'])
     except RuntimeError as error:
-        first = str(error).split('\n\t')[1]
+        first = console.printable(str(error).split('\n\t')[1])  # it may quote the file
         raise SystemExit(f'{path} was made by another model.py: {first} take the one that made it') from None
 
 

@@ -14,6 +14,7 @@ import ast
 import difflib
 import io
 import math
+import os
 import sys
 import tokenize
 import traceback
@@ -27,6 +28,9 @@ EXPECTED = {
     str: 'text',
     type(None): 'a bool, a finite number, text or None',
 }
+# The settings of all programs that name files; some are lists with commas. A shell expands the ~ of
+# `cat ~/a`, but not that of --out_dir=~/a, which would make a folder named ~
+PATHS = frozenset('data dataset evaluate init_from input json out out_dir problems tokenizer'.split())
 
 
 class Settings(dict):
@@ -60,6 +64,8 @@ class Settings(dict):
         if not fits or type(value) is float and not math.isfinite(value):
             mend = f': write {int(value)}' if kind is int and type(value) is float and value.is_integer() else ''
             fail(f'{where}: {name} must be {EXPECTED[kind]}, got {value!r}{mend}')
+        if name in PATHS and type(value) is str:
+            value = ','.join(map(os.path.expanduser, value.split(',')))
         self[name] = value
         self.sources[name] = source
         if explicit:
@@ -165,7 +171,7 @@ def read_file(settings: Settings, path: str):
 def help_page(namespace: dict, settings: Settings) -> str:
     """The program's docstring, then every setting with its default and comment, under the headings of its source."""
     try:
-        text = Path(namespace['__file__']).read_text(encoding='utf-8')
+        text = Path(namespace['__file__']).read_text(encoding='utf-8-sig')
     except (KeyError, OSError):  # no source, as in a notebook: names and defaults alone
         text = ''
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)

@@ -24,7 +24,7 @@ Left out on purpose: tools in ChatML, Jinja templates.
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -274,7 +274,7 @@ def check(messages: list[dict], tools: bool = True) -> None:
                 raise ValueError(f'missing {key} in message {number}')
         role = message['role']
         if role not in ROLES:
-            raise ValueError(f'message {number}: role is "{role}", expected system, user or assistant')
+            raise ValueError(f'message {number}: role is {role!r}, expected system, user or assistant')
         if role not in FOLLOWS[previous]:
             place = f'after {previous}' if previous else 'in the first place'
             raise ValueError(f'message {number}: role is "{role}" {place}, expected {" or ".join(FOLLOWS[previous])}')
@@ -296,7 +296,7 @@ def content_problem(content: str | list[dict], role: str, tools: bool) -> str:
             return f'part {number} of its content is no {{"type": …, "text": …}}'
         kind = part['type']
         if kind not in ('text', 'python', 'output'):
-            return f'part {number} has type "{kind}", expected text, python or output'
+            return f'part {number} has type {kind!r}, expected text, python or output'
         if kind != 'text' and role != 'assistant':
             return f'part {number} has type "{kind}", which the assistant alone may have, not the {role}'
         if kind != 'text' and not tools:
@@ -375,26 +375,23 @@ def parse_row(line: bytes, where: str) -> dict:
     return row
 
 
-def show(chat: Chat, ids: Sequence[int], colour: bool) -> str:
-    """One conversation for the eye: tokens divided by dots, supervised ones green (or in brackets), a line a turn."""
+def show(chat: Chat, ids: Sequence[int], visible: Callable[[str], str], colour: bool) -> str:
+    """
+    One conversation for the eye, one line per turn: tokens divided by dots, supervised ones green
+    (or in brackets). visible: how the text of a token is spelled, console.visible.
+    """
     names = {i: name for name, i in chat.tokenizer.special.items()}
     turn_ends = {end[0] for end in chat.closing.values()}
     shown = ''
     for i, spoken in zip(map(int, ids), [False, *chat.is_spoken(ids)]):
-        piece = chat.tokenizer.decode_bytes([i])
-        text = names.get(i) or visible(piece)
+        piece = names.get(i) or chat.tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace')
+        text = visible(piece)
         if colour:
             text = f'\x1b[{32 if spoken else 2}m{text}\x1b[0m'
         elif spoken:
             text = f'[{text}]'
-        shown += text + ('\n' if b'\n' in piece or i in turn_ends else '·')
+        shown += text + ('\n' if '\n' in piece or i in turn_ends else '·')
     return shown.rstrip('·\n')
-
-
-def visible(piece: bytes) -> str:
-    r"""The text of one token, with line breaks as \n, parts of a character and control characters as \x1b."""
-    text = piece.decode('utf-8', 'backslashreplace')
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text)
 
 
 if __name__ == '__main__':
@@ -402,8 +399,9 @@ if __name__ == '__main__':
 
     import tokenizer as tokenizers
     from configurator import configure
+    from console import visible, wants_colour
 
-    tokenizer = 'data/tinyworld/sft/tok.json'  # whose ids a .jsonl file is shown in; a data folder has its own
+    tokenizer = ''  # whose ids a .jsonl file is shown in; '' is tinyworld's; a data folder has its own
     limit = 10  # conversations shown of each file or folder
     configure(globals(), argv=[argument for argument in sys.argv[1:] if argument.startswith('-')])
 
@@ -417,7 +415,11 @@ if __name__ == '__main__':
                 yield f'{path} (validation), conversation {number}', chat, document
 
     def from_file(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
-        chat = Chat(tokenizers.load(tokenizer))
+        own = Path(__file__).resolve().parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
+        if not tokenizer and not own.exists():
+            mend = 'run: python data/tinyworld/prepare.py, or give --tokenizer=tok.json'
+            raise SystemExit(f"{own} does not exist, expected tinyworld's tokenizer; {mend}")
+        chat = Chat(tokenizers.load(tokenizer or own))
         for where, row in read_rows(path):
             try:
                 yield where, chat, chat.render(read_messages(row, where))
@@ -433,4 +435,4 @@ if __name__ == '__main__':
     for PATH in PATHS:
         for WHERE, CHAT, IDS in islice((from_folder if Path(PATH).is_dir() else from_file)(PATH), limit):
             print(f'{WHERE}: {len(IDS)} ids, {int(CHAT.is_spoken(IDS).sum())} of them supervised')
-            print(show(CHAT, IDS, colour=sys.stdout.isatty()) + '\n')
+            print(show(CHAT, IDS, visible, colour=wants_colour(sys.stdout)) + '\n')

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 import checkpoint
+import console
 import plan
 import runtime
 from configurator import configure
@@ -117,8 +118,9 @@ def carry_out(run: Run, pool: ThreadPoolExecutor) -> None:
     loss = loss_of(run)
     if done.returncode or loss is None:
         pool.shutdown(wait=False, cancel_futures=True)  # before this thread takes the next run
-        last = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]
-        raise SystemExit(f'{run.folder}: training ended with status {done.returncode}, see {log}: {"".join(last)}')
+        last = ''.join(log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:])
+        last = console.printable(last)
+        raise SystemExit(f'{run.folder}: training ended with status {done.returncode}, see {log}: {last}')
     name = f'depth {run.depth}, rate {run.rate:.2e} ({run.factor:g} of the derived), seed {run.seed}'
     print(f'{name}: {loss:.4f}', flush=True)
 

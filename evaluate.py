@@ -126,7 +126,7 @@ def prompts(engine: Engine, chat, problems: Sequence[dict]) -> list[list[int]]:
         tokens = len(ids) + max([len(answer) - 1 for answer in answer_ids(engine, problem)], default=0)
         if tokens > engine.context:
             question = text_of(problem['messages'][-1]['content'])[:60]
-            have = f"a problem of '{problem['skill']}' takes {tokens} tokens ({question!r})"
+            have = f'a problem of {problem["skill"]!r} takes {tokens} tokens ({question!r})'
             raise SystemExit(f"{have}, expected at most the {engine.context} of the model's context; leave it out")
     return made
 
@@ -136,7 +136,7 @@ def answer_ids(engine: Engine, problem: dict) -> list[list[int]]:
     try:
         return [engine.tokenizer.encode(text) for text in tasks.answers(problem)]
     except ValueError as error:
-        raise SystemExit(f"a choice of '{problem['skill']}' cannot be asked for: {error}") from None
+        raise SystemExit(f'a choice of {problem["skill"]!r} cannot be asked for: {error}') from None
 
 
 def text_of(content: str | list[dict]) -> str:
@@ -269,7 +269,7 @@ class Skills:
         self.engine, self.chat, self.skills, self.max_tokens = engine, chat, by_skill(problems), max_tokens
         for name in self.skills:
             if name in RESERVED or name.startswith('val'):
-                raise SystemExit(f"a skill is named '{name}', as is another number of the log; give it another name")
+                raise SystemExit(f'a skill is named {name!r}, as is another number of the log; give it another name')
         prompts(engine, chat, problems)  # those that are too long are named now
 
     def __call__(self) -> dict[str, float]:
@@ -346,6 +346,7 @@ def verbatim(made: Attempt) -> str:
 
 if __name__ == '__main__':
     from configurator import configure
+    from console import printable
     from conversation import Chat
     from tools import calculate
 
@@ -370,8 +371,12 @@ if __name__ == '__main__':
     dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
 
     ranks = runtime.join()
-    say = print if ranks.rank == 0 else lambda *text, **how: None
     sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
+
+    def say(*texts: str, **how) -> None:
+        if ranks.rank == 0:
+            print(*map(printable, texts), **how)  # they may quote a model
+
     with runtime.one_voice(ranks):
         config = configure(globals())
         for name, least in dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, batch_size=1, show=0).items():

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 import checkpoint
+import console
 import runtime
 from configurator import assignments, is_setting
 
@@ -331,7 +332,7 @@ def parent(stage: Stage) -> str:
         state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         origin = state['parent'] and (str(state['parent']['path']), str(state['parent']['sha256']))
     except Exception as error:  # torch raises many kinds here
-        print(f'{path} cannot be read: {error}', file=sys.stderr)
+        print(console.printable(f'{path} cannot be read: {error}'), file=sys.stderr)
         return '**its ckpt.pt cannot be read**'
     if not origin:
         return 'from scratch'
@@ -611,7 +612,8 @@ def value_at_end(run: Stage, metric: str) -> float:
     last = run.evaluations[-1]
     if metric not in last:
         there = [key for key in last if number(last, key) is not None and key != 'step']
-        raise SystemExit(f"{run.folder}: no metric '{metric}', expected one of {', '.join(there)}")
+        known = console.printable(', '.join(there))
+        raise SystemExit(f"{run.folder}: no metric '{metric}', expected one of {known}")
     if number(last, metric) is None:  # leaving it out would flatter its recipe
         raise SystemExit(f'{run.folder}: {metric} is {last[metric]} at the end, so its recipe has no mean')
     return number(last, metric)

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
+import console
 from conversation import read_messages, read_rows
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # that choices go by
@@ -252,7 +253,7 @@ def load(path: str | Path, split: str | None = None, skills: Sequence[str] = (),
     there = dict.fromkeys(problem['skill'] for problem in problems)
     for skill in skills or ():
         if skill not in there:
-            known = ', '.join(there) or 'none'
+            known = console.printable(', '.join(there)) or 'none'
             raise SystemExit(f"{path} has no skill '{skill}' in its split '{split or 'all'}', only {known}")
     if not problems:
         raise SystemExit(f"{path} has no problems in its split '{split or 'all'}', expected one of {', '.join(SPLITS)}")
@@ -271,7 +272,7 @@ def checked(problem: dict, where: str) -> dict:
             raise SystemExit(f'{where}: {name} is {problem.get(name)!r}, expected text')
     for name, allowed in {'split': SPLITS, 'grader': tuple(GRADERS)}.items():
         if problem[name] not in allowed:
-            raise SystemExit(f"{where}: {name} is '{problem[name]}', expected one of {', '.join(allowed)}")
+            raise SystemExit(f'{where}: {name} is {problem[name]!r}, expected one of {", ".join(allowed)}')
     if 'choices' in problem:
         choices = problem['choices']
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):

@@ -273,15 +273,14 @@ def from_dict(table: dict, source: str | Path = 'tokenizer') -> Tokenizer:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SystemExit(f'{source}: a damaged tokenizer ({error}): prepare it again') from None
     if table.get('hash') != tokenizer.hash:
-        raise SystemExit(f'{source}: its content has not the hash {table.get("hash")}: damaged, prepare it again')
+        raise SystemExit(f'{source}: its content has not the hash {table.get("hash")!r}: damaged, prepare it again')
     return tokenizer
 
 
 def load(path: str | Path) -> Tokenizer:
     """Read a tok.json."""
     try:
-        with open(path, encoding='utf-8') as file:
-            table = json.load(file)
+        table = json.loads(Path(path).read_bytes())  # of bytes it leaves out a byte order mark
     except OSError as error:
         raise SystemExit(f'{path}: cannot read the tokenizer ({error.strerror})') from None
     except ValueError:  # no JSON, or no UTF-8
@@ -687,7 +686,7 @@ def read_gpt2(folder: Path) -> BPETokenizer:
     others = iter(range(256, 512))
     spelling = [chr(byte if byte in printable else next(others)) for byte in range(256)]
     try:
-        ids = json.loads((folder / 'encoder.json').read_text(encoding='utf-8'))
+        ids = json.loads((folder / 'encoder.json').read_bytes())
         lines = (folder / 'vocab.bpe').read_text(encoding='utf-8').strip('\n').split('\n')[1:]
         pairs = [(left, right) for left, right in (line.split(' ') for line in lines)]
         special = {name: ids[name] for name in BOS if name in ids}
@@ -764,14 +763,25 @@ SAMPLES = {
 }
 
 
-def show_tokens(tokenizer: Tokenizer, text: str, derive: bool = False, colour: bool = True) -> str:
-    """The text with its tokens in alternating colours, or between bars, and their ids; derive: how merges made them."""
+def show_tokens(
+    tokenizer: Tokenizer,
+    text: str,
+    visible: Callable[[str], str],
+    derive: bool = False,
+    colour: bool = True,
+) -> str:
+    """
+    The text with its tokens in alternating colours, or between bars, and their ids; derive: how
+    merges made them. visible: how the text of a token is spelled, console.visible.
+    """
     ids = tokenizer.encode(text)
     spelled = {i: tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace') for i in ids}
-    if colour:
-        painted = [f'\x1b[30;{(46, 103)[n % 2]}m{spelled[i]}\x1b[0m' for n, i in enumerate(ids)]
-    else:
-        painted = [spelled[i] + '|' for i in ids]
+    painted = []
+    for n, i in enumerate(ids):
+        token = visible(spelled[i])
+        painted.append(f'\x1b[30;{(46, 103)[n % 2]}m{token}\x1b[0m' if colour else f'{token}|')
+        if '\n' in spelled[i]:  # where the text has a line break
+            painted.append('\n')
     lines = [''.join(painted), ' '.join(map(str, ids))]
     for i in dict.fromkeys(ids) if derive else ():
         lines.append(f'{i:>6} {spelled[i]!r}')
@@ -799,6 +809,7 @@ if __name__ == '__main__':
     from glob import glob
 
     from configurator import configure
+    from console import visible, wants_colour
     from data.download import SUFFIXES, pieces
 
     # To train one
@@ -865,7 +876,7 @@ if __name__ == '__main__':
 
     try:
         if show:
-            print(show_tokens(load(out), show, merges, colour=sys.stdout.isatty()))
+            print(show_tokens(load(out), show, visible, merges, colour=wants_colour(sys.stdout)))
         elif evaluate:
             table()
     except ValueError as error:  # a character that a tokenizer of characters does not hold

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 import batches
 import checkpoint
+import console
 import evaluate
 import plan
 import runtime
@@ -429,7 +430,7 @@ prompts = usable_prompts() if master else {}
 
 def log(line, /, **row):
     """One line for the reader, one for log.jsonl, one point for wandb."""
-    print(line, flush=True)
+    print(console.printable(line), flush=True)  # it may quote a model
     if eval_only:  # leaves no trace
         return
     with open(log_path, 'a', encoding='utf-8') as file:

@@ -196,6 +196,13 @@ def test_a_crash_at_any_moment_leaves_the_old_data_or_the_new_or_a_refusal(tmp_p
     assert survived > 10 and seen >= {'old', 'refused'}
 
 
+def test_a_meta_json_with_a_byte_order_mark_is_read(tmp_path):
+    folder = write(tmp_path / 'data', documents(40))
+    meta = (folder / 'meta.json').read_bytes()
+    (folder / 'meta.json').write_bytes(b'\xef\xbb\xbf' + meta)
+    assert Data(folder).meta == json.loads(meta)
+
+
 # ---- what Data refuses
 
 
@@ -256,6 +263,10 @@ REFUSALS = {
     'tokenizer is none': (lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer=3)), ['cannot be read']),
     'another tokenizer': (retrain, ['{}/tok.json has hash', BYTES.hash[:12], 'prepare']),
     'another hash': (hash_of_another, ['{}/tok.json has hash', BYTES.hash[:12], '0123456789ab', 'prepare']),
+    'control characters': (
+        lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer_hash='\x1b[2J')),
+        ['expects [2J'],
+    ),
     'a hash that is none': (lambda f: edit_meta(f, lambda meta: meta.update(tokenizer_hash=7)), ['expects 7']),
     'a tokenizer edited by hand': (spoil_tokenizer, ['{}/tok.json', 'hash', 'prepare']),
     'no tokenizer': (remove('tok.json'), ['{}/tok.json does not exist', 'custom']),

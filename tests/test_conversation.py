@@ -8,11 +8,15 @@ Traps 3 (the mask), 9 (turns), 20 (user data) and 23 (control tokens spelled by 
 import itertools
 import json
 import random
+import runpy
+import shutil
 
 import numpy as np
 import pytest
 
+import conversation
 from batches import Writer
+from console import visible
 from conversation import SPECIAL, Chat, check, read_messages, read_rows, show
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
@@ -438,8 +442,8 @@ ERRORS = [
     (['hi'], 'message 1: str, expected'),
     ([{'content': 'hi'}], 'missing role in message 1'),
     ([*turns(ASK), {'role': 'assistant'}], 'missing content in message 2'),
-    (turns(ASK, SAY, ('bot', 'x')), 'message 3: role is "bot", expected system, user or assistant'),
-    (turns((['user'], 'x')), r"message 1: role is \"\['user'\]\", expected system, user or assistant"),
+    (turns(ASK, SAY, ('bot', 'x')), "message 3: role is 'bot', expected system, user or assistant"),
+    (turns((['user'], 'x')), r"message 1: role is \['user'\], expected system, user or assistant"),
     (turns(SAY), 'message 1: role is "assistant" in the first place, expected system or user'),
     (turns(ASK, ASK), 'message 2: role is "user" after user, expected assistant'),
     (turns(ASK, SAY, SAY), 'message 3: role is "assistant" after assistant, expected user'),
@@ -449,7 +453,7 @@ ERRORS = [
     (turns(('user', None)), 'message 1: content is NoneType, expected text or a list of parts'),
     (turns(('user', ['x'])), 'message 1: part 1 of its content is no'),
     (turns(ASK, ('assistant', [{'type': 'text'}])), 'message 2: part 1 of its content is no'),
-    (turns(ASK, ('assistant', [{'type': 'image', 'text': ''}])), 'message 2: part 1 has type "image", expected text'),
+    (turns(ASK, ('assistant', [{'type': 'image', 'text': ''}])), "message 2: part 1 has type 'image', expected text"),
     (turns(('user', [CALL])), 'message 1: part 1 has type "python", which the assistant alone may have, not the user'),
     (turns(('system', [OUT]), ASK), 'message 1: part 1 has type "output", which the assistant alone'),
     (turns(ASK, ('assistant', [OUT])), 'message 2: part 1 is an output without a python part before it'),
@@ -551,11 +555,11 @@ def test_show_marks_exactly_the_supervised_tokens(tokenizer):
         for message in messages:  # brackets and dots are the notation's
             message['content'] = [{**p, 'text': p['text'].replace('[', '(')} for p in as_list(message['content'])]
         ids = chat.render(messages)
-        shown = show(chat, ids, colour=False)
+        shown = show(chat, ids, visible, colour=False)
         tokens = shown.replace('\n', '·').split('·')
         assert len(tokens) == len(ids)
         assert [token.startswith('[') for token in tokens[1:]] == chat.is_spoken(ids).tolist()
-        colours = show(chat, ids, colour=True)
+        colours = show(chat, ids, visible, colour=True)
         assert colours.count('\x1b[32m') == int(chat.is_spoken(ids).sum())
         plain = colours.replace('\x1b[32m', '').replace('\x1b[2m', '').replace('\x1b[0m', '')
         assert plain == shown.replace('[', '').replace(']', '')
@@ -586,6 +590,28 @@ def test_the_program_prints_files_and_folders(tmp_path, run_program):
     drop = lambda text: [line for line in text.splitlines() if 'ids, ' not in line]  # noqa: E731
     assert drop(folder.stdout) == drop(done.stdout)
     assert run_program('conversation.py', tmp_path / 'data', '--limit=1').stdout.count('ids, ') == 1
+
+
+@pytest.mark.parametrize('no_color, shown', [('', '\x1b[32m\\x07\x1b[0m'), ('1', '[\\x07]')])
+def test_the_program_in_another_folder(monkeypatch, capsys, tmp_path, no_color, shown):
+    """It finds the embedded world's tokenizer beside itself, and colours tokens unless NO_COLOR is set."""
+    program = tmp_path / 'copy' / 'conversation.py'
+    table = program.parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
+    program.parent.mkdir()
+    shutil.copyfile(conversation.__file__, program)
+    row = {'messages': turns(ASK, ('assistant', '\x07'))}
+    (tmp_path / 'chats.jsonl').write_text(json.dumps(row), encoding='utf-8')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', ['conversation.py', 'chats.jsonl'])
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    monkeypatch.setenv('NO_COLOR', no_color)
+    with pytest.raises(SystemExit, match='sft.tok.json does not exist, .* python data/tinyworld/prepare.py'):
+        runpy.run_path(str(program), run_name='__main__')
+    table.parent.mkdir(parents=True)
+    OURS.save(table)
+    runpy.run_path(str(program), run_name='__main__')
+    out = capsys.readouterr().out
+    assert out.startswith('chats.jsonl:1: ') and shown in out and (no_color == '') == ('\x1b' in out)
 
 
 def test_the_program_says_what_is_missing(tmp_path, run_program):

@@ -470,7 +470,7 @@ FINE = {'messages': messages('Hi', 'Hello')}
 BAD_LINES = {
     'no role': ({'messages': [{'content': 'Hi'}]}, 'missing role'),
     'no content': ({'messages': [{'role': 'user'}]}, 'missing content'),
-    'another role': ({'messages': [{'role': 'bot', 'content': 'Hi'}]}, 'role is "bot"'),
+    'another role': ({'messages': [{'role': 'bot', 'content': 'Hi'}]}, "role is 'bot'"),
     'two answers': ({'messages': [*FINE['messages'], FINE['messages'][1]]}, 'role is "assistant" after assistant'),
     'no answer': ({'messages': messages('Hi')}, 'no message with role "assistant"'),
     'no messages': ({'messages': []}, 'no messages'),

@@ -577,6 +577,15 @@ def test_the_table_of_a_checkpoint(table, run_folder):
     assert 'Who is Ben?' not in out  # one of each skill is shown
 
 
+def test_what_a_problem_says_moves_no_cursor(table, tmp_path):
+    messages = [{'role': 'user', 'content': 'Who is \x1b[2JAnna?'}]
+    wild = {**PROBLEMS[0], 'split': 'val', 'skill': 'wild\x07', 'messages': messages}
+    (tmp_path / 'problems.jsonl').write_text(json.dumps(wild), encoding='utf-8')
+    out, numbers = table(f'--problems={tmp_path / "problems.jsonl"}', '--show=1', '--max_new_tokens=5')
+    assert 'user: Who is [2JAnna?' in out and not set('\x1b\x07') & set(out)
+    assert list(numbers['skills']) == ['wild\x07']
+
+
 def test_an_answer_of_nought_is_shown_too():
     for answer, shown in ((0, ' (the answer: 0)'), ('Anna', ' (the answer: Anna)'), (None, ''), ('', '')):
         problem = dict(skill='sums', messages=[dict(role='user', content='What is 3 - 3?')], answer=answer)

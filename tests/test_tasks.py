@@ -220,7 +220,7 @@ def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_p
     (dict(grader='numbr'), "grader is 'numbr', expected one of number"),
     (dict(messages=[]), 'messages'), (dict(messages='hi'), 'messages'), (dict(messages=None), 'messages'),
     (dict(messages=[*QUESTION, {'role': 'assistant', 'content': '7'}]), 'expected user'),
-    (dict(messages=[{'role': 'bot', 'content': 'hi'}]), 'role is "bot"'),
+    (dict(messages=[{'role': 'bot', 'content': 'hi'}]), "role is 'bot'"),
     (dict(messages=[{'role': 'user'}]), 'content'),
     (dict(answer='many'), "grader 'number' cannot use it"), (dict(answer=None), "grader 'number' cannot use it"),
     (dict(grader='exact', answer=None), "grader 'exact' cannot use it"),

@@ -4,6 +4,7 @@ import base64
 import codecs
 import json
 import random
+import runpy
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import conversation
 import tokenizer as tokenizers
+from console import visible
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
 SPECIAL = ['<|bos|>', '<|user_start|>', '<|assistant_end|>']
@@ -426,7 +428,7 @@ def test_the_hash_is_of_the_content(trained):
 
 
 DAMAGE = {
-    'hash': ({'hash': '0' * 64}, 'hash 0000'),
+    'hash': ({'hash': '0' * 64}, "hash '0000"),
     'merges': ({'merges': [[97, 98]]}, 'damaged|hash'),
     'a merge from the future': ({'merges': [[97, 300]], 'special': {}}, 'damaged.*300'),
     'two equal merges': ({'merges': [[97, 98], [97, 98]], 'special': {}}, 'same bytes'),
@@ -529,6 +531,16 @@ def test_gpt2_from_files_equals_tiktoken(made_up):
         assert table.decode(table.encode(text)) == text
 
 
+def test_files_with_a_byte_order_mark_are_the_same(made_up, tmp_path):
+    """As some editors save what was looked at."""
+    folder, _ = made_up
+    table = tokenizers.gpt2(folder)
+    table.save(tmp_path / 'tok.json')
+    for path in (tmp_path / 'tok.json', folder / 'vocab.bpe', folder / 'encoder.json'):
+        path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert tokenizers.gpt2(folder).to_dict() == tokenizers.load(tmp_path / 'tok.json').to_dict() == table.to_dict()
+
+
 def test_gpt2_from_tiktoken_is_the_same_table(made_up, monkeypatch):
     folder, oracle = made_up
     monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: oracle)
@@ -624,7 +636,7 @@ BAD_INPUT = {
     'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], '--out=nowhere/tok.json: cannot be written'),
     'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: unknown character 'b'"),
     'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),
-    'a changed tokenizer': (['--show=text', '--out={changed}'], 'hash 00'),
+    'a changed tokenizer': (['--show=text', '--out={changed}'], "hash '00'"),
 }  # fmt: skip
 
 
@@ -701,7 +713,27 @@ def test_the_comparison_of_encodings(run_program, trained, tmp_path):
 
 def test_tokens_are_shown_in_alternating_colours(trained):
     characters = CharTokenizer('ab')
-    painted, ids = tokenizers.show_tokens(characters, 'ab', derive=True).splitlines()[:2]
+    painted, ids = tokenizers.show_tokens(characters, 'ab', visible, derive=True).splitlines()[:2]
     assert painted == '\x1b[30;46ma\x1b[0m\x1b[30;103mb\x1b[0m' and ids == '0 1'
-    bars = tokenizers.show_tokens(BPETokenizer(PATTERN, [], {}), 'é', colour=False).splitlines()[0]
+    single_bytes = BPETokenizer(PATTERN, [], {})
+    bars = tokenizers.show_tokens(single_bytes, 'é', visible, colour=False).splitlines()[0]
     assert bars == r'\xc3|\xa9|'
+
+
+def test_tokens_that_are_control_characters_are_spelled():
+    """A line break too, and the text goes on in the next line as it does in itself."""
+    single_bytes = BPETokenizer(PATTERN, [], {})
+    shown = tokenizers.show_tokens(single_bytes, 'a\x1b\n\x07', visible, colour=False)
+    assert shown.splitlines() == [r'a|\x1b|\n|', r'\x07|', '97 27 10 7']
+    painted = tokenizers.show_tokens(single_bytes, '\x1b', visible).splitlines()[0]
+    assert painted == '\x1b[30;46m\\x1b\x1b[0m'
+
+
+@pytest.mark.parametrize('no_color, shown', [('', '\x1b[30;46m\\x07\x1b[0m'), ('1', '\\x07|')])
+def test_the_program_colours_tokens_unless_no_color_is_set(monkeypatch, capsys, tmp_path, no_color, shown):
+    BPETokenizer(PATTERN, [], {}).save(tmp_path / 'tok.json')
+    monkeypatch.setattr('sys.argv', ['tokenizer.py', '--show=\x07', f'--out={tmp_path / "tok.json"}'])
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    monkeypatch.setenv('NO_COLOR', no_color)
+    runpy.run_path(tokenizers.__file__, run_name='__main__')
+    assert capsys.readouterr().out == f'{shown}\n7\n'

@@ -845,6 +845,15 @@ def test_log_has_the_promised_keys(train, tmp_path):
     assert not any(key.startswith('val') and key != 'val' for row in rows for key in row)
 
 
+def test_what_a_model_makes_moves_no_cursor(train, tmp_path):
+    """The log keeps it as it is."""
+    data = prepare(tmp_path / 'data', train='\x1b[2J\x07' * 100, val='\x1b[2J\x07' * 50)
+    done = train(*SHORT, '--max_iters=1', '--sample_prompts=\x1b[2J', out=tmp_path / 'out', data=data)
+    assert 'sample | [2J | ' in done.stdout and not set('\x1b\x07') & set(done.stdout)
+    samples = [row for row in log_of(tmp_path / 'out') if 'prompt' in row]
+    assert samples and all(row['prompt'] == '\x1b[2J' for row in samples)
+
+
 def test_prompts_that_cannot_be_continued_are_left_out(train, tmp_path):
     prompts = '|'.join(['the ', 'the ' * 5, '', 'Ω'])
     done = train(*SHORT, '--max_iters=1', f'--sample_prompts={prompts}', out=tmp_path / 'out')
