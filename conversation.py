@@ -22,6 +22,7 @@ $ python conversation.py data/tinyworld/sft                   the same of a data
 Left out on purpose: tools in ChatML, Jinja templates.
 """
 
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +38,17 @@ SPECIAL = (
 CHATML = ('<|im_start|>', '<|im_end|>')
 ROLES = ('system', 'user', 'assistant')
 FOLLOWS = {None: ('system', 'user'), 'system': ('user',), 'user': ('assistant',), 'assistant': ('user',)}
-SHAREGPT = {'from': 'role', 'value': 'content'}  # other people's names for the keys of a message
-SPEAKERS = {'human': 'user', 'gpt': 'assistant'}  # and for the roles
+SHAREGPT = {'role': 'from', 'content': 'value'}  # other people's names for the keys of a message
+SPEAKERS = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'}  # and for the roles
+SYSTEM = ('system', 'system_prompt')  # keys beside the messages that hold the system's text
+# Keys that no format here can render. Without them the messages would teach something else: silence
+# for a call, a conclusion without its reasoning, a description of a picture that is not there.
+LOST = ('tools', 'functions', 'image', 'images')  # beside the messages, or in one
+LOST_OF_MESSAGE = (
+    'tool_calls', 'function_call', 'reasoning_content', 'reasoning', 'thinking', 'refusal', *LOST,
+)  # fmt: skip
+UNUSED = (None, '', '[]', [], {})  # values of such keys in rows that do not use them
+WEIGHTS = ('weight', 'loss', 'train', 'training')  # of a message; 0 or false: not learned
 
 
 class Header(NamedTuple):
@@ -317,17 +327,21 @@ def check_last(messages: list[dict]) -> None:
 def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
     """
     The messages of a user's row, from "messages" or "conversations", role / content or ShareGPT's from / value.
+    A text "system" beside them becomes the first message.
 
     prompt: it has to end with the user's message; else at least one must be the assistant's. What is wrong is a
     SystemExit that begins with where, 'chats.jsonl:117'.
     """
-    messages = row.get('messages', row.get('conversations')) if isinstance(row, dict) else None
+    messages = first_given(row, 'messages', 'conversations') if isinstance(row, dict) else None
     if messages is None:
         raise SystemExit(f'{where}: missing messages: expected an object with "messages" or "conversations"')
-    if isinstance(messages, list):
-        messages = [plain_message(message) for message in messages]
     try:
+        check_rendered(row, LOST)
+        if isinstance(messages, list):
+            numbered = enumerate(messages, start=1)
+            messages = [read_message(message, i, learned=not prompt) for i, message in numbered]
         check(messages)
+        messages = add_system(messages, row)
         if prompt:
             check_last(messages)
     except ValueError as error:
@@ -337,15 +351,61 @@ def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
     return messages
 
 
+def first_given(row: dict, *keys: str):
+    """The value of the first of the keys that is there and not null, else None."""
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def read_message(message, number: int, learned: bool):
+    """plain_message(), or ValueError if other keys count too. learned: the assistant's are."""
+    if not isinstance(message, dict):
+        return message
+    check_rendered(message, LOST_OF_MESSAGE, f'message {number}: ')
+    plain = plain_message(message)
+    if learned and plain.get('role') == 'assistant':
+        for key in WEIGHTS:
+            if message.get(key) not in (None, 1):
+                raise ValueError(
+                    f'message {number}: "{key}" is {message[key]!r:.60}, but all that the '
+                    'assistant says is learned alike: leave the line out'
+                )
+    return plain
+
+
+def check_rendered(row: dict, keys: Sequence[str], where: str = '') -> None:
+    """ValueError for a key in use that is not rendered."""
+    for key in keys:
+        if row.get(key) not in UNUSED:
+            raise ValueError(
+                f'{where}"{key}" cannot be learned, and the rest means something else without it: '
+                'write it into the content, or leave the line out'
+            )
+
+
 def plain_message(message):
     """Role and content alone, by our names; what is no message stays what it is, for check() to name."""
     if not isinstance(message, dict):
         return message
-    named = {SHAREGPT.get(key, key): value for key, value in message.items()}
-    named = {key: named[key] for key in ('role', 'content') if key in named}
-    if isinstance(named.get('role'), str):
-        named['role'] = SPEAKERS.get(named['role'], named['role'])
-    return named
+    names = {key: other for key, other in SHAREGPT.items() if key in message or other in message}
+    plain = {key: first_given(message, key, other) for key, other in names.items()}
+    if isinstance(plain.get('role'), str):
+        plain['role'] = SPEAKERS.get(plain['role'], plain['role'])
+    return plain
+
+
+def add_system(messages: list[dict], row: dict) -> list[dict]:
+    """The messages, begun with the system's text that the row has beside them, if it has one."""
+    for key in SYSTEM:
+        text = row.get(key)
+        if text in (None, ''):
+            continue
+        if not isinstance(text, str):
+            raise ValueError(f'"{key}" is {type(text).__name__}, expected text')
+        if messages[0]['role'] != 'system':
+            messages = [{'role': 'system', 'content': text}, *messages]
+        elif ''.join(part['text'] for part in as_parts(messages[0]['content'])) != text:
+            raise ValueError(f'"{key}" differs from the system message that is there too: keep one')
+    return messages
 
 
 # -----------------------------------------------------------------------------
@@ -353,10 +413,11 @@ def plain_message(message):
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """('file:line', object) of each line of a .jsonl file that is not blank."""
+    """('file:line', object) of each line of a .jsonl file that is not blank, without null keys."""
     try:
         with open(path, 'rb') as file:
             for number, line in enumerate(file, start=1):
+                line = line.removeprefix(codecs.BOM_UTF8)  # Windows' editors put it first
                 if line.strip():
                     yield f'{path}:{number}', parse_row(line, f'{path}:{number}')
     except OSError as error:
@@ -367,12 +428,19 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 def parse_row(line: bytes, where: str) -> dict:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        row = json.loads(line.decode('utf-8'), parse_constant=refuse_constant)
+    except UnicodeDecodeError as error:
+        raise SystemExit(f'{where}: no UTF-8 at byte {error.start}: save it as UTF-8') from None
+    except (ValueError, RecursionError) as error:
         raise SystemExit(f'{where}: not JSON ({error})') from None
     if not isinstance(row, dict):
         raise SystemExit(f'{where}: a JSON {type(row).__name__}, expected an object')
-    return row
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def refuse_constant(name: str):
+    """json reads NaN and Infinity too, which tables have for empty cells. They are not JSON."""
+    raise ValueError(f'{name} is not a value: leave the key out')
 
 
 def show(chat: Chat, ids: Sequence[int], visible: Callable[[str], str], colour: bool) -> str:

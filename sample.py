@@ -256,7 +256,7 @@ class Talk:
         return ids
 
     def save(self, path: Path):
-        if path.suffix != '.jsonl':
+        if path.suffix.lower() != '.jsonl':
             return remark(f'{path}: expected a name that ends in .jsonl')
         if not any(message['role'] == 'user' for message in self.messages):
             return remark('nothing was said yet')

@@ -41,6 +41,7 @@ NUMBER = SIGN + r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[
 # a Chinese or Japanese character is a word of its own, since nothing stands between words there
 WORD = r'[0-9]+\.[0-9]+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+'
 SINGLE = r'(?<![^\W_])[^\W\d_](?![^\W_])'  # a letter that stands alone, as those of c-a-t do
+NAME = r"\w(?:[\w .'’-]*\w)?"  # of a person or a thing in a story, which is searched for as words
 SPELLED = rf'{SINGLE}(?:(?: ?[-–—_*,] ?|[ .\n]){SINGLE})*'  # not across the end of a sentence
 
 
@@ -53,13 +54,19 @@ def find_number(text: str) -> Decimal | None:
     if not found:
         return None
     digits = re.sub(r'[^0-9.]', '', found[0])
-    return -Decimal(digits) if re.match(r'\D*[-−]', found[0]) else Decimal(digits)
+    value = Decimal(digits)
+    is_negative = re.match(r'\D*[-−]', found[0])
+    return value.copy_negate() if is_negative else value  # -value would round it
 
 
 def number(problem: dict, text: str) -> float:
     """The number that the text ends up with is the answer (a number, or text of one): 5.0 is 5, 1,000 is 1000."""
-    answer = Decimal(str(problem['answer']).replace(',', ''))
-    return float(find_number(text) == answer)
+    return float(find_number(text) == as_number(problem['answer']))
+
+
+def as_number(answer) -> Decimal:
+    """The number of a problem's answer. ArithmeticError if it is none."""
+    return Decimal(str(answer).replace(',', ''))
 
 
 def words(text: str) -> str:
@@ -282,8 +289,9 @@ def checked(problem: dict, where: str) -> dict:
             raise SystemExit(f'{where}: answer is {problem.get("answer")!r}, expected a letter from A to {last}')
     if 'spoken' in problem:
         spoken, number = problem['spoken'], len(problem.get('choices', ()))
-        if not isinstance(spoken, list) or len(spoken) != number or not all(t and isinstance(t, str) for t in spoken):
+        if not is_texts(spoken) or len(spoken) != number:
             raise SystemExit(f'{where}: spoken is {spoken!r}, expected an answer for each of {number} choices')
+    check_more(problem, where)
     problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
     try:
         empty = grade(problem, '')  # has the grader what it needs?
@@ -291,4 +299,42 @@ def checked(problem: dict, where: str) -> dict:
         raise SystemExit(f"{where}: the grader '{problem['grader']}' cannot use it ({error!r})") from None
     if empty:
         raise SystemExit(f"{where}: the grader '{problem['grader']}' would call an empty text right; mend the answer")
+    if not can_be_right(problem):
+        what = f"the grader '{problem['grader']}' would call no text right"
+        raise SystemExit(f'{where}: {what}, the answer is {problem["answer"]!r:.60}; mend it')
     return problem
+
+
+def check_more(problem: dict, where: str) -> None:
+    """What some graders and the scores take besides the answer."""
+    chance = baseline(problem)
+    if type(chance) not in (int, float) or not 0 <= chance < 1:
+        raise SystemExit(f'{where}: baseline is {chance!r:.60}, expected at least 0 and below 1')
+    lists = {'contains': ('all', 'absent'), 'story': ('people', 'names')}
+    for name in lists.get(problem['grader'], ()):
+        if not is_texts(problem.get(name, [])):
+            raise SystemExit(f'{where}: {name} is {problem[name]!r:.60}, expected a list of texts')
+    if problem['grader'] == 'story':
+        thing = problem.get('thing', '')
+        names = [*problem.get('people', []), *problem.get('names', [])]
+        for name in [*names, thing] if thing != '' else names:
+            if not isinstance(name, str) or not re.fullmatch(NAME, name):
+                raise SystemExit(f'{where}: no story can name {name!r:.60}, expected words')
+
+
+def is_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
+
+
+def can_be_right(problem: dict) -> bool:
+    """False for the number NaN, for an empty list of answers and for words that are absent too."""
+    answer = problem.get('answer')
+    if problem['grader'] == 'number':
+        return as_number(answer).is_finite()
+    if problem['grader'] == 'contains':
+        answers = [answer] if isinstance(answer, str) else answer
+        rules = {'absent': problem.get('absent', [])}
+        may_occur = lambda text: contains({'answer': text, **rules}, text)  # noqa: E731
+        some_answer = isinstance(answers, list) and any(map(may_occur, answers))
+        return some_answer and all(map(may_occur, problem.get('all', [])))
+    return True

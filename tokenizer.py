@@ -851,7 +851,7 @@ if __name__ == '__main__':
     def train() -> None:
         files = sorted({file for name in names(input) for file in glob(name, recursive=True) or [name]})
         for file in files or [input]:
-            if not Path(file).is_file() or Path(file).suffix not in SUFFIXES:
+            if not Path(file).is_file() or Path(file).suffix.lower() not in SUFFIXES:
                 raise SystemExit(f'--input={file}: no such file of text, expected one of {", ".join(SUFFIXES)}')
         if max_chars < 0 or num_workers < 0:
             raise SystemExit(f'max_chars={max_chars} and num_workers={num_workers}: at least 0')

@@ -152,6 +152,54 @@ def test_shards_of_the_data_before_are_removed(tmp_path, first, second):
     assert Data(tmp_path).split('val').read(0, 30).tolist() == val.tolist()
 
 
+@pytest.mark.parametrize('name', ['train.bin', 'val_00003.bin', 'meta.json', 'tok.json'])
+@pytest.mark.parametrize('prepared', [False, True])
+def test_files_of_others_are_refused_and_stay(tmp_path, name, prepared):
+    if prepared:
+        write(tmp_path, documents(40), shard_tokens=20)
+        if name in ('meta.json', 'tok.json'):
+            (tmp_path / 'meta.json').unlink()
+    (tmp_path / name).write_bytes(b'mine')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        write(tmp_path, documents(30))
+    one_line(stop, tmp_path / name, 'move it away')
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_tokenizer_of_others_may_be_used_in_its_own_folder(tmp_path):
+    BYTES.save(tmp_path / 'tok.json')
+    assert len(Data(write(tmp_path, documents(40))).split('train')) == 40
+
+
+def test_an_added_file_is_replaced_until_it_is_edited(tmp_path):
+    def prepare(content):
+        with Writer(tmp_path, BYTES) as out:
+            out.write('train', [1, 2], 2)
+            if content:
+                out.add('problems.jsonl', content)
+
+    path = tmp_path / 'problems.jsonl'
+    for content in (b'a', b'b', None, b'c'):
+        prepare(content)
+        assert (path.read_bytes() if path.exists() else None) == content
+    path.write_bytes(b'c, edited')
+    with pytest.raises(SystemExit) as stop:
+        prepare(b'd')
+    one_line(stop, path, 'no preparation wrote it as it is')
+    prepare(None)
+    assert path.read_bytes() == b'c, edited' and list(tmp_path.glob('*.part')) == []
+
+
+def test_data_from_before_meta_json_listed_other_files(tmp_path):
+    write(tmp_path, documents(40), shard_tokens=20)
+    edit_meta(tmp_path, lambda meta: meta.pop('files'))
+    (tmp_path / 'problems.jsonl').write_bytes(b'mine')
+    write(tmp_path, documents(30))
+    assert len(Data(tmp_path).split('train')) == 30 and len(list(tmp_path.glob('train*.bin'))) == 1
+    assert (tmp_path / 'problems.jsonl').read_bytes() == b'mine'
+
+
 class Crash(BaseException):
     """The machine stops: nothing that would clean up runs either."""
 
@@ -193,6 +241,9 @@ def test_a_crash_at_any_moment_leaves_the_old_data_or_the_new_or_a_refusal(tmp_p
         else:
             assert read in (old.tolist(), new.tolist())
             seen.add('old' if read == old.tolist() else 'new')
+        write(folder, new, tokenizer=BYTES, shard_tokens=15)  # what is left is replaced
+        assert Data(folder).split('train').read(0, 100).tolist() == new.tolist()
+        assert list(folder.glob('meta.json*')) == [folder / 'meta.json']
     assert survived > 10 and seen >= {'old', 'refused'}
 
 

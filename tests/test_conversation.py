@@ -516,6 +516,61 @@ def test_messages_in_other_spellings_are_the_same():
     assert read_messages({'messages': turns(ASK, ('assistant', parts))}, 'a:1')[1]['content'] == parts
 
 
+NULLS = dict.fromkeys(['from', 'value', 'weight', 'tool_calls', 'reasoning_content', 'images'])
+SYS = ('system', 's')
+SAID = turns(SAY)[0]
+
+
+def with_first(message):
+    return {'messages': [message, SAID]}
+
+
+@pytest.mark.parametrize('row, expected', [
+    (with_first({'role': 'user', 'content': 'hi', 'value': 'neutral', 'from': 'gpt'}), [ASK, SAY]),
+    (with_first({'value': 'x', 'from': 'bot', 'role': 'user', 'content': 'hi'}), [ASK, SAY]),
+    (with_first({'role': 'user', 'value': 'hi'}), [ASK, SAY]),
+    (with_first({'role': None, 'content': None, 'from': 'human', 'value': 'hi'}), [ASK, SAY]),
+    ({'messages': [{**message, **NULLS} for message in turns(ASK, SAY)]}, [ASK, SAY]),
+    ({'messages': None, 'conversations': turns(ASK, SAY), 'system': None, 'tools': '[]'}, [ASK, SAY]),
+    ({'messages': turns(ASK, SAY), 'system': 's'}, [SYS, ASK, SAY]),
+    ({'messages': turns(ASK, SAY), 'system_prompt': 's', 'system': 's'}, [SYS, ASK, SAY]),
+    ({'messages': turns(SYS, ASK, SAY), 'system': 's'}, [SYS, ASK, SAY]),
+    ({'messages': turns(ASK, SAY), 'system': ''}, [ASK, SAY]),
+    ({'messages': turns(('developer', 's'), ASK, SAY)}, [SYS, ASK, SAY]),
+    ({'messages': [*turns(ASK), {**SAID, 'weight': 1, 'train': True, 'tool_calls': []}]}, [ASK, SAY]),
+    (with_first({**turns(ASK)[0], 'weight': 0}), [ASK, SAY]),
+], ids=lambda value: str(value)[:60])  # fmt: skip
+def test_keys_that_count_and_keys_that_do_not(row, expected):
+    assert read_messages(row, 'a:1') == turns(*expected)
+    asked = {**row, **{key: row[key][:-1] for key in ('messages', 'conversations') if row.get(key)}}
+    assert read_messages(asked, 'a:1', prompt=True) == turns(*expected[:-1])
+
+
+@pytest.mark.parametrize('beside, message, problem', [
+    ({}, {'weight': 0}, 'message 2: "weight" is 0'),
+    ({}, {'weight': 0.5}, 'message 2: "weight" is 0.5'),
+    ({}, {'loss': False}, 'message 2: "loss" is False'),
+    ({}, {'content': '', 'tool_calls': [{'id': 1}]}, 'message 2: "tool_calls" cannot be learned'),
+    ({}, {'content': None, 'function_call': {'name': 'f'}}, 'message 2: "function_call"'),
+    ({}, {'reasoning_content': 'So.'}, 'message 2: "reasoning_content"'),
+    ({}, {'tools': '[{}]'}, 'message 2: "tools"'),
+    ({}, {'role': 'tool'}, 'message 2: role is "tool"'),
+    ({'tools': [{}]}, {}, '"tools" cannot be learned'),
+    ({'images': ['a.png']}, {}, '"images" cannot be learned'),
+    ({'system': ['s']}, {}, '"system" is list, expected text'),
+    ({'system': 's', 'system_prompt': 't'}, {}, '"system_prompt" differs from the system message'),
+])  # fmt: skip
+def test_keys_that_would_be_lost_are_refused(beside, message, problem):
+    row = {'messages': [*turns(ASK), {**SAID, **message}], **beside}
+    with pytest.raises(SystemExit, match=f'^a.jsonl:3: {problem}'):
+        read_messages(row, 'a.jsonl:3')
+
+
+def test_what_is_not_learned_may_have_no_weight():
+    messages = [*turns(ASK), {**SAID, 'weight': 0}, *turns(ASK)]
+    assert read_messages({'messages': messages}, 'a:1', prompt=True) == turns(ASK, SAY, ASK)
+
+
 def test_a_row_needs_messages_and_somebody_to_learn_from():
     with pytest.raises(SystemExit, match='^a.jsonl:3: missing messages'):
         read_messages({'text': 'x'}, 'a.jsonl:3')
@@ -532,9 +587,13 @@ def test_rows_of_a_file_come_with_their_places(tmp_path):
     path = tmp_path / 'chats.jsonl'
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"b": "\xe4\xbd\xa0\xe2\x80\xa8"}\n')  # Windows' byte order mark
     assert list(read_rows(path)) == [(f'{path}:1', {'a': 1}), (f'{path}:3', {'b': '你\u2028'})]
+    path.write_bytes(b'\xef\xbb\xbf\n{"a": null, "b": {"c": null}}\n')  # a null key is no key
+    assert list(read_rows(path)) == [(f'{path}:2', {'b': {'c': None}})]
     for bad, problem in [
         (b'{', 'not JSON'),
-        (b'"\xff"', 'not JSON'),
+        (b'"\xff"', 'no UTF-8 at byte 1'),
+        (b'{"a": NaN}', r'not JSON \(NaN'),
+        (b'{"a": [-Infinity]}', r'not JSON \(-Infinity'),
         (b'[1]', 'a JSON list'),
         (b'[' * 10**5, 'not JSON'),
     ]:

@@ -377,14 +377,14 @@ def test_a_conversation_is_saved_as_it_was(tmp_path, sample):
         'hi',
         '你好🌍 "<|user_end|>"',
         '/save',
-        '/save ein Ordner/b.jsonl',
+        '/save ein Ordner/b.JSONL',
         '/save b.txt',
         '/reset',
         '/save',
     ]
     done = sample('--chat', '--temperature=0', stdin='\n'.join([*lines, 'again', '/save', '/quit', 'unheard']))
     assert done.returncode == 0 and done.stdout == 'I[2*3=6]!\n' * 3
-    for words in ('ein Ordner', 'b.txt: expected a name that ends in .jsonl', 'a new conversation'):
+    for words in ('b.JSONL cannot be written', 'b.txt: expected a name that ends in .jsonl', 'a new conversation'):
         assert words in done.stderr
     assert done.stderr.count('nothing was said yet') == 2 and done.stderr.count('appended to chats.jsonl') == 2
     kinds = [('text', 'I'), ('python', '2*3'), ('output', '6'), ('text', '!')]

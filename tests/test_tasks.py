@@ -213,8 +213,30 @@ def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_p
                 assert tasks.load(path, split, skills, limit) == expected
 
 
+NAMES = ['Tom', "Mary Ann O'Neil-Smith", 'Zoë']
+STORY = dict(grader='story', people=['Tom'], names=NAMES, thing='ball')
+
+
+def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
+    rows = [
+        problem(**STORY), problem(**STORY | dict(people=[], thing='')), problem(baseline=0),
+        problem(answer=1e22), problem(answer=-5e-05), problem(answer='1e3'),
+        problem(grader='contains', answer=['no', 'yes'], all=['sir'], absent=['no']),
+    ]  # fmt: skip
+    path = write(tmp_path, rows)
+    assert tasks.load(path) == rows
+    for i, text in ((3, '10000000000000000000000'), (4, '-0.00005'), (5, '1000'), (6, 'Yes, sir')):
+        assert tasks.grade(rows[i], text) == 1.0
+    long = '-' + '9' * 40  # Decimal's operations round to 28 digits
+    assert tasks.grade(problem(answer=long), f'It is {long}.') == 1.0
+    nulls = dict(choices=None, spoken=None, baseline=None, absent=None, conversations=None)
+    assert tasks.load(write(tmp_path, [problem(**nulls)])) == [problem()]
+    (brief,) = tasks.load(write(tmp_path, [problem(system='Be brief.')]))
+    assert brief['messages'] == [{'role': 'system', 'content': 'Be brief.'}, *QUESTION]
+
+
 @pytest.mark.parametrize('bad, said', [
-    ('{"split": "val"', 'not JSON'), ('[1]', 'list'), (b'\xff\xfe', 'not JSON'), ('[' * 100_000, 'not JSON'),
+    ('{"split": "val"', 'not JSON'), ('[1]', 'list'), (b'\xff\xfe', 'no UTF-8 at byte 0'), ('[' * 100_000, 'not JSON'),
     (dict(split='test'), "split is 'test', expected one of train, val"), (dict(split=None), 'split is None'),
     (dict(skill=3), 'skill is 3'), (dict(skill=None), 'skill is None'),
     (dict(grader='numbr'), "grader is 'numbr', expected one of number"),
@@ -236,6 +258,21 @@ def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_p
     (dict(grader='letter', answer='A', choices=['x', 'y'], spoken=['x=A', '']), 'spoken is'),
     (dict(answer='A', spoken=['x=A']), 'each of 0 choices'),
     (dict(grader='exact', answer=''), 'an empty text right'),
+    (dict(answer=float('nan')), 'NaN'), (dict(answer='NaN'), 'would call no text right'),
+    (dict(answer='-Infinity'), 'would call no text right'), (dict(answer=[]), "grader 'number' cannot use it"),
+    (dict(grader='contains', answer=[]), 'would call no text right'),
+    (dict(grader='contains', answer={'a': 1}), 'would call no text right'),
+    (dict(grader='contains', answer=['not a', 'no'], absent=['no', 'not']), 'would call no text right'),
+    (dict(grader='contains', answer='a', all=['b c'], absent=['c']), 'would call no text right'),
+    (dict(grader='contains', answer='a', absent='no'), "absent is 'no', expected a list"),
+    (dict(grader='contains', answer='a', all=['']), 'all is'),
+    (dict(baseline=1), 'baseline is 1, expected'), (dict(baseline=-0.1), 'baseline is -0.1'),
+    (dict(baseline='0.5'), "baseline is '0.5'"), (dict(baseline=True), 'baseline is True'),
+    (dict(STORY, people=['Tom[']), "no story can name 'Tom['"),
+    (dict(STORY, people=['Tom', 'Ann(']), "no story can name 'Ann('"), (dict(STORY, names=['*']), "name '*'"),
+    (dict(STORY, names='Tom'), "names is 'Tom'"), (dict(STORY, people=[3]), 'people is [3]'),
+    (dict(STORY, thing='ball)'), "name 'ball)'"), (dict(STORY, thing=3), 'no story can name 3'),
+    (dict(messages=[{**QUESTION[0], 'tool_calls': [1]}]), '"tool_calls"'),
     (dict(grader='spelled', answer='12'), 'an empty text right'),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, bad, said):

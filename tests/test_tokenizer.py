@@ -610,7 +610,7 @@ def test_encodings_that_do_not_fit_are_refused_by_name(name, offline):
 
 
 def test_the_program_trains_one(run_program, tmp_path):
-    text = tmp_path / 'ein Text ü.txt'
+    text = tmp_path / 'ein Text ü.TXT'
     text.write_text(''.join(LINES) * 5, encoding='utf-8', newline='\n')
     out = tmp_path / 'tok.json'
     done = run_program('tokenizer.py', f'--input={text}', '--vocab_size=300', f'--out={out}', cwd=tmp_path)
