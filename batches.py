@@ -31,6 +31,7 @@ import torch
 import runtime
 import tokenizer as tokenizers
 from model import ceil_to
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # the .bin format
@@ -131,7 +132,7 @@ class Data:
             self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
             return
         try:
-            self.meta = json.loads(path.read_text(encoding='utf-8'))
+            self.meta = valid_text(json.loads(path.read_text(encoding='utf-8')))
             tokenizer_path, expected = folder / self.meta['tokenizer'], str(self.meta['tokenizer_hash'])
             self.facts = {
                 split: {shard['name']: (int(shard['tokens']), int(shard['largest_id'])) for shard in facts['shards']}

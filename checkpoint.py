@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 
 import runtime
+import tokenizer as tokenizers
+from utf8 import valid_text
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}
 
@@ -177,7 +179,7 @@ def read_log(path: Path) -> list[dict]:
     rows = []
     for line in path.read_bytes().split(b'\n') if path.exists() else []:  # str.splitlines would cut at U+2028 too
         try:
-            rows.append(json.loads(line))
+            rows.append(valid_text(json.loads(line)))
         except ValueError:  # no JSON, or half a character
             break
     return rows

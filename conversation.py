@@ -30,6 +30,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utf8 import valid_text
+
 SPECIAL = (
     '<|bos|>', '<|user_start|>', '<|user_end|>', '<|assistant_start|>', '<|assistant_end|>',
     '<|python_start|>', '<|python_end|>', '<|output_start|>', '<|output_end|>',
@@ -367,7 +369,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 def parse_row(line: bytes, where: str) -> dict:
     try:
-        row = json.loads(line)
+        row = valid_text(json.loads(line))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise SystemExit(f'{where}: not JSON ({error})') from None
     if not isinstance(row, dict):

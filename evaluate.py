@@ -32,6 +32,7 @@ import tokenizer as tokenizers
 from batches import Data, Reader, Shape, Stream, mixture
 from engine import Engine, Sample, Sampling
 from model import GPT, GPTConfig
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # losses
@@ -418,5 +419,5 @@ if __name__ == '__main__':
         about = dict(checkpoint=str(path), stage=state['stage'], step=state['step'], source=str(source), **config)
         numbers['skills'] = {name: score._asdict() for name, score in scores.items()}
         with runtime.replacing(json) as file:
-            file.write(dumps({**about, **numbers}, indent=1, ensure_ascii=False).encode())
+            file.write(dumps(valid_text({**about, **numbers}), indent=1, ensure_ascii=False).encode())
     runtime.leave()

@@ -41,6 +41,8 @@ import regex
 import tiktoken
 from tqdm import tqdm
 
+from utf8 import valid_text
+
 VERSION = 1  # of tok.json
 MAX_VOCAB = 65536  # ids are stored as uint16
 BOS = ('<|bos|>', '<|endoftext|>')  # what begins a document: our token, or GPT-2's
@@ -69,15 +71,6 @@ GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 # sha256 of GPT-2's table in our form: whether a table is GPT-2's can be said without having it
 GPT2_DIGEST = '0a8d8fbaf67fbdeb3c02f1eddf704fed5511564a3b677f48844a5cbe8422fdf7'
 GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
-
-
-def valid_text(text: str) -> str:
-    """The text as UTF-8 can hold it: surrogate pairs joined, a lone surrogate (JSON can spell one) becomes U+FFFD."""
-    try:
-        text.encode('utf-8')
-        return text
-    except UnicodeEncodeError:
-        return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
 
 def segments(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[str]:

@@ -40,6 +40,7 @@ from engine import Engine, Sampling
 from model import GPT, GPTConfig
 from optim import Optimizer
 from tools import calculate
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # settings: config files and --name=value arguments override them. Where nanoGPT has one, it has nanoGPT's name
@@ -538,7 +539,7 @@ if master:
     if not resume and not eval_only:
         checkpoint.set_aside(out_dir)  # an earlier run's files get another name
     if not eval_only:
-        facts = dict(config=dict(config), command=sys.argv[1:], machine=runtime.machine(device))
+        facts = dict(config=dict(config), command=valid_text(sys.argv[1:]), machine=runtime.machine(device))
         checkpoint.start_log(log_path, facts, first_step if resume else None)
 if wandb_log and master and not eval_only:
     wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))

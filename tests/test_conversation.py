@@ -593,3 +593,10 @@ def test_the_program_says_what_is_missing(tmp_path, run_program):
     assert done.returncode == 1 and 'no files: python conversation.py chats.jsonl' in done.stderr
     done = run_program('conversation.py', 'a.jsonl', f'--tokenizer={tmp_path}/tok.json', check=False)
     assert done.returncode == 1 and 'tok.json' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_row_is_text_that_utf8_can_hold(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text(r'{"messages": [{"role": "user", "content": "half \ud83d"}], "\ud83d": 1}', encoding='utf-8')
+    ((_, row),) = read_rows(path)
+    assert row == {'messages': [{'role': 'user', 'content': 'half \ufffd'}], '\ufffd': 1}
