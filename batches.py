@@ -183,7 +183,7 @@ class Mixture:
         self.folder, self.tokenizer = first.folder, first.tokenizer
         for data, _ in parts:
             if data.tokenizer.hash != first.tokenizer.hash:
-                raise data.refusal(f'{data.folder} was made with another tokenizer than {first.folder}')
+                raise another_tokenizer(data.folder, first.folder)
         self.problems = next((data.problems for data, _ in parts if data.problems), None)
         metas = [data.meta for data, _ in parts]
         self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
@@ -196,6 +196,13 @@ class Mixture:
         lengths = [length for _, shards in laid for length in np.diff(shards.ends, prepend=0).tolist()]
         copies = [copy for copy, shards in laid for _ in shards.paths]
         return Shards(paths, lengths, self.tokenizer.vocab_size, copies)
+
+
+def another_tokenizer(data: str | Path, path: str | Path) -> SystemExit:
+    """The refusal of data whose tokenizer is not that of path: a checkpoint, or a data folder."""
+    what = f'{data} was made with another tokenizer than {path}'
+    takers = 'data/custom/prepare.py (for any text) and data/tinyworld/prepare.py'
+    return SystemExit(f'{what}; prepare it again with --tokenizer={path}, which {takers} take')
 
 
 def mixture(dataset: str) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ There are no mask files: who says an id follows from the ids before it. The last
 decides, a header being a short sequence of ids: one special token in our format, `<|im_start|>role⏎` in ChatML. Text
 never becomes a special token, so no user can write a header, whatever they type.
 
-$ python conversation.py chats.jsonl --tokenizer=tok.json     prints conversations token by token, the supervised marked
+$ python conversation.py chats.jsonl --tokenizer=out/run      prints conversations token by token, the supervised marked
 $ python conversation.py data/tinyworld/sft                   the same of a data folder's validation split
 
 Left out on purpose: tools in ChatML, Jinja templates.
@@ -418,8 +418,15 @@ if __name__ == '__main__':
             if len(document):  # what stands before the first bos is mostly nothing
                 yield f'{path} (validation), conversation {number}', chat, document
 
+    def open_tokenizer():
+        if not tokenizer.endswith('.pt') and not Path(tokenizer).is_dir():
+            return tokenizers.load(tokenizer)
+        from checkpoint import load_tokenizer  # and torch, as above
+
+        return load_tokenizer(tokenizer)
+
     def from_file(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
-        chat = Chat(tokenizers.load(tokenizer))
+        chat = Chat(open_tokenizer())
         for where, row in read_rows(path):
             try:
                 yield where, chat, chat.render(read_messages(row, where))

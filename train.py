@@ -324,9 +324,7 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
         raise SystemExit(f"{path} holds no optimizer's state; {mend}")
     data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        before = batches.mixture(start['config']['dataset'])[0][0]
-        mend = f'prepare it again with the tokenizer of {before}: --tokenizer={Path("data", before, "tok.json")}'
-        raise SystemExit(f'{dataset} was made with another tokenizer than {path}; {mend}')
+        raise batches.another_tokenizer(dataset, path)
     kind = (data.meta or {}).get('kind')
     if kind and (kind == 'preferences') != (stage == 'dpo'):
         raise SystemExit(f'{dataset} holds {kind}; preferences are for --stage=dpo and for no other, stage is {stage}')

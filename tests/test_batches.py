@@ -1116,7 +1116,7 @@ def test_a_mixture_is_read_like_one_folder(tmp_path):
     write(tmp_path / 'c', [0, 1, 1], val=[1], tokenizer=CharTokenizer('ab'))
     with pytest.raises(SystemExit) as stop:
         open_data(tmp_path, 'a,c')
-    one_line(stop, tmp_path / 'a', tmp_path / 'c', 'another tokenizer')
+    one_line(stop, tmp_path / 'c', 'another tokenizer', f'--tokenizer={tmp_path / "a"}')
 
 
 def test_a_row_never_holds_a_conversation_twice(tmp_path):
