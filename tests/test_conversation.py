@@ -574,7 +574,7 @@ def test_the_program_prints_files_and_folders(tmp_path, run_program):
     assert done.returncode == 1 and done.stderr == f'{chats}:3: missing role in message 1\n'
     assert '[<|python_start|>]·[1]·[<|python_end|>]·<|output_start|>·1·<|output_end|>·[O]' in done.stdout
     assert '[\\n]\n' in done.stdout and '[\\x1b]' in done.stdout and '\x1b' not in done.stdout
-    done = run_program('conversation.py', f'--tokenizer={tmp_path / "tok.json"}', chats, '--limit=2')
+    done = run_program('conversation.py', f'--tokenizer={tmp_path}', chats, '--limit=2')  # the folder of one
     assert f'{chats}:2: ' in done.stdout and done.stdout.count('ids, ') == 2
 
     chat = Chat(OURS)
