@@ -32,6 +32,7 @@ import console
 import runtime
 import tokenizer as tokenizers
 from model import ceil_to
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # the .bin format
@@ -208,7 +209,7 @@ class Data:
             self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
             return
         try:
-            self.meta = json.loads(path.read_bytes())  # also with a byte order mark
+            self.meta = valid_text(json.loads(path.read_bytes()))  # also with a byte order mark
             tokenizer_path, expected = folder / self.meta['tokenizer'], str(self.meta['tokenizer_hash'])
             self.facts = {
                 split: {shard['name']: (int(shard['tokens']), int(shard['largest_id'])) for shard in facts['shards']}
@@ -259,7 +260,7 @@ class Mixture:
         self.folder, self.tokenizer = first.folder, first.tokenizer
         for data, _ in parts:
             if data.tokenizer.hash != first.tokenizer.hash:
-                raise data.refusal(f'{data.folder} was made with another tokenizer than {first.folder}')
+                raise another_tokenizer(data.folder, first.folder)
         self.problems = next((data.problems for data, _ in parts if data.problems), None)
         metas = [data.meta for data, _ in parts]
         self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
@@ -272,6 +273,13 @@ class Mixture:
         lengths = [length for _, shards in laid for length in np.diff(shards.ends, prepend=0).tolist()]
         copies = [copy for copy, shards in laid for _ in shards.paths]
         return Shards(paths, lengths, self.tokenizer.vocab_size, copies)
+
+
+def another_tokenizer(data: str | Path, path: str | Path) -> SystemExit:
+    """The refusal of data whose tokenizer is not that of path: a checkpoint, or a data folder."""
+    what = f'{data} was made with another tokenizer than {path}'
+    takers = 'data/custom/prepare.py (for any text) and data/tinyworld/prepare.py'
+    return SystemExit(f'{what}; prepare it again with --tokenizer={path}, which {takers} take')
 
 
 def mixture(dataset: str) -> list[tuple[str, int]]:

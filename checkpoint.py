@@ -25,6 +25,8 @@ import torch
 
 import console
 import runtime
+import tokenizer as tokenizers
+from utf8 import valid_text
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}
 
@@ -41,8 +43,11 @@ def save(path: str | Path, state: dict) -> None:
         ) from error
 
 
-def load(path: str | Path) -> dict:
-    """Read a checkpoint onto the CPU. Nothing in it is ever run as code."""
+def load(path: str | Path, mmap: bool = False) -> dict:
+    """Read a checkpoint onto the CPU. Nothing in it is ever run as code.
+
+    mmap: leave the tensors on the disk until they are used.
+    """
     path = Path(path)
     if not path.exists():
         config = Path('config', '_'.join(part for part in path.parent.parts if part != 'out') + '.py')
@@ -50,7 +55,7 @@ def load(path: str | Path) -> dict:
         made = f'python train.py {config if known else f"--out_dir={path.parent}"}'
         raise SystemExit(f'there is no checkpoint {path}; expected the out_dir of a run; one is made by: {made}')
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        state = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds here
         reason = (str(error) or repr(error)).strip().splitlines()[0][:120]  # an empty file's EOFError says nothing
         reason = console.printable(reason)  # it may quote the file
@@ -61,6 +66,17 @@ def load(path: str | Path) -> dict:
     if missing:
         raise SystemExit(f'{path} is no checkpoint of this project: it lacks {", ".join(sorted(missing))}')
     return state
+
+
+def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a tok.json, of a .pt file, or of a folder: a run's or one of data."""
+    path = Path(path)
+    if path.is_dir():
+        names = ('tok.json', 'ckpt.pt', 'best.pt')
+        path = next((path / name for name in names if (path / name).exists()), path / 'tok.json')
+    if path.suffix == '.pt':
+        return tokenizers.from_dict(load(path, mmap=True)['tokenizer'], path)
+    return tokenizers.load(path)
 
 
 def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
@@ -179,7 +195,7 @@ def read_log(path: Path) -> list[dict]:
     rows = []
     for line in path.read_bytes().split(b'\n') if path.exists() else []:  # str.splitlines would cut at U+2028 too
         try:
-            rows.append(json.loads(line))
+            rows.append(valid_text(json.loads(line)))
         except ValueError:  # no JSON, or half a character
             break
     return rows

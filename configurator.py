@@ -20,6 +20,8 @@ import tokenize
 import traceback
 from pathlib import Path
 
+from utf8 import valid_text
+
 PLAIN = (bool, int, float, str, type(None))
 EXPECTED = {
     bool: 'True or False',
@@ -58,6 +60,7 @@ class Settings(dict):
         if name not in self:
             fail(f"{where}: no such setting '{name}', {self.nearest(name)}")
         kind = type(self.defaults[name])
+        value = valid_text(value)  # the log and a checkpoint hold it
         if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)  # 1 is a fine learning rate; but True is no int, hence `is`
         fits = type(value) in PLAIN and kind in (type(value), type(None))

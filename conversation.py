@@ -16,7 +16,7 @@ There are no mask files: who says an id follows from the ids before it. The last
 decides, a header being a short sequence of ids: one special token in our format, `<|im_start|>role⏎` in ChatML. Text
 never becomes a special token, so no user can write a header, whatever they type.
 
-$ python conversation.py chats.jsonl --tokenizer=tok.json     prints conversations token by token, the supervised marked
+$ python conversation.py chats.jsonl --tokenizer=out/run      prints conversations token by token, the supervised marked
 $ python conversation.py data/tinyworld/sft                   the same of a data folder's validation split
 
 Left out on purpose: tools in ChatML, Jinja templates.
@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from utf8 import valid_text
 
 SPECIAL = (
     '<|bos|>', '<|user_start|>', '<|user_end|>', '<|assistant_start|>', '<|assistant_end|>',
@@ -428,7 +430,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 def parse_row(line: bytes, where: str) -> dict:
     try:
-        row = json.loads(line.decode('utf-8'), parse_constant=refuse_constant)
+        row = valid_text(json.loads(line.decode('utf-8'), parse_constant=refuse_constant))
     except UnicodeDecodeError as error:
         raise SystemExit(f'{where}: no UTF-8 at byte {error.start}: save it as UTF-8') from None
     except (ValueError, RecursionError) as error:
@@ -482,12 +484,16 @@ if __name__ == '__main__':
             if len(document):  # what stands before the first bos is mostly nothing
                 yield f'{path} (validation), conversation {number}', chat, document
 
+    def open_tokenizer(path: str):
+        if not path.endswith('.pt') and not Path(path).is_dir():
+            return tokenizers.load(path)
+        from checkpoint import load_tokenizer  # and torch, as above
+
+        return load_tokenizer(path)
+
     def from_file(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
         own = Path(__file__).resolve().parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
-        if not tokenizer and not own.exists():
-            mend = 'run: python data/tinyworld/prepare.py, or give --tokenizer=tok.json'
-            raise SystemExit(f"{own} does not exist, expected tinyworld's tokenizer; {mend}")
-        chat = Chat(tokenizers.load(tokenizer or own))
+        chat = Chat(open_tokenizer(tokenizer or str(own)))
         for where, row in read_rows(path):
             try:
                 yield where, chat, chat.render(read_messages(row, where))

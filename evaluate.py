@@ -29,9 +29,10 @@ import checkpoint
 import runtime
 import tasks
 import tokenizer as tokenizers
-from batches import Data, Reader, Shape, Stream, mixture
+from batches import Data, Reader, Shape, Stream, another_tokenizer, mixture
 from engine import Engine, Sample, Sampling
 from model import GPT, GPTConfig
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # losses
@@ -391,7 +392,7 @@ if __name__ == '__main__':
         model, tokenizer, state = load(path, device, dtype)
         folder = Data(data) if data else None
         if folder and folder.tokenizer.hash != tokenizer.hash:
-            raise SystemExit(f'{data} was made with another tokenizer than {path}; take the data it was trained on')
+            raise another_tokenizer(data, path)
         source = Path(problems) if problems else problems_beside(state['config'].get('dataset', ''))
         asked = []
         try:
@@ -423,5 +424,6 @@ if __name__ == '__main__':
         about = dict(checkpoint=str(path), stage=state['stage'], step=state['step'], source=str(source), **config)
         numbers['skills'] = {name: score._asdict() for name, score in scores.items()}
         with runtime.replacing(json) as file:
-            file.write(dumps({**about, **numbers}, indent=1, ensure_ascii=False).encode())
+            found = valid_text({**about, **numbers})  # the name of a file may be no UTF-8
+            file.write(dumps(found, indent=1, ensure_ascii=False).encode())
     runtime.leave()

@@ -15,7 +15,7 @@ only a program puts `tokenizer.special[...]` into a row.
 
 $ python tokenizer.py --input=FILE.txt --vocab_size=1024 --out=tok.json    trains one
 $ python tokenizer.py --show="some text" --merges=True                     prints its tokens, and how they were made
-$ python tokenizer.py --evaluate=tok.json                                  bytes per token beside GPT-2's and GPT-4's
+$ python tokenizer.py --evaluate=tok.json,out/run                          bytes per token beside GPT-2's and GPT-4's
 
 Left out on purpose: vocabularies above 65,536 ids (token files are uint16) and normalisation of the text.
 """
@@ -40,6 +40,8 @@ import numpy as np
 import regex
 import tiktoken
 from tqdm import tqdm
+
+from utf8 import valid_text
 
 VERSION = 1  # of tok.json
 MAX_VOCAB = 65536  # ids are stored as uint16
@@ -69,15 +71,6 @@ GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 # sha256 of GPT-2's table in our form: whether a table is GPT-2's can be said without having it
 GPT2_DIGEST = '0a8d8fbaf67fbdeb3c02f1eddf704fed5511564a3b677f48844a5cbe8422fdf7'
 GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
-
-
-def valid_text(text: str) -> str:
-    """The text as UTF-8 can hold it: surrogate pairs joined, a lone surrogate (JSON can spell one) becomes U+FFFD."""
-    try:
-        text.encode('utf-8')
-        return text
-    except UnicodeEncodeError:
-        return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
 
 def segments(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[str]:
@@ -282,7 +275,11 @@ def load(path: str | Path) -> Tokenizer:
     try:
         table = json.loads(Path(path).read_bytes())  # of bytes it leaves out a byte order mark
     except OSError as error:
-        raise SystemExit(f'{path}: cannot read the tokenizer ({error.strerror})') from None
+        programs = [folder / 'prepare.py' for folder in Path(path).parents]
+        prepare = next((program for program in programs if program.exists()), None)
+        expected = 'expected a tok.json, a .pt file, or a folder that has one'
+        hint = f'run: python {prepare}' if prepare else expected
+        raise SystemExit(f'{path}: cannot read the tokenizer ({error.strerror}): {hint}') from None
     except ValueError:  # no JSON, or no UTF-8
         raise SystemExit(f'{path}: not a tok.json: prepare it again') from None
     return from_dict(table, path)
@@ -823,13 +820,20 @@ if __name__ == '__main__':
     out = 'tok.json'  # where to write the tokenizer
 
     # To look at one
-    show = ''  # a text whose tokens to print, by the tokenizer in `out`
+    show = ''  # a text whose tokens to print, by the tokenizer in `out`; --out=out/run takes a run's
     merges = False  # and the merges that made them
-    evaluate = ''  # tok.json files, with commas, to compare with GPT-2's and GPT-4's encodings on several kinds of text
+    evaluate = ''  # tokenizers (tok.json, out/run), with commas: bytes per token beside GPT-2 and GPT-4
     configure(globals())
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(',') if name.strip()]
+
+    def open_tokenizer(path: str) -> Tokenizer:
+        if not path.endswith('.pt') and not Path(path).is_dir():
+            return load(path)
+        from checkpoint import load_tokenizer  # and torch, which takes seconds
+
+        return load_tokenizer(path)
 
     def read(files: list[str]) -> Iterator[str]:
         """The files' texts, up to max_chars. The bar counts the bytes of the files, or up to max_chars."""
@@ -855,7 +859,8 @@ if __name__ == '__main__':
                 raise SystemExit(f'--input={file}: no such file of text, expected one of {", ".join(SUFFIXES)}')
         if max_chars < 0 or num_workers < 0:
             raise SystemExit(f'max_chars={max_chars} and num_workers={num_workers}: at least 0')
-        if Path(out).is_dir() or not os.access(Path(out).absolute().parent, os.W_OK):
+        readable_only = Path(out).is_dir() or out.endswith('.pt')  # a run, whose tokenizer --show reads
+        if readable_only or not os.access(Path(out).absolute().parent, os.W_OK):
             raise SystemExit(f'--out={out}: cannot be written, expected a file in a folder that exists')
         workers = num_workers or os.cpu_count()
         trained = train_bpe(read(files), vocab_size, names(special), pattern, special_first, workers, progress=True)
@@ -865,7 +870,7 @@ if __name__ == '__main__':
         print(f'{out}: {trained.vocab_size:,} ids, {len(trained.merges):,} of them merges')
 
     def table() -> None:
-        encoders = {name: load(name).encode for name in names(evaluate)}
+        encoders = {name: open_tokenizer(name).encode for name in names(evaluate)}
         theirs = {'GPT-2': lambda: gpt2().encode, 'GPT-4': lambda: fetch('cl100k_base').encode_ordinary}
         for by, encoder in theirs.items():
             try:
@@ -876,7 +881,7 @@ if __name__ == '__main__':
 
     try:
         if show:
-            print(show_tokens(load(out), show, visible, merges, colour=wants_colour(sys.stdout)))
+            print(show_tokens(open_tokenizer(out), show, visible, merges, colour=wants_colour(sys.stdout)))
         elif evaluate:
             table()
     except ValueError as error:  # a character that a tokenizer of characters does not hold

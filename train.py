@@ -41,6 +41,7 @@ from engine import Engine, Sampling
 from model import GPT, GPTConfig
 from optim import Optimizer
 from tools import calculate
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # settings: config files and --name=value arguments override them. Where nanoGPT has one, it has nanoGPT's name
@@ -324,9 +325,7 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
         raise SystemExit(f"{path} holds no optimizer's state; {mend}")
     data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        before = batches.mixture(start['config']['dataset'])[0][0]
-        mend = f'prepare it again with the tokenizer of {before}: --tokenizer={Path("data", before, "tok.json")}'
-        raise SystemExit(f'{dataset} was made with another tokenizer than {path}; {mend}')
+        raise batches.another_tokenizer(dataset, path)
     kind = (data.meta or {}).get('kind')
     if kind and (kind == 'preferences') != (stage == 'dpo'):
         raise SystemExit(f'{dataset} holds {kind}; preferences are for --stage=dpo and for no other, stage is {stage}')
@@ -539,7 +538,7 @@ if master:
     if not resume and not eval_only:
         checkpoint.set_aside(out_dir)  # an earlier run's files get another name
     if not eval_only:
-        facts = dict(config=dict(config), command=sys.argv[1:], machine=runtime.machine(device))
+        facts = dict(config=dict(config), command=valid_text(sys.argv[1:]), machine=runtime.machine(device))
         checkpoint.start_log(log_path, facts, first_step if resume else None)
 if wandb_log and master and not eval_only:
     wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))

@@ -18,7 +18,8 @@ import requests
 from tqdm import tqdm
 
 from conversation import read_rows
-from tokenizer import segments, valid_text
+from tokenizer import segments
+from utf8 import valid_text
 
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
 HOPELESS = (400, 401, 403, 404, 410)  # answers that asking again will not change

@@ -1178,7 +1178,15 @@ def test_a_mixture_is_read_like_one_folder(tmp_path):
     write(tmp_path / 'c', [0, 1, 1], val=[1], tokenizer=CharTokenizer('ab'))
     with pytest.raises(SystemExit) as stop:
         open_data(tmp_path, 'a,c')
-    one_line(stop, tmp_path / 'a', tmp_path / 'c', 'another tokenizer')
+    one_line(stop, tmp_path / 'c', 'another tokenizer', f'--tokenizer={tmp_path / "a"}')
+
+
+def test_what_meta_json_says_is_text_that_utf8_can_hold(tmp_path):
+    write(tmp_path / 'a', [0, 1, 1], val=[1], tokenizer=CharTokenizer('ab'))
+    path = tmp_path / 'a' / 'meta.json'
+    meta = json.loads(path.read_text(encoding='utf-8'))
+    path.write_text(json.dumps({**meta, 'about': '\ud83d'}), encoding='utf-8')
+    assert Data(tmp_path / 'a').meta == {**meta, 'about': '\ufffd'}
 
 
 def test_a_row_never_holds_a_conversation_twice(tmp_path):

@@ -14,6 +14,7 @@ from test_plan import train_settings
 
 import checkpoint
 import runtime
+import tokenizer as tokenizers
 from checkpoint import inherit
 
 
@@ -437,3 +438,50 @@ def test_was_measured_asks_for_an_evaluation_of_that_step(path):
     log = path.with_name('log.jsonl')
     log.write_bytes(b''.join(LINES))
     assert [step for step in range(20) if checkpoint.was_measured(log, step)] == [0, 10]
+
+
+def test_a_log_with_half_an_emoji_can_be_written_again(tmp_path):
+    log = tmp_path / 'log.jsonl'
+    log.write_text('{"config": {"a": "\\ud83d"}}\n{"step": 1}\n{"step": 2}\n', encoding='utf-8')
+    checkpoint.start_log(log, {}, 2)
+    assert checkpoint.read_log(log) == [{'config': {'a': '\ufffd'}}, {'step': 1}]
+
+
+# ---- the tokenizer alone
+
+
+def test_the_tokenizer_of_a_file_a_run_and_a_data_folder(tmp_path, monkeypatch):
+    for name, characters in {'run': 'abc', 'best': 'de', 'data': 'fg'}.items():
+        (tmp_path / name).mkdir()
+        table = tokenizers.CharTokenizer(characters)
+        if name == 'data':
+            table.save(tmp_path / name / 'tok.json')
+        else:
+            file = 'ckpt.pt' if name == 'run' else 'best.pt'
+            checkpoint.save(tmp_path / name / file, state_of(tokenizer=table.to_dict()))
+    for path, characters in {
+        'run': 'abc', 'run/ckpt.pt': 'abc', 'best': 'de', 'data': 'fg', 'data/tok.json': 'fg',
+    }.items():  # fmt: skip
+        assert checkpoint.load_tokenizer(tmp_path / path).characters == characters
+        assert checkpoint.load_tokenizer(str(tmp_path / path)).characters == characters
+
+
+def test_the_weights_stay_on_the_disk_when_the_tokenizer_is_read(path, monkeypatch):
+    checkpoint.save(path, state_of(tokenizer=tokenizers.CharTokenizer('ab').to_dict()))
+    original, asked = torch.load, []
+    monkeypatch.setattr(torch, 'load', lambda *args, **given: asked.append(given) or original(*args, **given))
+    checkpoint.load_tokenizer(path)
+    checkpoint.load(path)
+    assert [given['mmap'] for given in asked] == [True, False]
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+    (tmp_path / 'world').mkdir()
+    (tmp_path / 'world' / 'prepare.py').write_text('', encoding='utf-8')
+    for name, hint in {
+        'none': 'expected a tok.json, a .pt file, or a folder that has one', '.': 'expected a tok.json',
+        'world/sft/tok.json': f'run: python {tmp_path / "world" / "prepare.py"}', 'none.pt': 'no checkpoint',
+    }.items():  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            checkpoint.load_tokenizer(tmp_path / name)
+        one_line(stop, tmp_path / name, hint)

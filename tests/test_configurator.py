@@ -487,3 +487,11 @@ def test_nanogpts_command_lines_are_accepted_as_they_are(command, program):
     for name, text in given.items():
         expected = text if type(defaults[name]) is str else ast.literal_eval(text)
         assert config[name] == expected and type(config[name]) is type(expected)
+
+
+def test_a_setting_is_text_that_utf8_can_hold(tmp_path):
+    """An argument's bytes that are not UTF-8, and half an emoji in a config file."""
+    namespace = dict(PROGRAM)
+    path = config_file(tmp_path, r"dataset = 'half \ud83d'")
+    configure(namespace, argv=['--wandb_run_name=caf\udce9', path])
+    assert (namespace['wandb_run_name'], namespace['dataset']) == ('caf\ufffd', 'half \ufffd')

@@ -637,7 +637,7 @@ def test_the_program_prints_files_and_folders(tmp_path, run_program):
     assert done.returncode == 1 and done.stderr == f'{chats}:3: missing role in message 1\n'
     assert '[<|python_start|>]·[1]·[<|python_end|>]·<|output_start|>·1·<|output_end|>·[O]' in done.stdout
     assert '[\\n]\n' in done.stdout and '[\\x1b]' in done.stdout and '\x1b' not in done.stdout
-    done = run_program('conversation.py', f'--tokenizer={tmp_path / "tok.json"}', chats, '--limit=2')
+    done = run_program('conversation.py', f'--tokenizer={tmp_path}', chats, '--limit=2')  # the folder of one
     assert f'{chats}:2: ' in done.stdout and done.stdout.count('ids, ') == 2
 
     chat = Chat(OURS)
@@ -678,3 +678,10 @@ def test_the_program_says_what_is_missing(tmp_path, run_program):
     assert done.returncode == 1 and 'no files: python conversation.py chats.jsonl' in done.stderr
     done = run_program('conversation.py', 'a.jsonl', f'--tokenizer={tmp_path}/tok.json', check=False)
     assert done.returncode == 1 and 'tok.json' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_row_is_text_that_utf8_can_hold(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text(r'{"messages": [{"role": "user", "content": "half \ud83d"}], "\ud83d": 1}', encoding='utf-8')
+    ((_, row),) = read_rows(path)
+    assert row == {'messages': [{'role': 'user', 'content': 'half \ufffd'}], '\ufffd': 1}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import checkpoint
 import tasks
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
@@ -267,9 +268,26 @@ def test_custom_characters_and_a_given_tokenizer(tree, execute):
     execute('custom', file, f'--tokenizer={given}', '--name=again')
     assert (tree / 'data' / 'again' / 'tok.json').read_bytes() == given.read_bytes()
     file.write_text(json.dumps({'text': 'Q' * 100}), encoding='utf-8')
-    with pytest.raises(SystemExit, match="^--tokenizer=.*unknown character 'Q'"):
+    with pytest.raises(SystemExit, match="^--tokenizer=.*unknown character 'Q'.* remove it, or .* new model"):
         execute('custom', file, f'--tokenizer={given}', '--name=third')
     assert not list((tree / 'data' / 'third').glob('*.bin*'))
+
+
+def test_a_text_that_has_grown_keeps_the_tokenizer_of_its_model(tree, execute):
+    """The old table is in the checkpoint only: its folder and the .pt file are as good as a tok.json."""
+    file, run = tree.parent / 'a.txt', tree.parent / 'run'
+    run.mkdir()
+    file.write_text(TEXT, encoding='utf-8')
+    execute('custom', file, '--vocab_size=300')
+    _, old = read(tree / 'data' / 'custom')
+    state = dict(model={}, model_config={}, tokenizer=old.to_dict(), stage='pretrain', step=1, config={})
+    checkpoint.save(run / 'ckpt.pt', state)
+    file.write_text('qqqqqqqq zzzz ' * 30 + TEXT, encoding='utf-8')
+    execute('custom', file, '--vocab_size=300')
+    assert read(tree / 'data' / 'custom')[1].hash != old.hash
+    for given in (run, run / 'ckpt.pt', tree / 'data' / 'again'):
+        execute('custom', file, '--name=again', f'--tokenizer={given}')
+        assert read(tree / 'data' / 'again')[1].hash == old.hash
 
 
 def test_custom_gpt2(tree, execute):
@@ -577,7 +595,7 @@ def test_custom_conversation_errors(tree, refused):
     plain = tree / 'tok.json'
     tokenizers.train_bpe([TEXT], 260, ['<|bos|>']).save(plain)
     line = refused('custom', file, f'--tokenizer={plain}')
-    assert str(plain) in line and '<|user_start|>' in line and 'data/tinyworld/sft/tok.json' in line
+    assert str(plain) in line and '<|user_start|>' in line and 'assets/tinyworld.pt' in line
     (tree.parent / 'a.txt').write_bytes(b'text')
     line = refused('custom', tree.parent / 'a.txt', file)
     assert f'{file}:1 is conversations' in line and 'a.txt text' in line
@@ -726,3 +744,13 @@ def test_what_is_missing_is_not_asked_for_again(server, tmp_path):
     with pytest.raises(SystemExit, match='HTTP status 500'):
         downloads.download(server(*[{'status': 500}] * 3), tmp_path / 'f', tries=3, pause=0, mend='do without')
     assert len(server.seen) == 3
+
+
+def test_half_an_emoji_in_a_problem_is_written(tree, execute):
+    """problems.jsonl is new whenever the data are."""
+    rows = [{'prompt': 'half \ud83d?', 'answer': '\ud83d\ude00 yes'}, {'prompt': 'b', 'answer': 'c'}]
+    file = tree.parent / 'a.jsonl'
+    file.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    execute('custom', file, '--val_fraction=0')
+    first = tasks.load(tree / 'data' / 'custom' / 'problems.jsonl')[0]
+    assert (first['messages'][0]['content'], first['answer']) == ('half \ufffd?', '😀 yes')

@@ -9,6 +9,7 @@ import math
 import random
 import runpy
 import statistics
+import sys
 
 import numpy as np
 import pytest
@@ -625,11 +626,21 @@ def test_what_cannot_be_measured_is_named(table, run_folder):
         (['--skills=facts,fact'], "no skill 'fact'"), (['--split=test'], "no problems in its split 'test'"),
         (['--num_samples=4'], 'num_samples is 4 at temperature 0'), (['--limit=-1'], 'limit is -1, expected at least'),
         ([f'--out_dir={run_folder / "plain.pt"}'], '<|user_start|>'),
-        ([f'--data={run_folder / "plain"}'], 'was made with another tokenizer'),
+        ([f'--data={run_folder / "plain"}'], f'another tokenizer than {(run_folder / "ckpt.pt").as_posix()}; prepare'),
     ]:  # fmt: skip
         with pytest.raises(SystemExit) as error:
             table(*more)
         assert said in str(error.value).replace('\\', '/') and '\n' not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names are Unicode elsewhere')
+def test_the_numbers_are_written_whatever_the_folder_is_called(table, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'out' / 'caf\udce9'  # a byte of Latin-1
+    folder.mkdir(parents=True)
+    (folder / 'ckpt.pt').write_bytes((run_folder / 'ckpt.pt').read_bytes())
+    _, numbers = table('--out_dir=', '--limit=1', '--max_new_tokens=1')  # the newest
+    assert numbers['checkpoint'] == 'out/caf\ufffd/ckpt.pt'
 
 
 def test_a_model_that_cannot_chat_still_has_its_loss(table, run_folder):

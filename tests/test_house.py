@@ -22,6 +22,7 @@ TESTS = sorted((ROOT / 'tests').glob('*.py'))
 CORE = [path for path in CODE if path.parent == ROOT]
 
 LAYERS = {
+    'base': 'utf8',  # on strings alone: what several leaves need
     'leaf': 'model moe tokenizer conversation optim tools configurator runtime console',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'upper': 'evaluate',
@@ -29,10 +30,11 @@ LAYERS = {
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {
-    'leaf': (),
-    'middle': ('leaf',),
-    'upper': ('leaf', 'middle'),
-    'program': ('leaf', 'middle', 'upper'),
+    'base': (),
+    'leaf': ('base',),
+    'middle': ('base', 'leaf'),
+    'upper': ('base', 'leaf', 'middle'),
+    'program': ('base', 'leaf', 'middle', 'upper'),
 }
 PACKAGES = {'torch', 'numpy', 'tiktoken', 'requests', 'tqdm', 'regex'}
 UNIX_ONLY = {'fcntl', 'resource', 'termios', 'pwd', 'grp', 'readline', 'tty', 'pty', 'syslog'}
@@ -187,6 +189,8 @@ EXAMPLES = [
     (imports_only_below, 'batches.py', 'import train', 'import model\nimport numpy'),
     (imports_only_below, 'batches.py', 'def f():\n    from engine import Engine', 'from tokenizer import Tokenizer'),
     (imports_only_below, 'model.py', 'import optim', 'import moe'),
+    (imports_only_below, 'utf8.py', 'import console', 'import json'),
+    (imports_only_below, 'tokenizer.py', 'from conversation import Chat', 'from utf8 import valid_text'),
     (imports_only_below, 'moe.py', 'import model', 'import torch'),
     (imports_only_below, 'evaluate.py', 'import bench', 'import batches\nimport model'),
     (imports_only_below, 'train.py', 'from sample import complete', 'import evaluate, batches, model'),

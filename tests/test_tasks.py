@@ -133,6 +133,68 @@ def test_spelled(text, right):
     assert grade('spelled', 'cat', text) == right
 
 
+@pytest.mark.parametrize('answer, text, right', [
+    # marks, and one spelling of each character
+    ('दिन', 'दान', 0), ('दिन', 'यह दिन है', 1), ('café', 'A cafe\u0301.', 1),
+    ('cafe\u0301', 'CAFÉ', 1), ('café', 'cafe', 0),
+    ('Zoë', 'zoe\u0308', 1), ('がく', 'か\u3099く', 1), ('क्ष', 'क्\u200dष', 1),
+    ('10²', 'It is 102', 0), ('10²', '10².', 1),
+    ('cooperate', 'co\u00adoperate', 1), ('K', 'the \u212a sign', 1),
+    # signs alone
+    ('>', 'The sign is >.', 1), ('>', "It is '>'", 1), ('>', '**>**', 1), ('>', '5>3', 1), ('>', '5 >= 3', 0),
+    ('>', 'a -> b', 0), ('>', 'The sign is <.', 0), ('>', 'none', 0), ('+', '3 + 4', 1),
+    ('+', '3+4', 1), ('+', 'C++', 0),
+    ('-', 'The sign is -', 1), ('-', '9-3', 1), ('-', 'well-known', 0), ('-', 'It is -5', 0), ('−', '9 - 3', 1),
+    ('😀', 'I feel 😀!', 1), ('😀', 'yes😀😀', 1), ('😀', 'I feel 😢', 0),
+    ('👍', 'fine 👍🏽', 0), ('👍🏽', 'fine 👍🏽', 1),
+    ('👩', '👨\u200d👩\u200d👧', 0), ('❤\ufe0f', 'I ❤ it', 1), ('🇫🇷', 'to 🇩🇪🇫🇷', 1), ('🇪🇫', 'to 🇩🇪🇫🇷', 0),
+    ('?', 'It is "?".', 1), ('?', 'What?', 0), (':)', 'Hello :)', 1), (':)', 'Hello :(', 0),
+    # signs that belong to a word or a number
+    ('C', 'I like C++', 0), ('C', 'I like C#.', 0), ('C', 'It is C++17', 0),
+    ('C', 'I like C.', 1), ('C++', 'I like c++.', 1),
+    ('C++', 'I like C.', 0), ('C++', 'I like C#', 0), ('C#', '(C#)', 1), ('A', 'A+', 0), ('a', 'a+b', 1),
+    ('5', 'It is -5', 0), ('5', 'It is −5', 0), ('-5', 'It is −5.', 1), ('-5', 'It is 5', 0),
+    ('5', '9-5', 1), ('5', '(9)-5', 1),
+    ('5', '$5', 1), ('5', '-$5', 0), ('-5', '$-5', 1), ('5', '5,000', 0), ('5000', '5,000.', 1), ('5', '.5', 0),
+    ('.5', 'It is .5.', 1), ('5', '+5', 1), ('+5', '5', 1), ('5', '50%', 0), ('50', '50%', 1), ('5', '5+', 0),
+    # signs between words
+    ('5 > 3', '5>3', 1), ('5 > 3', '5 < 3', 0), ('3 + 4', '3 - 4', 0), ('well-known', 'well known', 1),
+])  # fmt: skip
+def test_signs_and_marks_of_words(answer, text, right):
+    assert grade('contains', answer, text) == right
+    assert grade('exact', answer, answer) == 1
+    if not right:
+        assert grade('exact', answer, text) == 0
+    assert grade('contains', 'no such', text) == 0
+
+
+def test_letters_have_their_marks():
+    for answer, text, right in [
+        ('दिन', 'दि-न', 1), ('दिन', 'दा-न', 0), ('दिन', 'द-न', 0), ('café', 'c-a-f-e\u0301', 1),
+        ('cafe\u0301', 'C, A, F, É', 1),
+        ('café', 'c-a-f-e', 0), ('groß', 'g-r-o-ß', 1), ('x\u030by', 'x\u030b-y', 1), ('xy', 'x\u030b-y', 0),
+    ]:  # fmt: skip
+        assert grade('spelled', answer, text) == right, (answer, text)
+    for text, right in [
+        ('C++ is old, so B', 1), ('A\u0300 mon avis, B', 1), ('B\u030b', 0), ('B++', 0),
+        ('B²', 0), ('(b)', 1), ('B_1', 0),
+    ]:  # fmt: skip
+        assert grade('letter', 'B', text, choices=['x', 'y', 'z']) == right, text
+
+
+def test_a_story_is_read_in_one_spelling():
+    """The name is composed in the problem and decomposed in the story."""
+    told = 'Zoe\u0308 had a ball. She ran home. She was glad. The ball was red.'
+    people = dict(people=['Zoë'], names=['Zoë'], thing='ball')
+    assert grade('story', None, told, **people) == 1
+    assert grade('story', None, told.replace('e\u0308', 'e'), **people) == 0
+
+
+def test_a_number_stands_after_a_letter_with_a_mark():
+    assert grade('number', 5, 'दि-5') == grade('number', 5, 'é-5') == grade('number', 5, 'e\u0301-5') == 1
+    assert grade('number', -5, 'दि -5') == 1
+
+
 def test_graders_are_known_by_their_names():
     assert {'number', 'exact', 'contains', 'letter', 'spelled'} <= set(tasks.GRADERS)
     assert all(name == grader.__name__ for name, grader in tasks.GRADERS.items())

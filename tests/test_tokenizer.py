@@ -22,6 +22,7 @@ import regex
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
+import checkpoint
 import conversation
 import tokenizer as tokenizers
 from console import visible
@@ -621,6 +622,15 @@ def test_the_program_trains_one(run_program, tmp_path):
     assert done.returncode == 1 and done.stderr.strip().startswith('--input=nothing.txt: no such file')
 
 
+def test_the_tokenizer_of_a_run_is_shown(tmp_path, monkeypatch, capsys, trained):
+    state = dict(model={}, model_config={}, tokenizer=trained.to_dict(), stage='sft', step=1, config={})
+    checkpoint.save(tmp_path / 'ckpt.pt', state)
+    for path in (tmp_path, tmp_path / 'ckpt.pt'):
+        monkeypatch.setattr('sys.argv', ['tokenizer.py', '--show=low lower', f'--out={path}'])
+        runpy.run_path(tokenizers.__file__, run_name='__main__')
+        assert capsys.readouterr().out.splitlines()[1] == ' '.join(map(str, trained.encode('low lower')))
+
+
 BAD_INPUT = {
     'no UTF-8': (['--input={bad}'], r'bad\.txt: no UTF-8 at byte 7: '),
     'empty': (['--input={empty}'], 'empty.txt: no character in it'),
@@ -634,6 +644,7 @@ BAD_INPUT = {
     'a limit below zero': (['--input={text}', '--max_chars=-1'], 'max_chars=-1 .* at least 0'),
     'workers below zero': (['--input={text}', '--num_workers=-1'], 'num_workers=-1: at least 0'),
     'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], '--out=nowhere/tok.json: cannot be written'),
+    'a run to write to': (['--input={text}', '--out=ckpt.pt'], '--out=ckpt.pt: cannot be written'),
     'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: unknown character 'b'"),
     'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),
     'a changed tokenizer': (['--show=text', '--out={changed}'], "hash '00'"),

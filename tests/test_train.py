@@ -670,6 +670,15 @@ def no_model(monkeypatch):
     monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
 
 
+def test_an_argument_that_is_not_utf8_is_logged(train, tmp_path):
+    """It reaches the settings and the command on the log's first line."""
+    out = tmp_path / 'out'
+    assert train(*TINY, '--max_iters=0', '--wandb_run_name=caf\udce9', out=out).returncode == 0
+    first = log_of(out)[0]
+    assert first['config']['wandb_run_name'] == 'caf\ufffd'
+    assert '--wandb_run_name=caf\ufffd' in first['command']
+
+
 def test_wandb_that_is_not_installed(train, no_model, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     assert_one_line(train(*TINY, '--wandb_log=True', out=tmp_path / 'out'), 'wandb', 'pip install')
@@ -725,7 +734,7 @@ def test_wrong_checkpoints(train, tmp_path, corpora):
     assert_one_line(train('--init_from=resume', '--optimizer=adamw', out=out), "'adamw' here and 'muon' in")
     other = prepare(tmp_path / 'other', train='abcab ' * 100, val='abc ' * 50)
     done = train(f'--init_from={out}', '--block_size=16', out=tmp_path / 'b', data=other)
-    assert_one_line(done, 'another tokenizer', f'--tokenizer={corpora}/tok.json')
+    assert_one_line(done, 'another tokenizer', f'--tokenizer={out}/ckpt.pt', 'data/custom/prepare.py')
     whole = (out / 'ckpt.pt').read_bytes()
     checkpoint.save(out / 'ckpt.pt', checkpoint.load(out / 'ckpt.pt') | dict(optimizer=None))
     assert_one_line(train('--init_from=resume', out=out), "holds no optimizer's state", '--init_from=', '--out_dir')

@@ -13,17 +13,20 @@ not there; one that would be lost, such as tool_calls or "weight": 0, is refused
 $ python data/custom/prepare.py letters.txt diary.jsonl --name=mine --vocab_size=2048
 $ python train.py --dataset=mine
 
-$ python data/custom/prepare.py chats.jsonl --name=mine --tokenizer=data/tinyworld/sft/tok.json
-$ python train.py config/tinyworld_sft.py --init_from=out/tinyworld/rl --dataset=mine --out_dir=out/mine --max_iters=50
+$ python data/custom/prepare.py chats.jsonl --name=mine --tokenizer=assets/tinyworld.pt
+$ python train.py config/tinyworld_sft.py --init_from=assets/tinyworld.pt --dataset=mine \
+  --out_dir=out/mine --max_iters=30 --learning_rate=5e-4
 
---tokenizer=bpe trains one on these files, char takes a character as an id, gpt2 (or another of tiktoken's names) and
-path/to/tok.json are taken as they are: to train a model on takes the model's own. Conversations need special tokens,
-which gpt2 and char have not. A document begins with the tokenizer's <|bos|>, if it has one; character ids have none,
-there it ends with a line break. The last val_fraction of all characters is for validation; of lines that are more than
-text that share of the lines, evenly spread: at least one and never all, of ten lines the last.
+--tokenizer=bpe trains one on these files, char takes a character as an id, gpt2 (or another of
+tiktoken's names) is taken as it is. To train a model further, also on a text that has grown, take
+its own: --tokenizer=out/run, the run's folder (or a .pt file, a tok.json, a data folder).
+Conversations need special tokens, which gpt2 and char have not. A document begins with the
+tokenizer's <|bos|>, if it has one; character ids have none, there it ends with a line break.
+The last val_fraction of all characters is for validation; of lines that are more than text that
+share of the lines, evenly spread: at least one and never all, of ten lines the last.
 
-data/<name> may hold an earlier preparation, which is replaced. Other files in the way are refused: a train.bin that
-meta.json does not list, a problems.jsonl that was edited.
+data/<name> may hold an earlier preparation, which is replaced. Other files in the way are refused:
+a train.bin that meta.json does not list, a problems.jsonl that was edited.
 """
 
 import json
@@ -39,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+import checkpoint
 import tasks
 import tokenizer as tokenizers
 from batches import Writer, refuse_to_replace
@@ -49,13 +53,13 @@ from data.download import documents
 DATA = Path(__file__).resolve().parents[1]
 
 name = 'custom'  # the data is written to data/<name>: train with --dataset=<name>
-tokenizer = 'bpe'  # bpe | char | gpt2 | another of tiktoken's names | path/to/tok.json
+tokenizer = 'bpe'  # bpe | char | gpt2 | another of tiktoken's | out/run, a .pt file, a tok.json
 vocab_size = 8192  # of a bpe that is trained here; short texts give less. Larger means longer tokens, a larger model
 num_workers = 0  # processes that train a tokenizer and encode text; 0 is one a core
 val_fraction = 0.1  # share of the characters, or lines, kept for validation; 0 trains on all and validates on the same
 
 INFINITE = (float('inf'), -float('inf'))  # what JSON's 1e999 is read as
-MEND = 'take bpe, or the tok.json of the model to train on, such as data/tinyworld/sft/tok.json'
+MEND = 'take bpe, or that of the model to train further, such as assets/tinyworld.pt'
 
 # -----------------------------------------------------------------------------
 # what a line is
@@ -162,10 +166,6 @@ READ = {
 # the tokenizer
 
 
-def is_file(tokenizer: str) -> bool:
-    return tokenizer.lower().endswith('.json')
-
-
 def choose_tokenizer(texts: Callable[[], Iterator[str]], train_texts: Callable[[], Iterator[str]], special: tuple):
     """What the setting `tokenizer` names. Characters come from all texts, merges from those to learn from."""
     if tokenizer == 'char':
@@ -174,9 +174,14 @@ def choose_tokenizer(texts: Callable[[], Iterator[str]], train_texts: Callable[[
         return tokenizers.train_bpe(train_texts(), vocab_size, special, num_workers=num_workers or os.cpu_count())
     if tokenizer == 'gpt2':
         return tokenizers.gpt2(DATA / 'custom')
-    if is_file(tokenizer):
-        return tokenizers.load(tokenizer)
+    if is_path(tokenizer):
+        return checkpoint.load_tokenizer(tokenizer)
     return tokenizers.from_tiktoken(tokenizer)
+
+
+def is_path(tokenizer: str) -> bool:
+    """Whether this is a file or a folder. The name of a tokenizer has neither a slash nor an ending."""
+    return tokenizer != Path(tokenizer).stem or Path(tokenizer).is_dir()
 
 
 def texts_of(conversations: list[list[dict]]) -> Iterator[str]:
@@ -238,7 +243,8 @@ def write_text(files: list[str], folder: Path) -> str:
                 for target in splits_of(split):
                     out.write(target, ids, len(part.encode('utf-8')))
         except ValueError as error:  # a character that the tokenizer given does not hold
-            raise SystemExit(f'--tokenizer={tokenizer}: {error}: take another, or char to make one') from None
+            hint = 'remove it, or make another tokenizer (char, bpe) and train a new model'
+            raise SystemExit(f'--tokenizer={tokenizer}: {error}; {hint}') from None
     return f'{total:,} characters'
 
 
@@ -266,7 +272,7 @@ def write_conversations(kind: str, files: list[str], folder: Path) -> str:
         conversations = (c for i, (_, _, c) in enumerate(lines()) if not is_val(i, total))
         return (text for c in conversations for text in texts_of(c))
 
-    if tokenizer != 'bpe' and not is_file(tokenizer):
+    if tokenizer != 'bpe' and not is_path(tokenizer):
         raise SystemExit(f'--tokenizer={tokenizer}: it has no tokens for conversations: {MEND}')
     total = sum(1 for _ in lines())
     if total == 1 and val_fraction:
@@ -296,8 +302,8 @@ def write_conversations(kind: str, files: list[str], folder: Path) -> str:
 
 def check_name() -> None:
     """SystemExit unless the data can lie in data/<name> and be trained on with --dataset=<name>."""
-    is_path = Path(name).name != name or name in ('', '..')
-    if is_path or name != name.strip() or ',' in name or ':' in name:
+    has_folders = Path(name).name != name or name in ('', '..')
+    if has_folders or name != name.strip() or ',' in name or ':' in name:
         what = 'expected a name that is no path, without comma, colon and outer blanks'
         raise SystemExit(f'--name={name}: {what}')
     folder = DATA / name
