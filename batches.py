@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ class Writer:
         if tokenizer.vocab_size > 2**16:
             raise SystemExit(f'vocab_size is {tokenizer.vocab_size}, expected at most 65536: shards hold uint16 ids')
         self.folder, self.tokenizer, self.shard_tokens = Path(folder), tokenizer, shard_tokens
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with runtime.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.splits, self.notes = {}, notes or {}
 
     def __enter__(self):
@@ -73,7 +75,8 @@ class Writer:
                 shards.append({'name': name, 'tokens': 0, 'largest_id': 0, 'sha256': hashlib.sha256()})
             shard = shards[-1]
             part, ids = np.split(ids, [min(len(ids), self.shard_tokens - shard['tokens'])])
-            with open(self.folder / (shard['name'] + '.part'), 'ab' if shard['tokens'] else 'wb') as file:
+            path = self.folder / (shard['name'] + '.part')
+            with runtime.writing(path), open(path, 'ab' if shard['tokens'] else 'wb') as file:
                 file.write(part.tobytes())
             shard['tokens'] += len(part)
             shard['largest_id'] = max(shard['largest_id'], int(part.max()))
@@ -81,17 +84,25 @@ class Writer:
 
     def __exit__(self, kind, error, trace):
         parts = [(s, self.folder / (s['name'] + '.part')) for f in self.splits.values() for s in f['shards']]
-        if error is not None:
+        try:
+            if error is None:
+                with runtime.writing(self.folder):
+                    self.publish(parts)
+        finally:
             for _, part in parts:
-                part.unlink(missing_ok=True)
-            return
+                with suppress(OSError):  # it has its final name, or never came to be
+                    part.unlink()
+
+    def publish(self, parts: list[tuple[dict, Path]]) -> None:
+        """Give the shards their names; tok.json before and meta.json after them."""
+        for _, part in parts:
+            runtime.sync(part)  # the last that a full disk can refuse, while the data before is still whole
         (self.folder / 'meta.json').unlink(missing_ok=True)
         self.tokenizer.save(self.folder / 'tok.json')
         for split in ('train', 'val'):
             for stale in shard_files(self.folder, split):
                 stale.unlink()
         for shard, part in parts:
-            runtime.sync(part)
             split = shard['name'].split('_')[0]
             if len(self.splits[split]['shards']) == 1:
                 shard['name'] = f'{split}.bin'
@@ -145,6 +156,15 @@ class Data:
         if self.tokenizer.hash != expected:
             raise self.refusal(f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}')
 
+    @property
+    def hash(self) -> str | None:
+        """Of the shards' own hashes, so that other data under the same name can be told; None without meta.json."""
+        if self.meta is None:
+            return None
+        splits = self.meta['splits'].items()
+        shards = {split: [shard.get('sha256') for shard in facts['shards']] for split, facts in splits}
+        return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+
     def refusal(self, what: str) -> SystemExit:
         return SystemExit(f'{what}; {self.mend}')
 
@@ -186,6 +206,11 @@ class Mixture:
         self.problems = next((data.problems for data, _ in parts if data.problems), None)
         metas = [data.meta for data, _ in parts]
         self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
+
+    @property
+    def hash(self) -> str | None:
+        hashes = [data.hash for data, _ in self.parts]
+        return None if None in hashes else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
     def split(self, name: str) -> 'Shards':
         """Only what is learned from is repeated, what is measured is not."""
