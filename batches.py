@@ -95,8 +95,8 @@ class Writer:
 
     def publish(self, parts: list[tuple[dict, Path]]) -> None:
         """Give the shards their names; tok.json before and meta.json after them."""
-        for _, part in parts:
-            runtime.sync(part)  # the last that a full disk can refuse, while the data before is still whole
+        for _, part in parts:  # a full disk shows here at the latest: the old data is still whole
+            runtime.sync(part)
         (self.folder / 'meta.json').unlink(missing_ok=True)
         self.tokenizer.save(self.folder / 'tok.json')
         for split in ('train', 'val'):
@@ -158,11 +158,12 @@ class Data:
 
     @property
     def hash(self) -> str | None:
-        """Of the shards' own hashes, so that other data under the same name can be told; None without meta.json."""
+        """Changes when a shard changes; None without meta.json."""
         if self.meta is None:
             return None
-        splits = self.meta['splits'].items()
-        shards = {split: [shard.get('sha256') for shard in facts['shards']] for split, facts in splits}
+        shards = {}
+        for split, facts in self.meta['splits'].items():
+            shards[split] = [shard.get('sha256') for shard in facts['shards']]
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
     def refusal(self, what: str) -> SystemExit:

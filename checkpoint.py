@@ -9,7 +9,7 @@ A checkpoint is a dict of plain values and tensors:
     stage, step, seconds   where the run stands: `step` steps are done
     config                 all settings of the run
     parent, kept           the checkpoint it started from; what the stage wants back on resume
-    data                   batches.Data.hash of what it has learned from, None if that has no meta.json
+    data                   batches.Data.hash of its data, None if that has no meta.json
     best, about            the best validation loss so far; what a chat says of the model
 
 $ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the optimizer, in half precision
@@ -46,7 +46,10 @@ def save(path: str | Path, state: dict) -> None:
 
 
 def load(path: str | Path, mmap: bool = False) -> dict:
-    """Read a checkpoint onto the CPU. Nothing in it is ever run as code. mmap: weights are read when they are used."""
+    """Read a checkpoint onto the CPU. Nothing in it is ever run as code.
+
+    mmap: read weights when they are used, so that looking at the other fields is cheap.
+    """
     path = Path(path)
     if not path.exists():
         config = Path('config', '_'.join(part for part in path.parent.parts if part != 'out') + '.py')
@@ -85,12 +88,12 @@ def shrink(source: str | Path, target: str | Path) -> None:
 
 
 def claim(folder: str | Path) -> runtime.Lock:
-    """Make out_dir and keep other runs out of it, until the lock is released or the caller's frame has ended."""
+    """Make out_dir and keep other runs out of it, until the lock is released or the caller ends."""
     folder = Path(folder)
     with runtime.writing(f'out_dir {folder}'):
         folder.mkdir(parents=True, exist_ok=True)
         lock = runtime.Lock(folder / 'run.lock', inspect.currentframe().f_back)
-        # What runtime.replacing had half written when a run was killed. Other files are not ours, whatever their names
+        # Remove what a killed run left of runtime.replacing, and nothing else that ends in .part
         leftover = re.compile(rf'({"|".join(map(re.escape, FILES))})\.\d+\.part')
         for path in folder.iterdir() if lock.sure else ():
             if leftover.fullmatch(path.name):
@@ -120,8 +123,8 @@ def best_of(folder: str | Path) -> float:
 def choose(folder: str | Path) -> Path:
     """The checkpoint of a run to use: best.pt if the run keeps one, else ckpt.pt.
 
-    With always_save_checkpoint=True a run keeps no best.pt. One from before it was continued so was compared with
-    nothing since, so it counts only while ckpt.pt has no more steps.
+    With always_save_checkpoint=True a run keeps no best.pt. If it was continued so, a best.pt from
+    before was not compared with any later step: it counts only while ckpt.pt has no more steps.
     """
     latest, best = Path(folder, 'ckpt.pt'), Path(folder, 'best.pt')
     if not best.exists() or not latest.exists():
@@ -183,8 +186,8 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
 
 
 def compare_data(state: dict, path: Path, dataset: str, now: str | None) -> None:
-    """On resume: say if the data is not what the run has learned from so far. now: its batches.Data.hash."""
-    if state.get('data') in (None, now):  # None: nothing is known, as in older checkpoints
+    """On resume, say if the data has changed. now: its batches.Data.hash."""
+    if state.get('data') in (None, now):  # None: not known, as in older checkpoints
         return
     what = f'{dataset} has changed since {path} was saved'
     if state['kept']:  # dpo's reference
@@ -228,13 +231,14 @@ def start_log(path: Path, facts: dict, step: int | None) -> None:
 
 
 def append_log(path: Path, row: dict) -> None:
-    """One more line. If the disk is full, the run goes on without it: the checkpoint is what matters."""
+    """Add a line. If the disk is full, the run goes on without it: the checkpoint matters more."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, 'ab') as file:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b'\n')
     except OSError as error:
-        print(f'{path}: a line could not be appended ({error.strerror}); the run goes on', flush=True)
+        what = f'{path}: a line could not be appended ({error.strerror}); the run goes on'
+        print(what, flush=True)
         with suppress(OSError):  # half a line would make all later ones unreadable
             os.truncate(path, size)
 

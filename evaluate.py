@@ -285,7 +285,8 @@ class Skills:
 
 
 def find(out_dir: str) -> Path:
-    """The checkpoint to take of a run's folder, see checkpoint.choose; of '' the newest's; a .pt file is itself."""
+    """The checkpoint of a run's folder, see checkpoint.choose; '' is the newest run's.
+    A .pt file is itself."""
     if out_dir.endswith('.pt'):
         return Path(out_dir)
     newest = None if out_dir else checkpoint.newest()
@@ -373,7 +374,8 @@ if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
     with runtime.one_voice(ranks):
         config = configure(globals())
-        lowest = dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0, batch_size=1, show=0)
+        lowest = dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0)
+        lowest |= dict(batch_size=1, show=0)
         for name, least in lowest.items():
             if config[name] < least:
                 raise SystemExit(f'{name} is {config[name]}, expected at least {least}')

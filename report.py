@@ -221,7 +221,7 @@ def skill_table(stages: list[Stage]) -> list[str]:
         if before is after:
             columns.append((f'{stage.name}, step {short(number(after, "step"), 0)}', {}, after))
         else:
-            # the column to the left is where this stage began, if it was measured on the same problems
+            # The column to the left is where this stage began, if it asked the same problems
             same = i > 0 and asked[i] == asked[i - 1]
             columns += [] if same else [(f'before {stage.name}', {}, before)]
             columns.append((f'after {stage.name}', before, after))
@@ -232,8 +232,8 @@ def skill_table(stages: list[Stage]) -> list[str]:
     note = 'In brackets: the change through the stage, in points, from its own first evaluation to its last. '
     note += 'In the mean, guessing counts 0. ' if rows and rows[-1][0] == '**mean**' else ''
     if len(set(asked) - {None}) > 1:
-        numbers = ', '.join(f'{count} in {escape(stage.name)}' for count, stage in zip(asked, stages))
-        note += f'The stages asked different numbers of problems of each skill ({numbers}): '
+        counts = [f'{n} in {escape(stage.name)}' for n, stage in zip(asked, stages)]
+        note += f'The stages asked different numbers of problems of each skill ({", ".join(counts)}): '
         note += 'compare only columns of the same number.'
     return [*table(head, rows), note.strip(), ''] if rows else []
 

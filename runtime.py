@@ -294,7 +294,7 @@ def sync(path: Path) -> None:
 
 def not_written(path: str | Path, error: OSError) -> SystemExit:
     """One line about a path that the system did not let us write."""
-    full = error.errno in (errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC))  # the latter not on Windows
+    full = errno.errorcode.get(error.errno) in ('ENOSPC', 'EDQUOT')
     mend = 'free some space' if full else 'expected a place that exists and can be written'
     return SystemExit(f'{path} cannot be written ({error.strerror or error}); {mend}')
 
@@ -310,12 +310,12 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def part_of(path: Path) -> Iterator[Path]:
-    """A name for what is to become `path`, one that only this process uses. At the end no file has it."""
+    """A temporary name beside `path` that only this process uses; at the end the file is removed."""
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         with writing(path):
-            if path.exists() and not path.is_file():  # a folder, or /dev/null, which root could replace
-                raise SystemExit(f'{path} is not a regular file, expected the name of a file to write')
+            if path.exists() and not path.is_file():  # a folder, or /dev/null
+                raise SystemExit(f'{path} is not a regular file, expected the name of a file')
             yield part
     finally:
         with suppress(OSError):  # it has its final name, or never came to be
@@ -335,7 +335,7 @@ def replacing(path: str | Path) -> Iterator:
 
 
 def try_writing(path: str | Path) -> None:
-    """Before hours of work whose result goes to `path`: fail now if it cannot be written. Leaves nothing."""
+    """Fail before the work if its result cannot be written to `path`. Leaves nothing behind."""
     with part_of(Path(path)) as part:
         part.write_bytes(b'0')  # a full disk takes an empty file
 
@@ -343,22 +343,23 @@ def try_writing(path: str | Path) -> None:
 # -----------------------------------------------------------------------------
 # one run in a folder
 
-RENEWED, LEFT_BEHIND = 60, 300  # seconds: a lock is renewed so often, and after so long its process is gone
-FAR = 2**30  # the byte that is locked on Windows, where nobody can read a locked byte
+RENEWED = 60  # seconds between renewals of a lock's time
+LEFT_BEHIND = 300  # seconds without one, after which another host's process is taken to be gone
+FAR = 2**30  # the byte to lock on Windows, where a locked byte cannot be read
 
 
 class Lock:
     """
     A file that keeps other processes out of its folder until release().
 
-    The lock is the operating system's and goes with the process, however that ends. Not every file system carries it
-    from host to host, so the file also holds host, process and a time renewed every minute. Another host's lock
-    counts as left behind when it was not renewed for five minutes.
+    The lock is the operating system's and goes with the process, however that ends. Not every file
+    system carries it from host to host, so the file also holds host, process and a time renewed
+    every minute. Another host's lock that was not renewed for five minutes is taken over.
 
-    A file that cannot be made or written is an OSError, a lock that another process has SystemExit.
+    SystemExit if another process has the lock, OSError if the file cannot be written.
 
-    owner: the frame that needs the lock. A script that ends by an exception in a notebook releases nothing, and the
-    notebook's process goes on: a thread releases the lock when the frame is no longer executed.
+    owner: the frame that needs the lock. If a script ends by an exception in a notebook, the
+    process goes on. A thread releases the lock as soon as the frame is no longer executed.
     """
 
     def __init__(self, path: str | Path, owner: FrameType):
@@ -390,9 +391,10 @@ class Lock:
             elsewhere = bool(holder) and holder['host'] != platform.node()
             if ours and not (elsewhere and silent < LEFT_BEHIND):
                 if elsewhere:
-                    print(f'{self.path} was left behind by {named(holder)}: not renewed for {clock(silent)}')
+                    what = f'{self.path} was left behind by {named(holder)}'
+                    print(f'{what}: not renewed for {clock(silent)}')
                 return file
-            # 3) This process may have it from a run that has just ended: its thread is about to notice
+            # 3) This process may have it from a run that has just ended: wait for its thread
             file.close()
             if elsewhere or holder.get('process') != os.getpid() or perf_counter() > patience:
                 mend = f'; if that is gone, wait {LEFT_BEHIND // 60} minutes or remove {self.path}'
@@ -419,7 +421,7 @@ class Lock:
         except OSError as error:
             self.sure = False
             what = f'{self.path} cannot be locked on this file system ({error.strerror})'
-            print(f'{what}: a second run on this host would not be noticed, so start none in {self.path.parent}')
+            print(f'{what}: a second run in {self.path.parent} would not be noticed; start none')
         return True
 
     def renew(self) -> None:
@@ -443,13 +445,13 @@ class Lock:
                     self.renew()
 
     def release(self) -> None:
-        """Remove the file and give up the lock, in this order: nobody may lock a file about to be removed."""
+        """Remove the file, then give up the lock: in between nobody else can have locked it."""
         with self.mutex:
             if self.over.is_set():
                 return
             self.over.set()
             self.owner = None  # and with it all that its globals hold
-            if os.name == 'nt':  # an open file cannot be removed there, nor one that another process has opened
+            if os.name == 'nt':  # there an open file cannot be removed, another process's neither
                 self.file.close()
             with suppress(OSError):  # the folder may be gone
                 if os.name == 'nt' or is_file_at(self.file, self.path):
@@ -469,7 +471,8 @@ def read_holder(file: BinaryIO) -> dict:
     file.seek(0)
     try:
         found = json.loads(file.read(1000))
-        return dict(host=str(found['host']), process=int(found['process']), time=float(found['time']))
+        facts = dict(host=str, process=int, time=float)
+        return {name: kind(found[name]) for name, kind in facts.items()}
     except (ValueError, TypeError, KeyError):
         return {}
 

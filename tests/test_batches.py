@@ -159,7 +159,8 @@ def test_the_hash_tells_other_data_of_the_same_tokenizer(tmp_path):
     for name, ids in (('a', ones), ('b', twos)):
         (tmp_path / name).mkdir()
         write(tmp_path / name, ids)
-    hashes = {dataset: open_data(tmp_path, dataset).hash for dataset in ('a', 'b', 'a,b', 'b,a', 'a:2')}
+    datasets = ('a', 'b', 'a,b', 'b,a', 'a:2')
+    hashes = {dataset: open_data(tmp_path, dataset).hash for dataset in datasets}
     assert len(set(hashes.values())) == 5
     write(tmp_path / 'a', ones)
     assert open_data(tmp_path, 'a,b').hash == hashes['a,b']

@@ -239,7 +239,8 @@ def test_an_out_dir_that_cannot_be_made_is_named(tmp_path):
 
 def test_only_what_a_killed_run_left_half_written_is_removed(tmp_path, monkeypatch):
     ours = {'ckpt.pt.12.part', 'best.pt.34567.part', 'log.jsonl.1.part'}
-    users = {'film.mkv.part', 'ckpt.pt.part', 'my ckpt.pt.12.part', 'ckpt.pt.12.part.part', 'tok.json.1.part', 'a.pt'}
+    users = {'film.mkv.part', 'ckpt.pt.part', 'my ckpt.pt.12.part', 'ckpt.pt.12.part.part'}
+    users |= {'tok.json.1.part', 'a.pt'}
     for name in ours | users:
         (tmp_path / name).write_bytes(b'')
     with monkeypatch.context() as patch:  # without a lock they may be those of a run that goes on
@@ -279,7 +280,8 @@ def test_a_run_that_goes_on_says_that_its_data_has_changed(path, capsys):
     compare(dict(data='a'), 'b')
     compare(dict(data='a'), None)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 and all(f'mine has changed since {path} was saved' in line for line in said)
+    assert len(said) == 2
+    assert all(f'mine has changed since {path} was saved' in line for line in said)
     with pytest.raises(SystemExit) as stop:  # dpo's reference is of the rows that were
         state = dict(kept={'train': torch.zeros(2)}, data='a', parent={'path': 'out/sft/ckpt.pt'})
         checkpoint.compare_data(state, path, 'mine', 'b')
@@ -308,7 +310,7 @@ def test_an_earlier_run_is_set_aside(path, capsys):
         'ckpt.pt.old2': '.old2',
         'ckpt.pt.old3': '.old3',
     }
-    path.with_name('best.pt').write_text('', encoding='utf-8')  # its ckpt.pt was deleted: still another run's
+    path.with_name('best.pt').write_bytes(b'')  # its ckpt.pt was deleted: still another run's
     checkpoint.set_aside(path.parent)
     assert path.with_name('best.pt.old4').exists() and not path.with_name('best.pt').exists()
 

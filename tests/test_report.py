@@ -149,9 +149,11 @@ def test_a_mean_stands_last_and_a_skill_that_comes_later_has_no_past(tmp_path, p
 
 def test_a_stage_that_asked_other_problems_begins_with_a_column_of_its_own(tmp_path, page):
     for stage, count in (('mid', 30), ('sft', 30), ('dpo', 50), ('rl', 50)):
-        write_log(tmp_path / stage, rows_of(stage), dict(config=settings(stage, eval_problems=count)))
+        config = settings(stage, eval_problems=count)
+        write_log(tmp_path / stage, rows_of(stage), dict(config=config))
     text = section(page(tmp_path), 'Accuracy on held-out problems')
-    assert cells(text)[0][0][1:] == ['before mid', 'after mid', 'after sft', 'before dpo', 'after dpo', 'after rl']
+    columns = ['before mid', 'after mid', 'after sft', 'before dpo', 'after dpo', 'after rl']
+    assert cells(text)[0][0][1:] == columns
     assert '30 in mid, 30 in sft, 50 in dpo, 50 in rl' in text
     for stage in ('mid', 'sft', 'dpo', 'rl'):
         write_log(tmp_path / stage, rows_of(stage), dict(config=settings(stage, eval_problems=30)))
@@ -163,7 +165,7 @@ def test_the_stages_of_the_embedded_world_ask_the_same_problems():
     assert len({runpy.run_path(path).get('eval_problems') for path in paths}) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_the_plots(run_folder, whole_page, monkeypatch):
+def test_a_page_that_cannot_be_written_is_named_first(run_folder, whole_page, monkeypatch):
     monkeypatch.setattr(report, 'draw_losses', lambda stages: pytest.fail('it began'))
     (run_folder / 'report.md').mkdir()
     with pytest.raises(SystemExit, match='report.md'):

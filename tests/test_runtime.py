@@ -337,7 +337,7 @@ def test_replacing_leaves_what_was_there_if_anything_fails(tmp_path, error, ther
     path = tmp_path / 'file'
     if there:
         path.write_bytes(b'old')
-    raised = SystemExit if error is OSError else error  # the system's errors are the user's: one line
+    raised = SystemExit if error is OSError else error  # one line for the user
     with pytest.raises(raised), runtime.replacing(path) as file:
         file.write(b'half')
         raise error
@@ -345,7 +345,9 @@ def test_replacing_leaves_what_was_there_if_anything_fails(tmp_path, error, ther
 
 
 @pytest.mark.parametrize('number, mend', [
-    (errno.ENOSPC, 'free some space'), (errno.EROFS, 'can be written'), (errno.EACCES, 'can be written'),
+    (errno.ENOSPC, 'free some space'),
+    (errno.EROFS, 'can be written'),
+    (errno.EACCES, 'can be written'),
 ])  # fmt: skip
 def test_a_disk_that_takes_nothing_is_one_line(tmp_path, monkeypatch, number, mend):
     def refuse(*_):
@@ -381,8 +383,9 @@ def test_a_path_that_cannot_be_written_is_named_before_the_work(tmp_path):
     assert left == {'file': b'content', 'folder': False}
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='no FIFO, which stands for /dev/null: root could replace that')
+@pytest.mark.skipif(os.name == 'nt', reason='no FIFO')
 def test_a_device_is_never_replaced(tmp_path):
+    """Root could replace /dev/null, for which a FIFO stands here."""
     os.mkfifo(tmp_path / 'null')
     for write in (runtime.try_writing, lambda path: runtime.replacing(path).__enter__()):
         with pytest.raises(SystemExit) as stop:
@@ -482,7 +485,7 @@ def test_a_lock_ends_with_the_script_that_took_it_in_whatever_way(tmp_path, erro
 
 @pytest.mark.skipif(os.name == 'nt', reason='flock')
 def test_a_lock_file_removed_between_open_and_lock_is_not_taken(tmp_path, monkeypatch):
-    """Its owner removes it and gives up the lock: whoever locks the removed file has locked nothing."""
+    """Whoever locks a file that its owner has removed has locked nothing."""
     import fcntl
 
     path, flock, seen = tmp_path / 'run.lock', fcntl.flock, []
@@ -515,13 +518,14 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     with runtime.Lock(tmp_path / 'run.lock', here()) as lock:
         assert not lock.sure
     said = capsys.readouterr().out
-    assert said.count('\n') == 1 and f'{tmp_path / "run.lock"} cannot be locked on this file system' in said
+    assert said.count('\n') == 1
+    assert f'{tmp_path / "run.lock"} cannot be locked on this file system' in said
     forged(tmp_path / 'run.lock', host='elsewhere')
     with pytest.raises(SystemExit, match='elsewhere'):
         runtime.Lock(tmp_path / 'run.lock', here())
 
 
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='/dev/full, a disk that is always full, is not here')
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
 def test_a_lock_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     (tmp_path / 'run.lock').symlink_to('/dev/full')
     with pytest.raises(OSError, match='No space left'):

@@ -420,7 +420,7 @@ def test_save_and_load(trained, tmp_path):
     assert again.encode(LINES[2]) == trained.encode(LINES[2])
 
 
-def test_a_table_that_cannot_be_saved_is_one_line_and_keeps_the_old_one(trained, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_keeps_the_old_table(trained, tmp_path, monkeypatch):
     path = tmp_path / 'tok.json'
     path.write_bytes(b'old')
     with pytest.raises(SystemExit) as stop:
