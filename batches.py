@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,8 @@ class Writer:
         self.folder, self.tokenizer, self.shard_tokens = Path(folder), tokenizer, shard_tokens
         names = [] if holds(self.folder / 'tok.json', tokenizer) else ['tok.json']
         refuse_to_replace(self.folder, names)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with runtime.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.splits, self.notes = {}, notes or {}
         self.files = {}  # name: sha256, of what else belongs to the data
 
@@ -82,7 +84,8 @@ class Writer:
                 shards.append({'name': name, 'tokens': 0, 'largest_id': 0, 'sha256': hashlib.sha256()})
             shard = shards[-1]
             part, ids = np.split(ids, [min(len(ids), self.shard_tokens - shard['tokens'])])
-            with open(self.folder / (shard['name'] + '.part'), 'ab' if shard['tokens'] else 'wb') as file:
+            path = self.folder / (shard['name'] + '.part')
+            with runtime.writing(path), open(path, 'ab' if shard['tokens'] else 'wb') as file:
                 file.write(part.tobytes())
             shard['tokens'] += len(part)
             shard['largest_id'] = max(shard['largest_id'], int(part.max()))
@@ -92,36 +95,46 @@ class Writer:
         """One more file of the folder, such as problems.jsonl."""
         refuse_to_replace(self.folder, [name])
         self.files[name] = hashlib.sha256(content).hexdigest()
-        (self.folder / (name + '.part')).write_bytes(content)
+        with runtime.writing(self.folder):
+            (self.folder / (name + '.part')).write_bytes(content)
 
     def __exit__(self, kind, error, trace):
         shards = [shard for facts in self.splits.values() for shard in facts['shards']]
         names = [shard['name'] for shard in shards] + list(self.files)
         parts = [self.folder / (name + '.part') for name in names]
-        if error is not None:
+        try:
+            if error is None:
+                with runtime.writing(self.folder):
+                    self.publish(shards, parts)
+        finally:
             for part in parts:
-                part.unlink(missing_ok=True)
-            return
-        # 1) The final names; a split of one shard has no number
+                with suppress(OSError):  # it has its final name, or never came to be
+                    part.unlink()
+
+    def publish(self, shards: list[dict], parts: list[Path]) -> None:
+        """Replace the folder's earlier files by the new ones."""
+        # 1) All is on the disk: if that is full, it shows here, and the old data is still whole
+        for part in parts:
+            runtime.sync(part)
+        # 2) The final names; a split of one shard has no number
         for split, facts in self.splits.items():
             if len(facts['shards']) == 1:
                 facts['shards'][0]['name'] = f'{split}.bin'
         for shard in shards:
             shard['sha256'] = shard['sha256'].hexdigest()
         names = [shard['name'] for shard in shards] + list(self.files)
-        # 2) Without meta.json the folder is refused; meanwhile a list says which files are ours
+        # 3) Without meta.json the folder is refused; meanwhile a list says which files are ours
         stale = own_files(self.folder)
         with runtime.replacing(self.folder / UNFINISHED) as file:
             file.write(json.dumps(sorted(stale | {*names, 'tok.json', 'meta.json'})).encode())
         (self.folder / 'meta.json').unlink(missing_ok=True)
-        # 3) The new files for the old
+        # 4) The new files for the old
         self.tokenizer.save(self.folder / 'tok.json')
         for name in stale - {'tok.json', 'meta.json'}:
             (self.folder / name).unlink(missing_ok=True)
         for name, part in zip(names, parts):
-            runtime.sync(part)
             part.replace(self.folder / name)
-        # 4) What makes them valid
+        # 5) What makes them valid
         meta = {'tokenizer': 'tok.json', 'tokenizer_hash': self.tokenizer.hash, 'vocab_size': self.tokenizer.vocab_size}
         with runtime.replacing(self.folder / 'meta.json') as file:
             meta |= {'dtype': 'uint16', 'splits': self.splits, 'files': self.files}
@@ -223,6 +236,16 @@ class Data:
         if self.tokenizer.hash != expected:
             raise self.refusal(f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}')
 
+    @property
+    def hash(self) -> str | None:
+        """Changes when a shard changes; None without meta.json."""
+        if self.meta is None:
+            return None
+        shards = {}
+        for split, facts in self.meta['splits'].items():
+            shards[split] = [shard.get('sha256') for shard in facts['shards']]
+        return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+
     def refusal(self, what: str) -> SystemExit:
         return SystemExit(console.printable(f'{what}; {self.mend}'))  # it may quote meta.json
 
@@ -264,6 +287,11 @@ class Mixture:
         self.problems = next((data.problems for data, _ in parts if data.problems), None)
         metas = [data.meta for data, _ in parts]
         self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
+
+    @property
+    def hash(self) -> str | None:
+        hashes = [data.hash for data, _ in self.parts]
+        return None if None in hashes else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
     def split(self, name: str) -> 'Shards':
         """Only what is learned from is repeated, what is measured is not."""

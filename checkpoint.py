@@ -9,16 +9,21 @@ A checkpoint is a dict of plain values and tensors:
     stage, step, seconds   where the run stands: `step` steps are done
     config                 all settings of the run
     parent, kept           the checkpoint it started from; what the stage wants back on resume
+    data                   batches.Data.hash of its data, None if that has no meta.json
     best, about            the best validation loss so far; what a chat says of the model
 
 $ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the optimizer, in half precision
 """
 
 import hashlib
+import inspect
 import itertools
 import json
 import math
+import os
+import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -29,24 +34,24 @@ import tokenizer as tokenizers
 from utf8 import valid_text
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}
+FILES = ('best.pt', 'log.jsonl', 'ckpt.pt')  # what a run writes into its out_dir
 
 
 def save(path: str | Path, state: dict) -> None:
     """Write to a temporary name, fsync, rename. Where the disk is full, the checkpoint that was there stays."""
-    path = Path(path)
     try:
         with runtime.replacing(path) as file:
             torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        raise SystemExit(
-            f'{path} could not be saved ({error}); what was there before is untouched; free some space'
-        ) from error
+    except RuntimeError as error:  # torch's, after the file's own
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise runtime.not_written(path, error.__context__) from error
 
 
 def load(path: str | Path, mmap: bool = False) -> dict:
     """Read a checkpoint onto the CPU. Nothing in it is ever run as code.
 
-    mmap: leave the tensors on the disk until they are used.
+    mmap: read weights when they are used, so that looking at the other fields is cheap.
     """
     path = Path(path)
     if not path.exists():
@@ -90,38 +95,58 @@ def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
 
 def shrink(source: str | Path, target: str | Path) -> None:
     """A copy that can be used and gone on from, but not resumed: weights in half precision, no optimizer."""
+    runtime.try_writing(target)
     state = load(source)
     kept = {name: state[name] for name in sorted(KEYS | {'about', 'parent', 'seconds'}) if name in state}
     kept['model'] = {name: t.half() if t.is_floating_point() else t for name, t in state['model'].items()}
     save(target, kept)
 
 
-def make_folder(path: str | Path) -> None:
-    """out_dir, before anything else is done; what a killed run had half written there goes."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        for part in Path(path).glob('*.part'):
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise SystemExit(f'out_dir {path} cannot be made ({error.strerror}); take another --out_dir') from None
+def claim(folder: str | Path) -> runtime.Lock:
+    """Make out_dir and keep other runs out of it, until the lock is released or the caller ends."""
+    folder = Path(folder)
+    with runtime.writing(f'out_dir {folder}'):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = runtime.Lock(folder / 'run.lock', inspect.currentframe().f_back)
+        # Remove what a killed run left of runtime.replacing, and nothing else that ends in .part
+        leftover = re.compile(rf'({"|".join(map(re.escape, FILES))})\.\d+\.part')
+        for path in folder.iterdir() if lock.sure else ():
+            if leftover.fullmatch(path.name):
+                path.unlink()
+    return lock
 
 
 def set_aside(folder: str | Path) -> None:
     """Before a new run takes an out_dir that holds a checkpoint: that run's files get the ending .old, or .old2, …"""
-    folder, names = Path(folder), ('best.pt', 'log.jsonl', 'ckpt.pt')
-    if (folder / 'ckpt.pt').exists():
+    folder = Path(folder)
+    there = [name for name in FILES if (folder / name).exists()]
+    if set(there) - {'log.jsonl'}:
         endings = itertools.chain(('.old',), (f'.old{n}' for n in itertools.count(2)))
-        free = next(e for e in endings if not any((folder / (name + e)).exists() for name in names))
-        print(f'{folder} holds an earlier run, which is kept as ckpt.pt{free}, best.pt{free} and log.jsonl{free}')
-        for path in (folder / name for name in names):
-            if path.exists():
-                path.replace(path.with_name(path.name + free))
+        free = next(e for e in endings if not any((folder / (name + e)).exists() for name in FILES))
+        print(f'{folder} holds an earlier run, kept as {", ".join(name + free for name in there)}')
+        for name in there:
+            with runtime.writing(folder / (name + free)):
+                (folder / name).replace(folder / (name + free))
 
 
 def best_of(folder: str | Path) -> float:
     """The validation loss of best.pt, or infinity. ckpt.pt may be older: it is saved before the evaluation."""
     path = Path(folder, 'best.pt')
-    return load(path)['best'] if path.exists() else math.inf
+    return load(path, mmap=True)['best'] if path.exists() else math.inf
+
+
+def choose(folder: str | Path) -> Path:
+    """The checkpoint of a run to use: best.pt if the run keeps one, else ckpt.pt.
+
+    With always_save_checkpoint=True a run keeps no best.pt. If it was continued so, a best.pt from
+    before was not compared with any later step: it counts only while ckpt.pt has no more steps.
+    """
+    latest, best = Path(folder, 'ckpt.pt'), Path(folder, 'best.pt')
+    if not best.exists() or not latest.exists():
+        return best if best.exists() else latest
+    state = load(latest, mmap=True)
+    keeps_best = not state['config'].get('always_save_checkpoint', True)
+    return best if keeps_best or state['step'] <= load(best, mmap=True)['step'] else latest
 
 
 def newest(root: str | Path = '.') -> Path | None:
@@ -175,6 +200,17 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
     return {name: (value, str(path)) for name, value in taken.items()}
 
 
+def compare_data(state: dict, path: Path, dataset: str, now: str | None) -> None:
+    """On resume, say if the data has changed. now: its batches.Data.hash."""
+    if state.get('data') in (None, now):  # None: not known, as in older checkpoints
+        return
+    what = f'{dataset} has changed since {path} was saved'
+    if state['kept']:  # dpo's reference
+        mend = f'start the stage again: --init_from={state["parent"]["path"]}, another --out_dir'
+        raise SystemExit(f'{what}, which keeps a number for each row of it; {mend}')
+    print(f'{what}: the run goes on with the data as it is now')
+
+
 def identity(path: Path | None) -> dict | None:
     """What a later run notes of the checkpoint it started from."""
     if path is None:
@@ -207,6 +243,19 @@ def start_log(path: Path, facts: dict, step: int | None) -> None:
     rows = [] if step is None else [row for row in read_log(path) if row.get('step', -1) < step]
     with runtime.replacing(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows or [facts])
+
+
+def append_log(path: Path, row: dict) -> None:
+    """Add a line. If the disk is full, the run goes on without it: the checkpoint matters more."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, 'ab') as file:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b'\n')
+    except OSError as error:
+        what = f'{path}: a line could not be appended ({error.strerror}); the run goes on'
+        print(what, flush=True)
+        with suppress(OSError):  # half a line would make all later ones unreadable
+            os.truncate(path, size)
 
 
 def was_measured(path: Path, step: int) -> bool:

@@ -205,6 +205,8 @@ def main() -> None:
         raise SystemExit('the plot needs matplotlib, which is not installed; run: pip install ".[report]"')
     if jobs < 1 or min(listed(depths, int)) < 1:
         raise SystemExit(f"jobs is {jobs} and depths is '{depths}', expected at least 1 each")
+    if min(listed(seeds, int)) < 0:
+        raise SystemExit(f"seeds is '{seeds}', expected numbers of at least 0")
     rates = listed(factors, float)
     if 1.0 not in rates:
         raise SystemExit(f"factors is '{factors}', expected 1 among them: the derived rate")
@@ -212,6 +214,9 @@ def main() -> None:
     for run in runs:
         check(run)
     if train:
+        with runtime.writing(f'out_dir {out_dir}'):
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
+        runtime.try_writing(Path(out_dir, 'dial.md'))
         with ThreadPoolExecutor(jobs) as pool:
             for done in [pool.submit(carry_out, run, pool) for run in runs]:
                 done.result()  # raises what went wrong

@@ -286,14 +286,14 @@ class Skills:
 
 
 def find(out_dir: str) -> Path:
-    """The checkpoint of a run's folder, best.pt where there is one; of '' that of the newest; a .pt file is itself."""
+    """The checkpoint of a run's folder, see checkpoint.choose; '' is the newest run's.
+    A .pt file is itself."""
     if out_dir.endswith('.pt'):
         return Path(out_dir)
-    path = Path(out_dir) / 'ckpt.pt' if out_dir else checkpoint.newest()
-    if path is None:
+    newest = None if out_dir else checkpoint.newest()
+    if not out_dir and newest is None:
         raise SystemExit('there is no checkpoint under out/ or out-*/; one is made by: python train.py')
-    best = path.with_name('best.pt')
-    return best if best.exists() else path
+    return checkpoint.choose(out_dir or newest.parent)
 
 
 def load(path: str | Path, device: str, dtype: str = 'float32') -> tuple[GPT, tokenizers.Tokenizer, dict]:
@@ -380,11 +380,15 @@ if __name__ == '__main__':
 
     with runtime.one_voice(ranks):
         config = configure(globals())
-        for name, least in dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, batch_size=1, show=0).items():
+        lowest = dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0)
+        lowest |= dict(batch_size=1, show=0)
+        for name, least in lowest.items():
             if config[name] < least:
                 raise SystemExit(f'{name} is {config[name]}, expected at least {least}')
         if num_samples > 1 and temperature == 0:
             raise SystemExit(f'num_samples is {num_samples} at temperature 0, where all are alike; add --temperature=1')
+        if json and ranks.rank == 0:
+            runtime.try_writing(json)
         device = runtime.choose_device(device, ranks)
         dtype, why_dtype = runtime.choose_dtype(dtype, device)
         runtime.set_up(device, ranks, deterministic=False)

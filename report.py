@@ -216,20 +216,27 @@ def skill_table(stages: list[Stage]) -> list[str]:
     stages = [stage for stage in stages if skill_rows(stage)]
     names = list(dict.fromkeys(name for stage in stages for name in skills(stage)))
     columns = []  # (title, the evaluation to take off or {}, the evaluation)
-    for stage in stages:
+    asked = [stage.config.get('eval_problems') for stage in stages]  # problems of each skill
+    for i, stage in enumerate(stages):
         before, after = skill_rows(stage)[0], skill_rows(stage)[-1]
         if before is after:
             columns.append((f'{stage.name}, step {short(number(after, "step"), 0)}', {}, after))
         else:
-            columns += [] if columns else [(f'before {stage.name}', {}, before)]
+            # The column to the left is where this stage began, if it asked the same problems
+            same = i > 0 and asked[i] == asked[i - 1]
+            columns += [] if same else [(f'before {stage.name}', {}, before)]
             columns.append((f'after {stage.name}', before, after))
     head, rows = ['skill, % right', *(escape(title) for title, *_ in columns)], []
     for name in [*names, *['mean'] * any(number(row, 'mean') is not None for *_, row in columns)]:
         cells = [percent(number(row, name), number(before, name)) for _, before, row in columns]
         rows.append([escape(name), *cells] if name != 'mean' else [f'**{cell}**' for cell in (name, *cells)])
     note = 'In brackets: the change through the stage, in points, from its own first evaluation to its last. '
-    note += 'In the mean, guessing counts 0.' if rows and rows[-1][0] == '**mean**' else ''
-    return [*table(head, rows), note, ''] if rows else []
+    note += 'In the mean, guessing counts 0. ' if rows and rows[-1][0] == '**mean**' else ''
+    if len(set(asked) - {None}) > 1:
+        counts = [f'{n} in {escape(stage.name)}' for n, stage in zip(asked, stages)]
+        note += f'The stages asked different numbers of problems of each skill ({", ".join(counts)}): '
+        note += 'compare only columns of the same number.'
+    return [*table(head, rows), note.strip(), ''] if rows else []
 
 
 def percent(x: float | None, before: float | None) -> str:
@@ -479,6 +486,7 @@ def write(folder: Path) -> Path:
         import matplotlib
     except ImportError:
         raise SystemExit('the plots need matplotlib, which is not installed; run: pip install ".[report]"') from None
+    runtime.try_writing(folder / 'report.md')
     plots = {}
     with matplotlib.rc_context(LOOK):
         for name, draw in dict(losses=draw_losses, metrics=draw_metrics, accuracy=draw_accuracy).items():

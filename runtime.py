@@ -6,19 +6,24 @@ variables; this is the only file that reads any. Words among processes (stop now
 go through gloo on the CPU, gradients through device_group(): nccl on CUDA, gloo elsewhere.
 """
 
+import atexit
 import datetime
+import errno
+import json
 import os
 import platform
 import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import NamedTuple
+from time import perf_counter, sleep, time
+from types import FrameType
+from typing import BinaryIO, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -287,16 +292,205 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def not_written(path: str | Path, error: OSError) -> SystemExit:
+    """One line about a path that the system did not let us write."""
+    full = errno.errorcode.get(error.errno) in ('ENOSPC', 'EDQUOT')
+    mend = 'free some space' if full else 'expected a place that exists and can be written'
+    return SystemExit(f'{path} cannot be written ({error.strerror or error}); {mend}')
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Around code that writes `path`: a disk that is full, read-only or not there is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+@contextmanager
+def part_of(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that only this process uses; at the end the file is removed."""
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        with writing(path):
+            if path.exists() and not path.is_file():  # a folder, or /dev/null
+                raise SystemExit(f'{path} is not a regular file, expected the name of a file')
+            yield part
+    finally:
+        with suppress(OSError):  # it has its final name, or never came to be
+            part.unlink()
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator:
     """A binary file that takes the place of `path` when it is whole. If anything fails, `path` stays what it was."""
     path = Path(path)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
+    with part_of(path) as part:
         with open(part, 'wb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def try_writing(path: str | Path) -> None:
+    """Fail before the work if its result cannot be written to `path`. Leaves nothing behind."""
+    with part_of(Path(path)) as part:
+        part.write_bytes(b'0')  # a full disk takes an empty file
+
+
+# -----------------------------------------------------------------------------
+# one run in a folder
+
+RENEWED = 60  # seconds between renewals of a lock's time
+LEFT_BEHIND = 300  # seconds without one, after which another host's process is taken to be gone
+FAR = 2**30  # the byte to lock on Windows, where a locked byte cannot be read
+
+
+class Lock:
+    """
+    A file that keeps other processes out of its folder until release().
+
+    The lock is the operating system's and goes with the process, however that ends. Not every file
+    system carries it from host to host, so the file also holds host, process and a time renewed
+    every minute. Another host's lock that was not renewed for five minutes is taken over.
+
+    SystemExit if another process has the lock, OSError if the file cannot be written.
+
+    owner: the frame that needs the lock. If a script ends by an exception in a notebook, the
+    process goes on. A thread releases the lock as soon as the frame is no longer executed.
+    """
+
+    def __init__(self, path: str | Path, owner: FrameType):
+        self.path, self.owner = Path(path), owner
+        self.sure = True  # False: this file system has no locks
+        self.mutex = threading.Lock()  # between the thread and release()
+        self.over = threading.Event()
+        self.file = self.acquire()
+        try:
+            self.renew()
+        except OSError:  # the disk is full
+            self.release()
+            raise
+        atexit.register(self.release)
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def acquire(self) -> BinaryIO:
+        """The open, locked file; SystemExit if another run has it."""
+        patience = perf_counter() + 10
+        while True:
+            file = open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), 'rb+', buffering=0)
+            ours, holder = self.lock(file), read_holder(file)
+            # 1) The file may have been removed by its owner between our open and our lock
+            if ours and not is_file_at(file, self.path):
+                file.close()
+                continue
+            # 2) Nobody has it, or only on this host: a process that holds no lock here is gone
+            silent = time() - holder.get('time', 0)
+            elsewhere = bool(holder) and holder['host'] != platform.node()
+            if ours and not (elsewhere and silent < LEFT_BEHIND):
+                if elsewhere:
+                    what = f'{self.path} was left behind by {named(holder)}'
+                    print(f'{what}: not renewed for {clock(silent)}')
+                return file
+            # 3) This process may have it from a run that has just ended: wait for its thread
+            file.close()
+            if elsewhere or holder.get('process') != os.getpid() or perf_counter() > patience:
+                mend = f'; if that is gone, wait {LEFT_BEHIND // 60} minutes or remove {self.path}'
+                raise SystemExit(
+                    f'{self.path.parent} is in use by {named(holder)}: wait until it ends, or take '
+                    f'another --out_dir{mend if elsewhere else ""}'
+                )
+            sleep(0.05)
+
+    def lock(self, file: BinaryIO) -> bool:
+        """Try to get the system's lock. False if another process has it."""
+        try:
+            if os.name == 'nt':
+                import msvcrt
+
+                file.seek(FAR)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            self.sure = False
+            what = f'{self.path} cannot be locked on this file system ({error.strerror})'
+            print(f'{what}: a second run in {self.path.parent} would not be noticed; start none')
+        return True
+
+    def renew(self) -> None:
+        """Write host, process and time, always as many bytes: a reader never sees half of them."""
+        facts = dict(host=platform.node(), process=os.getpid(), time=round(time()))
+        with self.mutex:
+            if not self.over.is_set():
+                self.file.seek(0)
+                self.file.write(json.dumps(facts).encode() + b'\n')
+                self.file.truncate()
+
+    def watch(self) -> None:
+        """The thread: renew the time, and release the lock once its owner has ended."""
+        renewed = perf_counter()
+        while not self.over.wait(0.25):
+            if not is_executed(self.owner):
+                self.release()
+            elif perf_counter() - renewed > RENEWED:
+                renewed = perf_counter()
+                with suppress(OSError):  # a disk out of reach: again in a minute
+                    self.renew()
+
+    def release(self) -> None:
+        """Remove the file, then give up the lock: in between nobody else can have locked it."""
+        with self.mutex:
+            if self.over.is_set():
+                return
+            self.over.set()
+            self.owner = None  # and with it all that its globals hold
+            if os.name == 'nt':  # there an open file cannot be removed, another process's neither
+                self.file.close()
+            with suppress(OSError):  # the folder may be gone
+                if os.name == 'nt' or is_file_at(self.file, self.path):
+                    self.path.unlink()
+            self.file.close()
+        atexit.unregister(self.release)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.release()
+
+
+def read_holder(file: BinaryIO) -> dict:
+    """What a lock file says of its process; {} if it says nothing, as when it is new."""
+    file.seek(0)
+    try:
+        found = json.loads(file.read(1000))
+        facts = dict(host=str, process=int, time=float)
+        return {name: kind(found[name]) for name, kind in facts.items()}
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+def named(holder: dict) -> str:
+    return f'process {holder["process"]} on {holder["host"]}' if holder else 'another process'
+
+
+def is_file_at(file: BinaryIO, path: Path) -> bool:
+    """Whether the open file is the one that has this name now."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+
+
+def is_executed(frame: FrameType) -> bool:
+    """Whether some thread is inside the frame, or in a call from it."""
+    for top in sys._current_frames().values():
+        while top and top is not frame:
+            top = top.f_back
+        if top:
+            return True
+    return False

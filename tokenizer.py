@@ -31,6 +31,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate, chain, count, islice
 from pathlib import Path
@@ -140,12 +141,19 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write tok.json: whole or not at all."""
         path = Path(path)
-        partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-        with open(partial, 'w', encoding='utf-8', newline='\n') as file:
-            file.write(json.dumps(self.to_dict()) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial = path.with_name(f'{path.name}.{os.getpid()}.part')
+        try:
+            with open(partial, 'w', encoding='utf-8', newline='\n') as file:
+                file.write(json.dumps(self.to_dict()) + '\n')
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            mend = 'free some space, or write it elsewhere'
+            raise SystemExit(f'{path} cannot be written ({error.strerror}); {mend}') from error
+        finally:
+            with suppress(OSError):  # it has its final name, or never came to be
+                partial.unlink()
 
 
 class CharTokenizer(Tokenizer):
@@ -859,9 +867,11 @@ if __name__ == '__main__':
                 raise SystemExit(f'--input={file}: no such file of text, expected one of {", ".join(SUFFIXES)}')
         if max_chars < 0 or num_workers < 0:
             raise SystemExit(f'max_chars={max_chars} and num_workers={num_workers}: at least 0')
-        readable_only = Path(out).is_dir() or out.endswith('.pt')  # a run, whose tokenizer --show reads
-        if readable_only or not os.access(Path(out).absolute().parent, os.W_OK):
-            raise SystemExit(f'--out={out}: cannot be written, expected a file in a folder that exists')
+        if out.endswith('.pt'):  # a run, whose tokenizer --show reads
+            raise SystemExit(f'--out={out}: cannot be written, expected a name that ends in .json')
+        import runtime  # here, since it imports torch, which takes seconds
+
+        runtime.try_writing(out)
         workers = num_workers or os.cpu_count()
         trained = train_bpe(read(files), vocab_size, names(special), pattern, special_first, workers, progress=True)
         trained.save(out)

@@ -13,11 +13,12 @@ $ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py 
 Read the settings, the losses, the stages, and the few lines of "one step" near the end. The rest is bookkeeping.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: keep the best validation loss as best.pt, beside ckpt.pt, the latest
 eval_problems = 50  # held-out problems of each skill that are answered at each evaluation of a chat; 0 is off
 max_new_tokens = 160  # longest answer to those
-sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # to see at each evaluation; '' is off
+sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # at each evaluation; '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
 wandb_project = 'flatgpt'  # its project
 wandb_run_name = ''  # its name there; '' is out_dir
@@ -317,6 +318,7 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
             if subprocess.run([sys.executable, embedded]).returncode:
                 raise SystemExit(f'{embedded} failed')
 master = ranks.rank == 0  # prints, and writes files
+ending = contextlib.ExitStack()  # what has to be undone when the run is over
 with runtime.one_voice(ranks):  # a second time, for now the embedded data is there
     path, resume = origin(config)
     start = read_checkpoint(path) if path else {}
@@ -326,6 +328,8 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
     data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
         raise batches.another_tokenizer(dataset, path)
+    if resume and master:
+        checkpoint.compare_data(start, path, dataset, data.hash)
     kind = (data.meta or {}).get('kind')
     if kind and (kind == 'preferences') != (stage == 'dpo'):
         raise SystemExit(f'{dataset} holds {kind}; preferences are for --stage=dpo and for no other, stage is {stage}')
@@ -336,8 +340,8 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
     model_config = GPTConfig(**fields)
     for split in ('train', 'val'):
         data.split(split)
-    if not eval_only:
-        checkpoint.make_folder(out_dir)
+    if master and not eval_only:
+        ending.enter_context(checkpoint.claim(out_dir))  # no other run may write there meanwhile
 
 # -----------------------------------------------------------------------------
 # model, stage, optimizer
@@ -413,7 +417,8 @@ wandb_run = None  # where it is asked for, it begins with the training loop
 def usable_prompts():
     """{prompt: ids} of sample_prompts. One that cannot be continued is named now, not in the middle of the run."""
     usable = {}
-    for text in sample_prompts.split('|') if sample_prompts else []:
+    for text in re.split(r'(?<!\\)\|', sample_prompts) if sample_prompts else []:
+        text = text.replace('\\|', '|')
         try:
             ids = run.prompt(text)
             if not 0 < len(ids) <= block_size:
@@ -432,8 +437,7 @@ def log(line, /, **row):
     print(console.printable(line), flush=True)  # it may quote a model
     if eval_only:  # leaves no trace
         return
-    with open(log_path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    checkpoint.append_log(log_path, row)
     if wandb_run:
         wandb_run.log(row, step=row['step'])
 
@@ -445,7 +449,7 @@ def save(path, step, seconds, optimizer_state=None):
             checkpoint.save(path, dict(
                 model=raw_model.state_dict(), model_config=dataclasses.asdict(model_config), optimizer=optimizer_state,
                 tokenizer=data.tokenizer.to_dict(), stage=stage, step=step, seconds=seconds, config=dict(config),
-                best=run.best, kept=run.kept, parent=parent, about=about,
+                best=run.best, kept=run.kept, parent=parent, about=about, data=data.hash,
             ))  # fmt: skip
 
 
@@ -531,6 +535,7 @@ finished = first_step >= max_iters or (time_limit and seconds_before >= time_lim
 if resume and not eval_only and finished and checkpoint.was_measured(log_path, first_step):
     if master:
         print(f'{checkpoint_path} is at step {first_step:,} of {max_iters:,}: nothing is left to do')
+    ending.close()
     runtime.leave()
     raise SystemExit(0)
 if master:
@@ -594,4 +599,5 @@ while True:
 
 if master and asked and not eval_only:
     print(f'stopped after {step:,} steps as asked; go on with: python train.py --init_from=resume --out_dir={out_dir}')
+ending.close()
 runtime.leave()

@@ -4,6 +4,7 @@ batches.py against naive versions: the file format, what Data refuses, and the l
 A law here is the one of batches.py's docstring: row g of a run is row order(epoch)[g mod n], epoch = g div n.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -136,6 +137,38 @@ def test_an_exception_keeps_the_old_data_and_leaves_nothing_else(tmp_path):
         out.write('train', [0, 1] * 9, 18)
         raise KeyboardInterrupt
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_keeps_the_old_data(tmp_path, monkeypatch):
+    write(tmp_path, documents(50), shard_tokens=20)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **how):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for owner, name in ((batches, 'open'), (pathlib.Path, 'mkdir'), (batches.runtime, 'sync')):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(owner, name, full, raising=False)
+            write(tmp_path, documents(30))
+        assert str(tmp_path) in stop.value.code and 'No space left on device' in stop.value.code
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_hash_tells_other_data_of_the_same_tokenizer(tmp_path):
+    ones, twos = documents(40, seed=1), documents(40, seed=2)
+    for name, ids in (('a', ones), ('b', twos)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, ids)
+    datasets = ('a', 'b', 'a,b', 'b,a', 'a:2')
+    hashes = {dataset: open_data(tmp_path, dataset).hash for dataset in datasets}
+    assert len(set(hashes.values())) == 5
+    write(tmp_path / 'a', ones)
+    assert open_data(tmp_path, 'a,b').hash == hashes['a,b']
+    write(tmp_path / 'b', documents(40, seed=3))
+    assert open_data(tmp_path, 'a,b').hash != hashes['a,b']
+    for name in ('meta.json', 'tok.json'):
+        (tmp_path / 'b' / name).unlink()
+    assert Data(tmp_path / 'b').hash is None
 
 
 @pytest.mark.parametrize('first, second', [(7, 100), (100, 7), (5, 20)])

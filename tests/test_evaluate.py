@@ -625,6 +625,8 @@ def test_what_cannot_be_measured_is_named(table, run_folder):
         (['--out_dir=none'], 'there is no checkpoint none/ckpt.pt'),
         (['--skills=facts,fact'], "no skill 'fact'"), (['--split=test'], "no problems in its split 'test'"),
         (['--num_samples=4'], 'num_samples is 4 at temperature 0'), (['--limit=-1'], 'limit is -1, expected at least'),
+        (['--out_dir=none', '--seed=-1'], 'seed is -1, expected at least 0'),  # before the model is loaded
+        (['--out_dir=none', '--json=no/such/x.json'], 'no/such/x.json cannot be written'),
         ([f'--out_dir={run_folder / "plain.pt"}'], '<|user_start|>'),
         ([f'--data={run_folder / "plain"}'], f'another tokenizer than {(run_folder / "ckpt.pt").as_posix()}; prepare'),
     ]:  # fmt: skip

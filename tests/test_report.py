@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -144,6 +145,31 @@ def test_a_mean_stands_last_and_a_skill_that_comes_later_has_no_past(tmp_path, p
     assert [row[0] for row in rows[1:]] == ['a', 'b', '**mean**']
     assert rows[2][1:3] == ['–', '–'] and as_numbers(rows[2][3]) == [76.7, 66.7]
     assert rows[3][1:] == ['**50.0**', '**90.0 (+40.0)**', '**90.0 (+40.0)**']
+
+
+def test_a_stage_that_asked_other_problems_begins_with_a_column_of_its_own(tmp_path, page):
+    for stage, count in (('mid', 30), ('sft', 30), ('dpo', 50), ('rl', 50)):
+        config = settings(stage, eval_problems=count)
+        write_log(tmp_path / stage, rows_of(stage), dict(config=config))
+    text = section(page(tmp_path), 'Accuracy on held-out problems')
+    columns = ['before mid', 'after mid', 'after sft', 'before dpo', 'after dpo', 'after rl']
+    assert cells(text)[0][0][1:] == columns
+    assert '30 in mid, 30 in sft, 50 in dpo, 50 in rl' in text
+    for stage in ('mid', 'sft', 'dpo', 'rl'):
+        write_log(tmp_path / stage, rows_of(stage), dict(config=settings(stage, eval_problems=30)))
+    assert 'different numbers' not in section(page(tmp_path), 'Accuracy on held-out problems')
+
+
+def test_the_stages_of_the_embedded_world_ask_the_same_problems():
+    paths = [str(ROOT / 'config' / f'tinyworld_{name}.py') for name in ('mid', 'sft', 'dpo', 'rl')]
+    assert len({runpy.run_path(path).get('eval_problems') for path in paths}) == 1
+
+
+def test_a_page_that_cannot_be_written_is_named_first(run_folder, whole_page, monkeypatch):
+    monkeypatch.setattr(report, 'draw_losses', lambda stages: pytest.fail('it began'))
+    (run_folder / 'report.md').mkdir()
+    with pytest.raises(SystemExit, match='report.md'):
+        whole_page(run_folder)
 
 
 def test_what_is_a_metric_of_training_is_no_skill(tmp_path, page):

@@ -2,7 +2,9 @@
 
 import base64
 import codecs
+import errno
 import json
+import os
 import random
 import runpy
 import signal
@@ -421,6 +423,22 @@ def test_save_and_load(trained, tmp_path):
     assert again.encode(LINES[2]) == trained.encode(LINES[2])
 
 
+def test_a_full_disk_is_one_line_and_keeps_the_old_table(trained, tmp_path, monkeypatch):
+    path = tmp_path / 'tok.json'
+    path.write_bytes(b'old')
+    with pytest.raises(SystemExit) as stop:
+        trained.save(path / 'below.json')
+    assert str(path / 'below.json') in stop.value.code and '\n' not in stop.value.code
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(SystemExit, match='No space left on device'):
+        trained.save(path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('tok.json', b'old')]
+
+
 def test_the_hash_is_of_the_content(trained):
     table = {**trained.table()}
     assert tokenizers.from_dict({**dict(reversed(table.items())), 'hash': trained.hash}).hash == trained.hash
@@ -643,7 +661,7 @@ BAD_INPUT = {
     'special tokens that repeat': (['--input={text}', '--special=a,a'], 'special tokens a, a: expected names'),
     'a limit below zero': (['--input={text}', '--max_chars=-1'], 'max_chars=-1 .* at least 0'),
     'workers below zero': (['--input={text}', '--num_workers=-1'], 'num_workers=-1: at least 0'),
-    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], '--out=nowhere/tok.json: cannot be written'),
+    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], 'nowhere/tok.json cannot be written'),
     'a run to write to': (['--input={text}', '--out=ckpt.pt'], '--out=ckpt.pt: cannot be written'),
     'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: unknown character 'b'"),
     'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),

@@ -5,6 +5,7 @@ Most runs take place in this process (a start of torch takes seconds). What has 
 runs `driver.py`, a few lines that start train.py after having put a hook into one of its libraries.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -758,7 +760,61 @@ def test_embedded_data_are_prepared_where_they_are_missing_and_only_there(corpor
 
 def test_an_out_dir_that_cannot_be_made(train, no_model, tmp_path):
     (tmp_path / 'file').write_text('', encoding='utf-8')
-    assert_one_line(train(*TINY, out=tmp_path / 'file' / 'out'), 'out_dir', 'cannot be made', '--out_dir')
+    done = train(*TINY, out=tmp_path / 'file' / 'out')
+    assert_one_line(done, f'out_dir {tmp_path}', 'cannot be written')
+
+
+def test_an_out_dir_belongs_to_one_run_at_a_time(train, no_model, tmp_path):
+    """Another host's lock stands for any: see test_runtime.py."""
+    holder = dict(host='elsewhere', process=7, time=time.time())
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/run.lock').write_text(json.dumps(holder), encoding='utf-8')
+    before = files_of(tmp_path)
+    done = train(*TINY, out=tmp_path / 'out')
+    assert_one_line(done, f'{tmp_path / "out"} is in use', 'process 7 on elsewhere', '--out_dir')
+    assert files_of(tmp_path) == before
+
+
+def test_a_run_holds_its_out_dir_and_leaves_only_its_results(train, monkeypatch, tmp_path):
+    out, seen = tmp_path / 'out', []
+    out.mkdir()
+    for name in ('film.mkv.part', 'ckpt.pt.7.part'):
+        (out / name).write_bytes(b'')
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: seen.append(json.loads((out / 'run.lock').read_bytes())))
+        assert train(*SHORT, '--max_iters=4', out=out).returncode == 0
+    assert [holder['process'] for holder in seen] == [os.getpid()]
+    assert set(files_of(out)) == {'film.mkv.part', 'ckpt.pt', 'log.jsonl'}
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        at_step(patch, 2, die)
+        train(*SHORT, '--max_iters=4', out=out)
+    deadline = time.monotonic() + 60
+    while (out / 'run.lock').exists():  # as in a notebook, whose process goes on
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_run(train, monkeypatch, tmp_path):
+    def full(path, mode, **how):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: patch.setattr(checkpoint, 'open', full, raising=False))
+        done = train(*SHORT, '--max_iters=6', out=tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('could not be appended (No space left on device)') == 4
+    assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 6
+    assert [row['step'] for row in learned(tmp_path / 'out')] == [0, 0, 1, 2]
+
+
+def test_data_that_has_changed_is_said_on_resume(train, tmp_path):
+    data = prepare(tmp_path / 'data')
+    assert train(*SHORT, '--max_iters=2', out=tmp_path / 'out', data=data).returncode == 0
+    again = ('--init_from=resume', '--max_iters=4')
+    assert 'has changed' not in train(*again, out=tmp_path / 'out', data=data).stdout
+    prepare(data, train=corpus(1500, seed=2))
+    done = train(*again[:1], '--max_iters=6', out=tmp_path / 'out', data=data)
+    assert done.returncode == 0 and f'{data} has changed since' in done.stdout
 
 
 # -----------------------------------------------------------------------------
@@ -864,10 +920,12 @@ def test_what_a_model_makes_moves_no_cursor(train, tmp_path):
 
 
 def test_prompts_that_cannot_be_continued_are_left_out(train, tmp_path):
-    prompts = '|'.join(['the ', 'the ' * 5, '', 'Ω'])
+    prompts = '|'.join(['the ', 'the ' * 5, '', 'Ω', r'a\|b'])
     done = train(*SHORT, '--max_iters=1', f'--sample_prompts={prompts}', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
-    for name, why in ((repr('the ' * 5), '20 tokens'), ("''", '0 tokens'), ("'Ω'", 'unknown character')):
+    reasons = {repr('the ' * 5): '20 tokens', "''": '0 tokens', "'Ω'": 'unknown character'}
+    reasons["'a|b'"] = "unknown character '|'"
+    for name, why in reasons.items():
         assert f'sample_prompts: {name} is left out' in done.stdout and why in done.stdout
     assert {row['prompt'] for row in learned(tmp_path / 'out') if 'prompt' in row} == {'the '}
     done = train(*SHORT, '--max_iters=1', '--sample_prompts=Ω', out=tmp_path / 'none')
