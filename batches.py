@@ -623,7 +623,8 @@ class Pairs(Reader):
         if documents % 2:
             raise SystemExit(f'{path} holds {documents} documents, expected an even number: chosen and rejected')
         if shape.batch_size % 2:
-            raise SystemExit(f'batch_size is {shape.batch_size}, expected an even number: a pair stays together')
+            have = f'a micro-batch has {shape.batch_size} rows (batch_size or cpu_micro_batch_size)'
+            raise SystemExit(f'{have}, expected an even number: a pair stays together')
         silent = np.flatnonzero(count_spoken(shards, chat, self.starts, T + 1) == 0)
         if len(silent):
             what = f'document {silent[0]} (of {documents}, counted from 0) of {path}'

@@ -60,6 +60,7 @@ seed = 1337  # of the weights and the random tokens
 # A step, in train.py's words. The speed of a step does not depend on its learning rate, nor on what the tokens say
 batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows
+cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the size of the model, see plan.py
 optimizer = 'muon'  # muon | adamw
 muon_iterations = 5  # 5 | 3 products that make an update orthogonal
 learning_rate = 2e-3  # constant
@@ -189,14 +190,19 @@ def train_step(model, micro_batches, optimizer, lr: float, grad_clip: float, bet
 
 def make_shape(machine: Machine) -> batches.Shape:
     number = torch.float64 if machine.dtype == 'float64' else torch.float32
-    return batches.Shape(gradient_accumulation_steps * batch_size, batch_size, block_size, seed=seed, dtype=number)
+    rows = plan.micro_batch_rows(make_config(), config, machine.device)
+    return batches.Shape(gradient_accumulation_steps * batch_size, rows, block_size, seed=seed, dtype=number)
+
+
+def make_config() -> GPTConfig:
+    fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
+    return GPTConfig(**{**PRESETS[preset], **fields})
 
 
 def make_model(vocab_size: int, machine: Machine):
     """(GPT, what to call in a step, Optimizer), made as train.py makes them."""
-    fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
     torch.manual_seed(seed)
-    raw_model = GPT(GPTConfig(**{**PRESETS[preset], **fields, 'vocab_size': vocab_size}))
+    raw_model = GPT(dataclasses.replace(make_config(), vocab_size=vocab_size))
     raw_model.to(machine.device, torch.float64 if machine.dtype == 'float64' else torch.float32)
     compiled_model = torch.compile(raw_model, dynamic=False) if machine.compile else raw_model
 
@@ -518,8 +524,8 @@ MEASURES = {f.__name__: f for f in (train, loader, tokenizer)}
 def check(names: list[str]) -> None:
     """Whatever is wrong with bench's own settings, at once; the model's and the optimizer's check theirs."""
     least = dict(
-        repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, block_size=1, vocab_size=2, seed=0,
-        text_mb=0.1, bpe_vocab_size=256, bpe_repeats=1,
+        repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0, block_size=1,
+        vocab_size=2, seed=0, text_mb=0.1, bpe_vocab_size=256, bpe_repeats=1,
     )  # fmt: skip
     expected = f'expected all, or some of {", ".join(MEASURES)} with commas between them'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
@@ -538,6 +544,10 @@ def main():
     compiled, why_compiled = runtime.choose_compile(compile, where)
     machine = Machine(where, number, compiled)
     runtime.set_up(where, runtime.Ranks(), deterministic=False)
+    if where == 'cpu':
+        runtime.keep_freed_memory()
+    if 'train' in names or 'loader' in names:
+        plan.check_memory(make_config(), config, where, number, runtime.Ranks())
     card = torch.cuda.get_device_name(where) if where.startswith('cuda') else platform.machine()
     facts = dict(
         **machine._asdict(), name=card, cores=os.cpu_count(), threads=torch.get_num_threads(),

@@ -162,7 +162,7 @@ FREE = {
     'target_param_data_ratio', 'lr_decay_iters', 'eval_interval', 'eval_iters', 'log_interval', 'save_interval',
     'eval_problems', 'max_new_tokens', 'sample_prompts', 'always_save_checkpoint', 'wandb_log', 'wandb_project',
     'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'max_skips', 'batch_size',
-    'gradient_accumulation_steps',
+    'gradient_accumulation_steps', 'cpu_micro_batch_size',
 }  # fmt: skip
 OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
 # What the next stage takes over from the one before, unless it says otherwise

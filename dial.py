@@ -37,7 +37,7 @@ seeds = '1,2,3'  # the first for all rates, the others for the derived one
 jobs = 1  # runs at a time, which share the cores
 train = True  # False: only show what is there
 # What train.py is told
-batch_size = 16  # rows of a micro-batch
+batch_size = 16  # rows of a micro-batch, at most
 block_size = 128  # tokens of a row
 target_param_data_ratio = 20.0  # tokens per parameter; 20 is the dial's own
 dtype = 'auto'  # auto | float32 | bfloat16

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
+import plan
 import runtime
 import tasks
 import tokenizer as tokenizers
@@ -316,6 +317,8 @@ def problems_beside(dataset: str) -> Path:
 def text_numbers(model: GPT, data: Data, split: str, rows: int, device: str, ranks: runtime.Ranks) -> dict[str, float]:
     """Text's numbers over all tokens of a split, in rows as long as the model's context."""
     dtype = model.transformer.wte.weight.dtype
+    if device == 'cpu':
+        rows = min(rows, plan.cpu_rows(model.config))  # as in training
     shape = Shape(0, rows, model.config.block_size, ranks.rank, ranks.world_size, dtype=dtype)
     reader = Stream(data.split(split), shape, shuffle=False)
     nll = lambda model, batch: ((batch.weights * model(batch.inputs, batch.targets)).sum(), {})
@@ -363,7 +366,7 @@ if __name__ == '__main__':
     temperature = 0.0  # 0: always the likeliest token
     max_new_tokens = 256  # longest answer
     seed = 0  # of the answers, where the temperature is above 0
-    batch_size = 64  # rows at once; out of memory: lower it
+    batch_size = 64  # rows at once, at most; out of memory: lower it
     # what is shown
     show = 0  # questions of each skill that are printed with their answers
     json = ''  # a file for the numbers; '' is none
@@ -392,6 +395,9 @@ if __name__ == '__main__':
         device = runtime.choose_device(device, ranks)
         dtype, why_dtype = runtime.choose_dtype(dtype, device)
         runtime.set_up(device, ranks, deterministic=False)
+        if device == 'cpu':
+            runtime.keep_freed_memory()
+        runtime.explain_out_of_memory('lower --batch_size')
         path = find(out_dir)
         model, tokenizer, state = load(path, device, dtype)
         folder = Data(data) if data else None

@@ -516,7 +516,8 @@ def write(folder: Path) -> Path:
 # two recipes, several seeds of each: is the second better? Seeds are not paired: the same seed under another recipe
 # makes another run
 
-APART = {'seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name'}  # what runs of one recipe may differ in
+# what runs of one recipe may differ in
+APART = {'seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name', 'cpu_micro_batch_size'}
 LOWER = {'val', 'perplexity', 'bits_per_byte', 'seconds', 'evaluation_seconds'}  # is better; higher of all else
 
 

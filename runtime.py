@@ -7,6 +7,7 @@ go through gloo on the CPU, gradients through device_group(): nccl on CUDA, gloo
 """
 
 import atexit
+import ctypes
 import datetime
 import errno
 import json
@@ -196,6 +197,49 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # 3 % of a small step; none is read
 
 
+def memory(device: str) -> int | None:
+    """Bytes that programs on the device may use at most: of the card, or of the machine and of this process's control
+    group. None where they are not known (Windows)."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = control_group_limits()
+    if 'SC_PHYS_PAGES' in getattr(os, 'sysconf_names', ()):
+        limits.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+    return min(limits, default=None)
+
+
+def control_group_limits(root: Path = Path('/')) -> list[int]:  # noqa: B008
+    """The memory limits of this process's control groups and of those above them, in bytes (Linux: cgroup 1 and 2)."""
+    table, limits = root / 'proc/self/cgroup', []
+    for line in table.read_text(encoding='utf-8').splitlines() if table.exists() else ():
+        _, controllers, path = line.split(':', 2)
+        # in a container the path may be the host's: then the limit is at the top
+        if not controllers:
+            top, name = root / 'sys/fs/cgroup', 'memory.max'
+        elif 'memory' in controllers.split(','):
+            top, name = root / 'sys/fs/cgroup/memory', 'memory.limit_in_bytes'
+        else:
+            continue
+        group = top / path.strip('/')
+        files = [folder / name for folder in (group, *group.parents) if folder.is_relative_to(top)]
+        texts = [file.read_text(encoding='utf-8').strip() for file in files if file.exists()]
+        limits += [int(text) for text in texts if text.isdecimal()]  # or 'max'
+    return limits
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what a step frees for the next step. By default glibc returns it to the kernel, which clears
+    every page before it hands it out again: with large micro-batches a third of a step's processor time.
+
+    For programs that use their memory until they end; a server should return it. Does nothing without glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        mallopt(trim_threshold, -1)  # never return the end of the heap
+        mallopt(mmap_threshold, 2**25)  # the most that glibc accepts: larger blocks are always mapped and unmapped
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout of a step is a function of (seed, step, rank): resuming needs no generator's state."""
     torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63)
@@ -257,11 +301,12 @@ def catch_signals() -> list[int]:
 
 
 def explain_out_of_memory(mend: str) -> None:
-    """From here on a program that memory runs out for ends with one line that says what to do, on any device."""
+    """From here on a program that runs out of memory ends with one line that says what to do, on any device."""
 
     def last_words(kind, error, trace):
-        if issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error)):
-            print(f'{str(error).splitlines()[0]:.200}; {mend}', file=sys.stderr)
+        of_torch = issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error))
+        if of_torch or issubclass(kind, MemoryError):
+            print(f'{(str(error) or "out of memory").splitlines()[0]:.200}; {mend}', file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)
 

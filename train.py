@@ -86,6 +86,7 @@ zero_init = True  # output projections and an untied head start at zero
 # a step, and what it changes
 batch_size = 16  # rows of a micro-batch, at most; out of memory: lower it and raise the next as much
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows, over all ranks
+cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the size of the model, see plan.py
 isolate = False  # the documents of a row do not see each other; on CUDA that takes a slower attention than Flash
 optimizer = 'muon'  # muon (for the matrices inside the layers, AdamW for the rest) | adamw
 muon_iterations = 5  # 5 | 3 products that make an update orthogonal; 3 cost less and do as well in small models
@@ -205,11 +206,12 @@ def rl(run):
         what = f'{dataset} has no problems.jsonl, nor has the folder above it, expected the questions to learn from'
         raise SystemExit(f'{what}; take a --dataset with one, such as tinyworld/sft')
     problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
+    shape = run.shape._replace(batch_size=batch_size)  # answers are short: whole batches, on a CPU too
     steps = batches.Rollouts(
-        functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, rl_tokens,
+        functools.partial(generate, run), tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
         runtime.add_up, run.notes.append, run.device,
     )  # fmt: skip
-    rows, slots = max(run.shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
+    rows, slots = max(shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
     run.writer = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate, rows=rows, slots=slots)
     text = answers(run)
     return steps, weighted_nll, lambda: {**text(), **skills()}
@@ -274,7 +276,7 @@ def check(config):
         batch_size=1, gradient_accumulation_steps=1, eval_interval=0, log_interval=1, max_skips=1, eval_iters=-1,
         seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
         time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
-        embedding_rate=0, head_rate=0, beta1=0, beta2=0,
+        embedding_rate=0, head_rate=0, beta1=0, beta2=0, cpu_micro_batch_size=0,
     )  # fmt: skip
     wrong = [
         f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
@@ -309,6 +311,8 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     dtype, why_dtype = runtime.choose_dtype(dtype, device)
     compile, why_compile = runtime.choose_compile(compile, device)
     runtime.set_up(device, ranks, deterministic)
+    if device == 'cpu':
+        runtime.keep_freed_memory()
     data_root = Path(__file__).parent / 'data'
     for name, _ in batches.mixture(dataset) if ranks.local_rank == 0 else ():
         embedded = data_root / name.split('/')[0] / 'prepare.py'
@@ -339,7 +343,12 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
     fields |= dict(vocab_size=data.tokenizer.vocab_size, bos=data.tokenizer.bos if isolate else -1)
     model_config = GPTConfig(**fields)
     for split in ('train', 'val'):
-        data.split(split)
+        shards = data.split(split)
+        if stage == 'pretrain':
+            batches.count_rows(shards, block_size)  # the later stages fill rows up
+    if device == 'cpu' and not cpu_micro_batch_size:  # stored, so that a run resumes with the same bits
+        config.assign('cpu_micro_batch_size', plan.cpu_rows(model_config), 'plan.py', where='', explicit=False)
+    plan.check_memory(model_config, config, device, dtype, ranks)
     if master and not eval_only:
         ending.enter_context(checkpoint.claim(out_dir))  # no other run may write there meanwhile
 
@@ -362,7 +371,8 @@ def model(inputs, targets):
 
 rows_per_step = gradient_accumulation_steps * batch_size
 tokens_per_step = rows_per_step * block_size
-shape = batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.world_size, seed, param_dtype)
+micro_batch_size = plan.micro_batch_rows(model_config, config, device)
+shape = batches.Shape(rows_per_step, micro_batch_size, block_size, ranks.rank, ranks.world_size, seed, param_dtype)
 run = SimpleNamespace(model=model, raw_model=raw_model, data=data, device=device, shape=shape, kept={}, notes=[])
 run.val_shape, run.val_rows = shape._replace(rows_per_step=0), max(0, eval_iters * batch_size)
 run.prompt = lambda text: [i for i in (data.tokenizer.bos,) if i is not None] + data.tokenizer.encode(text)

@@ -917,7 +917,7 @@ def test_what_is_wrong_with_pairs_is_named(tmp_path):
         (lambda: Pairs(odd, CHAT, Shape(4, 2, 64)), ['odd', '5 documents']),
         (lambda: Pairs(silent, CHAT, Shape(4, 2, 64)), ['silent', 'document 5', 'no answer', 'shorten']),
         (lambda: Pairs(good, CHAT, Shape(4, 2, 3)), ['document 0', 'within 4 tokens']),
-        (lambda: Pairs(good, CHAT, Shape(6, 3, 64)), ['batch_size is 3', 'even']),
+        (lambda: Pairs(good, CHAT, Shape(6, 3, 64)), ['3 rows', 'batch_size', 'cpu_micro_batch_size', 'even']),
         (lambda: Pairs(good, CHAT, Shape(5, 2, 64)), ['5 rows', 'gradient_accumulation_steps', 'multiple of 2']),
         (lambda: Pairs(good, CHAT, Shape(4, 2, 64), reference=[0.0] * 4), ['4 log-probabilities', '6 rows']),
     ]  # fmt: skip

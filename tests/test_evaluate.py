@@ -18,6 +18,8 @@ import torch.nn.functional as F
 
 import checkpoint
 import evaluate
+import plan
+import runtime
 import tasks
 from batches import Batch, Data, Pairs, Shape, Stream, Writer
 from conversation import SPECIAL, Chat
@@ -556,6 +558,7 @@ def table(given, monkeypatch, capsys):
     def run(*args):
         arguments, path = given(*args)
         monkeypatch.setattr(evaluate.runtime, 'set_up', lambda *args, **more: None)  # it would stay for other tests
+        monkeypatch.setattr(evaluate.runtime, 'explain_out_of_memory', lambda *args: None)  # so would this
         monkeypatch.setattr('sys.argv', ['evaluate.py', *arguments])
         capsys.readouterr()
         runpy.run_path(evaluate.__file__, run_name='__main__')
@@ -649,6 +652,19 @@ def test_a_model_that_cannot_chat_still_has_its_loss(table, run_folder):
     out, numbers = table(f'--out_dir={run_folder / "plain.pt"}', '--problems=', f'--data={run_folder / "plain"}')
     assert numbers['skills'] == {} and numbers['val'] > 0
     assert 'val ' in out and 'skill' not in out.replace(str(run_folder), '')
+
+
+def test_text_is_read_in_micro_batches_as_small_as_in_training(model, folders, monkeypatch):
+    ids, found = folders
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    for rows, largest in ((2, 2), (10**9, 25)):  # 50 rows in 25 micro-batches, and in 2 of at most 40
+        monkeypatch.setattr(plan, 'cpu_rows', lambda config, rows=rows: rows)
+        seen.clear()
+        numbers = evaluate.text_numbers(model, Data(found[1]), 'val', 40, 'cpu', runtime.Ranks())
+        assert numbers['val'] == pytest.approx(naive_loss(model, ids, 50), abs=1e-6)
+        assert max(seen) == largest
+    handle.remove()
 
 
 def test_find_takes_the_best_and_load_what_was_saved(run_folder, trained, tmp_path, monkeypatch):

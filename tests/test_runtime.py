@@ -620,6 +620,63 @@ def test_ranks_fail_with_one_voice(speak, ranks, failing):
     assert codes == ['1'] * ranks, done.stderr
 
 
+@pytest.mark.parametrize('table, files, limits', [
+    ('0::/user/job\n', {'memory.max': 'max', 'user/memory.max': '700', 'user/job/memory.max': '900'}, [900, 700]),
+    ('0::/\n', {'memory.max': '800'}, [800]),
+    ('0::/docker/of/the/host\n', {'memory.max': '800'}, [800]),  # in a container the group is the top
+    ('5:cpuset:/\n4:cpu,memory:/job\n0::/\n', {
+        'memory/memory.limit_in_bytes': str(2**63 - 4096), 'memory/job/memory.limit_in_bytes': '600',
+    }, [600, 2**63 - 4096]),
+    (None, {}, []),  # no Linux
+])  # fmt: skip
+def test_the_limits_of_control_groups(tmp_path, table, files, limits):
+    files = {f'sys/fs/cgroup/{name}': text for name, text in files.items()}
+    for name, text in (files if table is None else {**files, 'proc/self/cgroup': table}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding='utf-8')
+    assert runtime.control_group_limits(tmp_path) == limits
+
+
+def test_memory_is_the_cards_or_the_least_that_this_process_may_use(monkeypatch):
+    card = type('Card', (), {'total_memory': 123})
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: card)
+    assert runtime.memory('cuda:0') == 123
+    monkeypatch.setattr(runtime, 'control_group_limits', lambda: [])
+    physical = runtime.memory('cpu')
+    assert physical is None or 2**27 < physical < 2**50
+    monkeypatch.setattr(runtime, 'control_group_limits', lambda: [2**26, 2**63])
+    assert runtime.memory('cpu') == 2**26
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+def test_freed_memory_is_kept():
+    """Eight blocks of 16 MB, which malloc would return to the kernel: 4,096 pages each, all to be mapped again."""
+    import resource
+
+    runtime.keep_freed_memory()
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.ones(2**22) for _ in range(8)]
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        del blocks
+    assert min(faults[1:]) < 2000, faults
+
+
+@pytest.mark.parametrize('error, said', [
+    (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB\nmore'), 'CUDA out of memory. Tried to allocate 2 GiB'),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate memory"),
+    (MemoryError('Unable to allocate 7.28 TiB for an array'), 'Unable to allocate 7.28 TiB'),
+    (MemoryError(), 'out of memory'),
+])  # fmt: skip
+def test_out_of_memory_says_what_to_lower(monkeypatch, capsys, error, said):
+    monkeypatch.setattr(sys, 'excepthook', None)
+    runtime.explain_out_of_memory('lower --batch_size')
+    sys.excepthook(type(error), error, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and line.endswith('; lower --batch_size')
+
+
 def test_ranks_that_agree_go_on(speak):
     done = speak(2, '')
     assert (done.returncode, done.stdout.count('all is well')) == (0, 2)

@@ -31,6 +31,7 @@ import checkpoint
 import evaluate
 import model as models
 import optim
+import plan
 import runtime
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
@@ -642,6 +643,9 @@ def bare_folder(folder, **files):
         (('--batch_size=0', '--log_interval=0'), ('batch_size is 0', 'log_interval is 0')),
         (('--n_embd=30', '--n_head=4'), ('n_embd is 30', 'multiple of n_head')),
         (('--block_size=9999',), ('less than one row', '--block_size')),
+        (('--n_layer=1000000000',), ('GiB', 'cpu has', 'n_layer = 1000000000')),
+        (('--batch_size=10000000000',), ('GiB', 'cpu has', 'batch_size = 10000000000')),
+        (('--cpu_micro_batch_size=-1',), ('cpu_micro_batch_size is -1', 'at least 0')),
         (('--max_iters=5', '--epochs=2'), ('max_iters', 'epochs', 'one of them')),
         (('--init_from=nowhere',), ('there is no checkpoint nowhere', 'python train.py')),
         (('--backend=mpi',), ('backend', 'mpi', 'gloo')),
@@ -661,7 +665,8 @@ def bare_folder(folder, **files):
 )
 def test_wrong_settings(train, monkeypatch, tmp_path, args, words):
     monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
-    if args[0] in ('--max_iters=5', '--block_size=9999'):  # what needs the number of parameters, and the stage
+    monkeypatch.setattr(runtime, 'memory', lambda device: 2**34)
+    if args[0] == '--max_iters=5':  # what needs the number of parameters
         monkeypatch.undo()
         monkeypatch.chdir(ROOT)
     assert_one_line(train(*TINY, *args), *words)
@@ -694,9 +699,8 @@ def test_wrong_data(train, monkeypatch, tmp_path):
         'odd': (dict(train=even + b'x', val=even), ('train.bin', '201 bytes', 'even')),
         'empty': (dict(train=even), ("no tokens in its split 'val'",)),
     }
-    short = dict(train=even, val=even[:20])
-    done = train(*TINY, data=bare_folder(tmp_path / 'short', **short))
-    assert_one_line(done, 'val.bin holds 10 tokens', 'less than one row', '--block_size')
+    short = ('val.bin holds 10 tokens', 'less than one row', '--block_size')
+    cases['short'] = dict(train=even, val=even[:20]), short
     monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
     for name, (files, words) in cases.items():
         assert_one_line(train(*TINY, data=bare_folder(tmp_path / name, **files)), *words)
@@ -844,6 +848,25 @@ def test_what_may_change_on_resume(train, tmp_path):
     assert [row['step'] for row in learned(out) if 'loss' in row] == [0, 1, 2, 3, 7]
     done = train('--init_from=resume', '--batch_size=3', out=out)
     assert_one_line(done, '6 rows here and 4 in', 'batch_size * gradient_accumulation_steps')
+
+
+def test_a_step_is_split_on_resume_as_before(train, monkeypatch, tmp_path):
+    """Dropout follows the rows, so the bits show how a step was split. plan.py may have other constants by then."""
+    straight, out = tmp_path / 'straight', tmp_path / 'out'
+    args = (*SHORT, '--batch_size=6', '--dropout=0.2', '--decay_lr=False')
+    monkeypatch.setattr(plan, 'MICRO_BATCH_TOKENS', 0)
+    monkeypatch.setattr(plan, 'ACTIVATION_BYTES', 1)
+    done = train(*args, '--max_iters=4', out=straight)
+    assert done.values['shape'][:2] == done.values['steps'].reader.shape[:2] == (6, 2)
+    assert 'cpu_micro_batch_size = 2   (plan.py)' in done.stdout
+    assert train(*args, '--max_iters=2', out=out).returncode == 0
+    monkeypatch.setattr(plan, 'ACTIVATION_BYTES', 2**30)
+    done = train('--init_from=resume', '--max_iters=4', out=out)
+    assert done.values['shape'][:2] == (6, 2)
+    assert_same_bits(trained(out)['model'], trained(straight)['model'])
+    assert train(*args, '--max_iters=0', out=tmp_path / 'whole').values['shape'][:2] == (6, 6)
+    given = ('--init_from=resume', '--max_iters=5', '--cpu_micro_batch_size=3')
+    assert train(*given, out=out).values['shape'][:2] == (6, 3)
 
 
 def test_one_evaluation_at_the_end(train, tmp_path):
