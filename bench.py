@@ -41,6 +41,7 @@ import numpy as np
 import torch
 
 import batches
+import console
 import plan
 import runtime
 import tokenizer as tokenizers
@@ -95,6 +96,7 @@ def derive(settings, explicit):
     return {name: found for name, found in plan.derive(settings, explicit).items() if name in fields}
 
 
+console.set_up(must_finish=False)
 config = configure(globals(), derive=derive)
 
 TOKENS = 2**20  # of the random text, at least

@@ -197,6 +197,9 @@ def was_measured(path: Path, step: int) -> bool:
 
 
 if __name__ == '__main__':
+    import console
+
+    console.set_up(must_finish=True)
     if len(sys.argv) != 3:
         raise SystemExit('expected a checkpoint and a new name: python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt')
     shrink(*sys.argv[1:])

@@ -1,16 +1,89 @@
 """
-What reaches the terminal: text a model or a user wrote, made safe to print, and whether colours are wanted.
+What reaches the terminal: streams that never fail a program, text made safe to print, and whether colours are wanted.
 
     >>> printable('done\x1b[2J\x07')
     'done[2J'
 """
 
+import errno
+import io
 import os
 import re
+import sys
 from typing import TextIO
 
 # C0 and C1 control characters except tab and line feed: they move the cursor, ring, or rename the window
 CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')
+NOBODY_READS = (errno.EPIPE, errno.EIO)  # the reader of a pipe has exited; a terminal has hung up
+READER_LEFT = 141  # the exit status of a Unix tool that SIGPIPE ended: 128 + 13
+
+
+def set_up(must_finish: bool, missing: str = 'replace') -> None:
+    """
+    Call first in a program: from then on nothing that happens to stdout or stderr is an error of the program.
+
+    must_finish: for a program that writes files. When the reader of stdout exits (`| head`, a closed terminal), it
+    goes on and its output is dropped. A program that only prints ends instead: quietly, with the exit status of a
+    Unix tool. A second call changes must_finish alone, for programs whose settings decide it.
+    missing: how stdout shows a character that its encoding lacks, '?' by default (an error handler of codecs).
+    A stream that is closed or None, as after `>&-`, is replaced by os.devnull, stdin too; one without an encoding
+    (a notebook's, a StringIO) stays as it is.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        sys.stdin = open(os.devnull, encoding='utf-8')
+    for name, errors in (('stdout', missing), ('stderr', 'backslashreplace')):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, 'closed', False):
+            stream = open(os.devnull, 'w', encoding='utf-8')
+            setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+            stream = Console(stream)
+            setattr(sys, name, stream)
+        if isinstance(stream, Console):
+            stream.must_finish = must_finish or name == 'stderr'  # stderr's reader is not whom a program works for
+
+
+class Console:
+    """A text stream whose reader may exit: what is written after that goes to os.devnull."""
+
+    def __init__(self, stream: io.TextIOWrapper):
+        self.stream = stream
+        self.must_finish = True
+        self.reader_left = False
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        # Not where the loss is noticed: that may be the interpreter's last flush, when it is too late to exit
+        if self.reader_left and not self.must_finish:
+            raise SystemExit(READER_LEFT)
+        self.attempt(self.stream.write, text)
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action, *arguments) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            if error.errno in NOBODY_READS:
+                self.drop_output()
+            elif not self.must_finish:  # say, a full disk: what a program only prints is its result
+                raise SystemExit(f'{self.stream.name}: {error.strerror}') from None
+
+    def drop_output(self) -> None:
+        """Point the file descriptor at os.devnull, so that child processes and C++ code do not fail either."""
+        self.reader_left = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
 
 
 def printable(text: str) -> str:

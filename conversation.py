@@ -400,11 +400,13 @@ def visible(piece: bytes) -> str:
 if __name__ == '__main__':
     from itertools import islice
 
+    import console
     import tokenizer as tokenizers
     from configurator import configure
 
     tokenizer = 'data/tinyworld/sft/tok.json'  # whose ids a .jsonl file is shown in; a data folder has its own
     limit = 10  # conversations shown of each file or folder
+    console.set_up(must_finish=False, missing='backslashreplace')
     configure(globals(), argv=[argument for argument in sys.argv[1:] if argument.startswith('-')])
 
     def from_folder(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
@@ -427,7 +429,6 @@ if __name__ == '__main__':
     PATHS = [argument for argument in sys.argv[1:] if not argument.startswith('-')]
     if not PATHS:
         raise SystemExit('no files: python conversation.py chats.jsonl, or a data folder as data/tinyworld/sft')
-    sys.stdout.reconfigure(errors='backslashreplace')  # a console that lacks a character shows its number
     if limit < 0:
         raise SystemExit(f'limit is {limit}, expected at least 0')
     for PATH in PATHS:

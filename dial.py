@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 import checkpoint
+import console
 import plan
 import runtime
 from configurator import configure
@@ -225,5 +226,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()

@@ -345,6 +345,7 @@ def verbatim(made: Attempt) -> str:
 
 
 if __name__ == '__main__':
+    import console
     from configurator import configure
     from conversation import Chat
     from tools import calculate
@@ -369,11 +370,13 @@ if __name__ == '__main__':
     device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
     dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
 
+    console.set_up(must_finish=True)
     ranks = runtime.join()
     say = print if ranks.rank == 0 else lambda *text, **how: None
-    sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
     with runtime.one_voice(ranks):
         config = configure(globals())
+        # Without a file the printed numbers are all there is; a rank must not leave the others
+        console.set_up(must_finish=bool(json) or ranks.world_size > 1)
         for name, least in dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, batch_size=1, show=0).items():
             if config[name] < least:
                 raise SystemExit(f'{name} is {config[name]}, expected at least {least}')

@@ -13,8 +13,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -64,6 +64,7 @@ def leave() -> None:
         store.set(f'rank {rank} is done', '')
         store.wait([f'rank {other} is done' for other in range(world_size)], PATIENCE)
         dist.destroy_process_group()
+    undo_changes()
 
 
 @contextmanager
@@ -75,6 +76,7 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
         yield
     except SystemExit as stop:
         if ranks.world_size == 1 or stop.code in (None, 0):
+            undo_changes()
             raise
         error = str(stop.code)
     if ranks.world_size == 1:
@@ -184,11 +186,15 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
         if ranks.world_size > 1:  # torchrun gives each one thread; alone, torch takes all cores or OMP_NUM_THREADS
             torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
         deterministic = True  # compiled code sums the embedding's gradient with atomics otherwise, at no visible gain
+    undo_at_end(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision('high')
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        fills = torch.utils.deterministic
+        undo_at_end(setattr, fills, 'fill_uninitialized_memory', fills.fill_uninitialized_memory)
+        undo_at_end(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # 3 % of a small step; none is read
+        fills.fill_uninitialized_memory = False  # 3 % of a small step; none is read
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -237,17 +243,39 @@ def with_threads(number: int) -> dict[str, str]:
     return os.environ | {'OMP_NUM_THREADS': str(number)}
 
 
+UNDO = ExitStack()  # undoes what programs have changed for their whole process
+
+
+def undo_at_end(undo: Callable, *arguments) -> None:
+    """Call undo(*arguments) when the run is over: its process may go on, as a notebook's does."""
+    UNDO.callback(undo, *arguments)
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if shell:  # however the run ends, its cell does
+        shell.events.register('post_execute', undo_changes)
+
+
+def undo_changes() -> None:
+    """At the end of a run."""
+    UNDO.close()
+
+
 def catch_signals() -> list[int]:
-    """The list that Ctrl-C and SIGTERM are noted in, so that a step can be finished. A second Ctrl-C ends at once."""
+    """The list that Ctrl-C, SIGTERM and a hang-up of the terminal (SIGHUP) are noted in, so that a step can be
+    finished. A second Ctrl-C ends at once. A SIGHUP that is ignored, as by nohup, stays so."""
     asked = []
+    by_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ  # hears SIGHUP even under nohup, and ends its ranks by it
 
     def note(number, frame):
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        ignored = name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN
+        if number and (by_torchrun or not ignored):
+            before = signal.signal(number, note)
+            undo_at_end(signal.signal, number, before or signal.SIG_DFL)  # None: set by C code
     return asked
 
 
@@ -258,8 +286,10 @@ def explain_out_of_memory(mend: str) -> None:
         if issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error)):
             print(f'{str(error).splitlines()[0]:.200}; {mend}', file=sys.stderr)
         else:
-            sys.__excepthook__(kind, error, trace)
+            before(kind, error, trace)
 
+    before = sys.excepthook
+    undo_at_end(setattr, sys, 'excepthook', before)
     sys.excepthook = last_words
 
 

@@ -798,6 +798,7 @@ if __name__ == '__main__':
     import sys
     from glob import glob
 
+    import console
     from configurator import configure
     from data.download import SUFFIXES, pieces
 
@@ -815,7 +816,9 @@ if __name__ == '__main__':
     show = ''  # a text whose tokens to print, by the tokenizer in `out`
     merges = False  # and the merges that made them
     evaluate = ''  # tok.json files, with commas, to compare with GPT-2's and GPT-4's encodings on several kinds of text
+    console.set_up(must_finish=True, missing='backslashreplace')
     configure(globals())
+    console.set_up(must_finish=not (show or evaluate))
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(',') if name.strip()]
@@ -853,7 +856,7 @@ if __name__ == '__main__':
             print(f'no pair of neighbours is left: {trained.vocab_size:,} ids and not {vocab_size:,}')
         print(f'{out}: {trained.vocab_size:,} ids, {len(trained.merges):,} of them merges')
 
-    def table() -> None:
+    def table() -> str:
         encoders = {name: load(name).encode for name in names(evaluate)}
         theirs = {'GPT-2': lambda: gpt2().encode, 'GPT-4': lambda: fetch('cl100k_base').encode_ordinary}
         for by, encoder in theirs.items():
@@ -861,14 +864,13 @@ if __name__ == '__main__':
                 encoders[by] = encoder()
             except SystemExit as error:
                 print(f"{by}'s encoding is left out: {error}")
-        print(compare(encoders, SAMPLES))
+        return compare(encoders, SAMPLES)
 
-    try:
-        if show:
-            print(show_tokens(load(out), show, merges, colour=sys.stdout.isatty()))
-        elif evaluate:
-            table()
-    except ValueError as error:  # a character that a tokenizer of characters does not hold
-        raise SystemExit(f'{out if show else evaluate}: {error}') from None
-    if not (show or evaluate):
+    if show or evaluate:
+        try:
+            text = show_tokens(load(out), show, merges, sys.stdout.isatty()) if show else table()
+        except ValueError as error:  # a character that a tokenizer of characters does not hold
+            raise SystemExit(f'{out if show else evaluate}: {error}') from None
+        print(text)
+    else:
         train()

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 import batches
 import checkpoint
+import console
 import evaluate
 import plan
 import runtime
@@ -297,8 +298,8 @@ def check(config):
 # the machine, the data and the checkpoint are checked before the model is built. From here on device, dtype and the
 # like say what was chosen; config keeps what was asked for
 EMBEDDED = {'tinyworld': 'problems.jsonl'}  # made by a program alone, so prepared without asking: its last file
+console.set_up(must_finish=True)
 ranks = runtime.join()
-sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
 with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     config = configure(globals(), derive=derive)
     check(config)
@@ -306,7 +307,7 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     dtype, why_dtype = runtime.choose_dtype(dtype, device)
     compile, why_compile = runtime.choose_compile(compile, device)
     runtime.set_up(device, ranks, deterministic)
-    data_root = Path(__file__).parent / 'data'
+    data_root = Path(__file__).resolve().parent / 'data'
     for name, _ in batches.mixture(dataset) if ranks.local_rank == 0 else ():
         embedded = data_root / name.split('/')[0] / 'prepare.py'
         last = EMBEDDED.get(embedded.parent.name)
@@ -428,14 +429,13 @@ prompts = usable_prompts() if master else {}
 
 
 def log(line, /, **row):
-    """One line for the reader, one for log.jsonl, one point for wandb."""
-    print(line, flush=True)
-    if eval_only:  # leaves no trace
-        return
-    with open(log_path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    """One line for log.jsonl, one point for wandb, and last one line for the reader."""
+    if not eval_only:  # it leaves no trace
+        with open(log_path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(row, ensure_ascii=False) + '\n')
     if wandb_run:
         wandb_run.log(row, step=row['step'])
+    print(line, flush=True)
 
 
 def save(path, step, seconds, optimizer_state=None):

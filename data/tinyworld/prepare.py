@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import console
 import runtime
 from batches import Writer
 from configurator import configure
@@ -188,5 +189,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()
