@@ -40,6 +40,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import batches
 import console
 import plan
@@ -376,6 +378,7 @@ def worst_texts(size: int) -> dict[str, list[str]]:
 # work() is timed. The arguments are the texts, cores, vocabulary size, the tokenizer, and where to write.
 CHILD = """
 import json, sys, time
+sys.path.insert(0, '')  # PYTHONSAFEPATH leaves it out
 import numpy as np, tiktoken
 from tokenizer import PATTERN, load, train_bpe
 path, cores, size, table, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
@@ -464,7 +467,9 @@ def turns(programs: dict[str, tuple[str, str]], arguments: list) -> dict[str, di
         program, after = programs[name]
         code = CHILD.replace('{program}', program).replace('{after}', after)
         command = [sys.executable, '-c', code, *map(str, arguments)]
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, encoding='utf-8')
+        done = subprocess.run(
+            command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, encoding='utf-8'
+        )
         if done.returncode:
             raise SystemExit(f'bench: {name} failed: {done.stderr.strip().splitlines()[-1]}')
         runs[name].append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{'))))

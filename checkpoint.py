@@ -23,6 +23,9 @@ from pathlib import Path
 
 import torch
 
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import runtime
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}

@@ -400,6 +400,8 @@ def visible(piece: bytes) -> str:
 if __name__ == '__main__':
     from itertools import islice
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
     import console
     import tokenizer as tokenizers
     from configurator import configure

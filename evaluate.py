@@ -25,6 +25,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
 import runtime
 import tasks

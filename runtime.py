@@ -283,6 +283,7 @@ def explain_out_of_memory(mend: str) -> None:
     """From here on a program that memory runs out for ends with one line that says what to do, on any device."""
 
     def last_words(kind, error, trace):
+        undo_changes()
         if issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error)):
             print(f'{str(error).splitlines()[0]:.200}; {mend}', file=sys.stderr)
         else:

@@ -798,6 +798,8 @@ if __name__ == '__main__':
     import sys
     from glob import glob
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
     import console
     from configurator import configure
     from data.download import SUFFIXES, pieces

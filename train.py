@@ -27,6 +27,8 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import batches
 import checkpoint
 import console

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -344,6 +345,58 @@ def test_sync_asks_the_disk_and_changes_nothing(tmp_path, monkeypatch):
     (tmp_path / 'a').write_bytes(b'content')
     runtime.sync(tmp_path / 'a')
     assert synced == [(tmp_path / 'a').stat().st_ino] and (tmp_path / 'a').read_bytes() == b'content'
+
+
+# ---- the process
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGHUP'), reason='Windows has no SIGHUP')
+def test_a_hang_up_is_caught_unless_nohup_has_it_ignored(monkeypatch):
+    """torchrun hears it even under nohup, and then kills its ranks."""
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    at_first = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, by_torchrun, caught in (
+            (signal.SIG_DFL, False, [signal.SIGHUP]),
+            (signal.SIG_IGN, False, []),
+            (signal.SIG_IGN, True, [signal.SIGHUP]),
+        ):
+            signal.signal(signal.SIGHUP, handler)
+            if by_torchrun:
+                monkeypatch.setenv('TORCHELASTIC_RUN_ID', '1')
+            asked = runtime.catch_signals()
+            signal.raise_signal(signal.SIGHUP)
+            assert asked == caught
+            runtime.undo_changes()
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        runtime.undo_changes()
+        signal.signal(signal.SIGHUP, at_first)
+
+
+def process_state():
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return sys.excepthook, torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(), fills, handlers
+
+
+@pytest.mark.parametrize('end', ['leave', 'SystemExit', 'exception'])
+def test_what_a_run_changes_for_its_process_is_undone_at_its_end(monkeypatch, capsys, end):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # set_up leaves it as it is
+    before = process_state()
+    runtime.set_up('cpu', Ranks(), deterministic=False)
+    runtime.explain_out_of_memory('lower it')
+    runtime.catch_signals()
+    assert [a == b for a, b in zip(process_state(), before)].count(False) >= 4
+    if end == 'leave':
+        runtime.leave()
+    elif end == 'exception':
+        sys.excepthook(RuntimeError, RuntimeError('out of memory\nmore'), None)
+        assert capsys.readouterr().err == 'out of memory; lower it\n'
+    else:
+        with pytest.raises(SystemExit), runtime.one_voice(Ranks()):
+            raise SystemExit('something is wrong')
+    assert process_state() == before
 
 
 # ---- ranks
