@@ -48,7 +48,7 @@ def load(path: str | Path) -> dict:
     path = Path(path)
     if not path.exists():
         config = Path('config', '_'.join(part for part in path.parent.parts if part != 'out') + '.py')
-        known = (Path(__file__).parent / config).exists()  # out/tinyworld/mid is config/tinyworld_mid.py's
+        known = (Path(__file__).resolve().parent / config).exists()  # out/tinyworld/mid is config/tinyworld_mid.py's
         made = f'python train.py {config if known else f"--out_dir={path.parent}"}'
         raise SystemExit(f'there is no checkpoint {path}; expected the out_dir of a run; one is made by: {made}')
     try:

@@ -284,6 +284,17 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
     assert checkpoint.load(out / 'ckpt.pt')['step'] >= 20
 
 
+@on_unix
+def test_a_program_is_found_through_a_link_and_without_its_folder_on_the_path(tmp_path):
+    """PYTHONSAFEPATH=1 is python -P. report.py reads train.py's settings from the file beside it."""
+    (tmp_path / 'link.py').symlink_to(ROOT / 'report.py')
+    (tmp_path / 'log.jsonl').write_text('{"config": {"stage": "pretrain"}, "machine": {}}\n', encoding='utf-8')
+    environment = {name: x for name, x in os.environ.items() if name != 'PYTHONPATH'} | {'PYTHONSAFEPATH': '1'}
+    command = [sys.executable, 'link.py', '.']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout) == (0, 'report.md\n'), done.stderr
+
+
 # ---- a notebook
 
 

@@ -172,6 +172,16 @@ def sets_up_the_console_first(tree, name):
         yield f'{calls["configure"]}: configure is called before console.set_up'
 
 
+def finds_its_neighbours(tree, name):
+    """Through a symbolic link too, and where python -P leaves the program's folder out of sys.path."""
+    called = {ast.unparse(node.func) for node in walk(tree) if isinstance(node, ast.Call)}
+    if 'console.set_up' in called and 'sys.path.insert' not in called:
+        yield '1: python -P does not find what it imports'
+    for node in walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == 'Path(__file__)' and node.attr != 'resolve':
+            yield f'{node.lineno}: Path(__file__) without resolve(): the folder of a link, not of the program'
+
+
 def has_its_settings_explained(tree, name, source):
     """Every plain assignment above `configure(`: what it is, its unit, when to change it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -239,6 +249,8 @@ EXAMPLES = [
         'if __name__ == "__main__":\n    main()',
         'def main():\n    console.set_up(True)\n\nif __name__ == "__main__":\n    main()',
     ),
+    (finds_its_neighbours, 'a.py', 'Path(__file__).with_name("b")', 'Path(__file__).resolve().with_name("b")'),
+    (finds_its_neighbours, 'a.py', 'console.set_up(True)', 'sys.path.insert(0, "a")\nconsole.set_up(True)'),
     (
         has_no_global_and_swallows_nothing,
         'a.py',
@@ -289,6 +301,11 @@ def test_the_root_holds_the_planned_files_only():
 )
 def test_every_file_keeps(rule, path):
     assert not list(rule(parse(path), name_of(path)))
+
+
+@each(CORE)
+def test_core_files_find_their_neighbours(path):
+    assert not list(finds_its_neighbours(parse(path), name_of(path)))
 
 
 @each(CORE)
