@@ -178,7 +178,8 @@ def finds_its_neighbours(tree, name):
     if 'console.set_up' in called and 'sys.path.insert' not in called:
         yield '1: python -P does not find what it imports'
     for node in walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == 'Path(__file__)' and node.attr != 'resolve':
+        beside = isinstance(node, ast.Attribute) and node.attr in ('parent', 'parents', 'with_name')
+        if beside and ast.unparse(node.value) == 'Path(__file__)':
             yield f'{node.lineno}: Path(__file__) without resolve(): the folder of a link, not of the program'
 
 
