@@ -462,14 +462,12 @@ assert ours.tolist() == [i for ids in result for i in ids], 'these are not the i
 
 def turns(programs: dict[str, tuple[str, str]], arguments: list) -> dict[str, dict]:
     """{name: median seconds and peak memory} of programs that take turns. The first one's results are checked."""
-    runs = {name: [] for name in programs}
+    runs, folder = {name: [] for name in programs}, Path(__file__).resolve().parent
     for name in list(programs) * bpe_repeats:
         program, after = programs[name]
         code = CHILD.replace('{program}', program).replace('{after}', after)
         command = [sys.executable, '-c', code, *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, encoding='utf-8'
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding='utf-8')
         if done.returncode:
             raise SystemExit(f'bench: {name} failed: {done.stderr.strip().splitlines()[-1]}')
         runs[name].append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{'))))

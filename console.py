@@ -1,5 +1,6 @@
 """
-What reaches the terminal: streams that never fail a program, text made safe to print, and whether colours are wanted.
+What reaches the terminal: streams that never fail a program, text made safe to print, and whether
+colours are wanted.
 
     >>> printable('done\x1b[2J\x07')
     'done[2J'
@@ -20,16 +21,17 @@ READER_LEFT = 141  # the exit status of a Unix tool that SIGPIPE ended: 128 + 13
 
 def set_up(must_finish: bool, missing: str = 'replace') -> None:
     """
-    Call first in a program: from then on nothing that happens to stdout or stderr is an error of the program.
+    Call first in a program: from then on the state of stdout and stderr is no error of the program.
 
-    must_finish: for a program that writes files. When the reader of stdout exits (`| head`, a closed terminal), it
-    goes on and its output is dropped. A program that only prints ends instead: quietly, with the exit status of a
-    Unix tool. A second call changes must_finish alone, for programs whose settings decide it.
-    missing: how stdout shows a character that its encoding lacks, '?' by default (an error handler of codecs).
-    A stream that is closed or None, as after `>&-`, is replaced by os.devnull, stdin too; one without an encoding
-    (a notebook's, a StringIO) stays as it is.
+    must_finish: True for a program that writes files. When the reader of its stdout exits (`| head`,
+    a closed terminal), it goes on and its output is dropped. A program that only prints ends: quietly,
+    with the exit status of a Unix tool. A second call changes must_finish alone, for programs whose
+    settings decide it.
+    missing: how stdout shows a character that its encoding lacks (an error handler of codecs).
+    A stream that is closed or None, as after `>&-`, is replaced by os.devnull, stdin too. One without
+    an encoding (a notebook's, a StringIO) stays as it is.
     """
-    if sys.stdin is None or sys.stdin.closed:
+    if sys.stdin is None or getattr(sys.stdin, 'closed', False):
         sys.stdin = open(os.devnull, encoding='utf-8')
     for name, errors in (('stdout', missing), ('stderr', 'backslashreplace')):
         stream = getattr(sys, name)
@@ -41,7 +43,7 @@ def set_up(must_finish: bool, missing: str = 'replace') -> None:
             stream = Console(stream)
             setattr(sys, name, stream)
         if isinstance(stream, Console):
-            stream.must_finish = must_finish or name == 'stderr'  # stderr's reader is not whom a program works for
+            stream.must_finish = must_finish or name == 'stderr'  # a result goes to stdout
 
 
 class Console:
@@ -56,7 +58,7 @@ class Console:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        # Not where the loss is noticed: that may be the interpreter's last flush, when it is too late to exit
+        # Not in attempt(): the last flush comes from the interpreter, when it is too late to exit
         if self.reader_left and not self.must_finish:
             raise SystemExit(READER_LEFT)
         self.attempt(self.stream.write, text)
@@ -79,7 +81,7 @@ class Console:
                 raise SystemExit(f'{self.stream.name}: {error.strerror}') from None
 
     def drop_output(self) -> None:
-        """Point the file descriptor at os.devnull, so that child processes and C++ code do not fail either."""
+        """Point the file descriptor at os.devnull: child processes and C++ code must not fail either."""
         self.reader_left = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())

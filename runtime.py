@@ -247,23 +247,27 @@ UNDO = ExitStack()  # undoes what programs have changed for their whole process
 
 
 def undo_at_end(undo: Callable, *arguments) -> None:
-    """Call undo(*arguments) when the run is over: its process may go on, as a notebook's does."""
+    """Call undo(*arguments) when the run is over: its process may go on, as a notebook's does.
+
+    That is in leave(), after a SystemExit in one_voice(), after an uncaught exception, and at the end
+    of a notebook's cell, however that ends.
+    """
     UNDO.callback(undo, *arguments)
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    if shell:  # however the run ends, its cell does
+    if shell:
         shell.events.register('post_execute', undo_changes)
 
 
 def undo_changes() -> None:
-    """At the end of a run."""
     UNDO.close()
 
 
 def catch_signals() -> list[int]:
-    """The list that Ctrl-C, SIGTERM and a hang-up of the terminal (SIGHUP) are noted in, so that a step can be
-    finished. A second Ctrl-C ends at once. A SIGHUP that is ignored, as by nohup, stays so."""
+    """The list that Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) are appended to, so that a
+    step can be finished. A second Ctrl-C ends at once. An ignored SIGHUP, as under nohup, stays so."""
     asked = []
-    by_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ  # hears SIGHUP even under nohup, and ends its ranks by it
+    # torchrun catches SIGHUP even under nohup, passes it to its ranks and soon kills them
+    by_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
 
     def note(number, frame):
         if number == signal.SIGINT and number in asked:
