@@ -270,7 +270,9 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
     )  # fmt: skip
     said = b''
     while b'tokens/s' not in said:
-        said += os.read(run.stdout.fileno(), 2**16)
+        more = os.read(run.stdout.fileno(), 2**16)
+        assert more, said.decode()
+        said += more
     run.stdout.close()
     try:
         seen, deadline = len(checkpoint.read_log(out / 'log.jsonl')), time.monotonic() + 120
