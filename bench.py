@@ -40,7 +40,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import batches
+import console
 import plan
 import runtime
 import tokenizer as tokenizers
@@ -96,6 +99,7 @@ def derive(settings, explicit):
     return {name: found for name, found in plan.derive(settings, explicit).items() if name in fields}
 
 
+console.set_up(must_finish=False)
 config = configure(globals(), derive=derive)
 
 TOKENS = 2**20  # of the random text, at least
@@ -380,6 +384,7 @@ def worst_texts(size: int) -> dict[str, list[str]]:
 # work() is timed. The arguments are the texts, cores, vocabulary size, the tokenizer, and where to write.
 CHILD = """
 import json, sys, time
+sys.path.insert(0, '')  # PYTHONSAFEPATH leaves it out
 import numpy as np, tiktoken
 from tokenizer import PATTERN, load, train_bpe
 path, cores, size, table, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
@@ -463,12 +468,12 @@ assert ours.tolist() == [i for ids in result for i in ids], 'these are not the i
 
 def turns(programs: dict[str, tuple[str, str]], arguments: list) -> dict[str, dict]:
     """{name: median seconds and peak memory} of programs that take turns. The first one's results are checked."""
-    runs = {name: [] for name in programs}
+    runs, folder = {name: [] for name in programs}, Path(__file__).resolve().parent
     for name in list(programs) * bpe_repeats:
         program, after = programs[name]
         code = CHILD.replace('{program}', program).replace('{after}', after)
         command = [sys.executable, '-c', code, *map(str, arguments)]
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, encoding='utf-8')
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding='utf-8')
         if done.returncode:
             raise SystemExit(f'bench: {name} failed: {done.stderr.strip().splitlines()[-1]}')
         runs[name].append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{'))))

@@ -16,7 +16,6 @@ $ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the 
 """
 
 import hashlib
-import inspect
 import itertools
 import json
 import math
@@ -27,6 +26,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
 
 import console
 import runtime
@@ -56,7 +58,7 @@ def load(path: str | Path, mmap: bool = False) -> dict:
     path = Path(path)
     if not path.exists():
         config = Path('config', '_'.join(part for part in path.parent.parts if part != 'out') + '.py')
-        known = (Path(__file__).parent / config).exists()  # out/tinyworld/mid is config/tinyworld_mid.py's
+        known = (Path(__file__).resolve().parent / config).exists()  # out/tinyworld/mid is config/tinyworld_mid.py's
         made = f'python train.py {config if known else f"--out_dir={path.parent}"}'
         raise SystemExit(f'there is no checkpoint {path}; expected the out_dir of a run; one is made by: {made}')
     try:
@@ -103,11 +105,11 @@ def shrink(source: str | Path, target: str | Path) -> None:
 
 
 def claim(folder: str | Path) -> runtime.Lock:
-    """Make out_dir and keep other runs out of it, until the lock is released or the caller ends."""
+    """Make out_dir and keep other runs out of it until the lock is released."""
     folder = Path(folder)
     with runtime.writing(f'out_dir {folder}'):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = runtime.Lock(folder / 'run.lock', inspect.currentframe().f_back)
+        lock = runtime.Lock(folder / 'run.lock')
         # Remove what a killed run left of runtime.replacing, and nothing else that ends in .part
         leftover = re.compile(rf'({"|".join(map(re.escape, FILES))})\.\d+\.part')
         for path in folder.iterdir() if lock.sure else ():
@@ -264,6 +266,9 @@ def was_measured(path: Path, step: int) -> bool:
 
 
 if __name__ == '__main__':
+    import console
+
+    console.set_up(must_finish=True)
     if len(sys.argv) != 3:
         raise SystemExit('expected a checkpoint and a new name: python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt')
     shrink(*sys.argv[1:])

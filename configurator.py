@@ -181,10 +181,12 @@ def help_page(namespace: dict, settings: Settings) -> str:
     comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
     alone = {line: token.string for line, token in comments.items() if token.line.lstrip().startswith('#')}
     nodes = dict.fromkeys(settings)  # name -> the statement that gives its default
-    for name, node in assignments(ast.parse(text)):
+    tree = ast.parse(text)
+    for name, node in assignments(tree):
         if nodes.get(name, node) is None:
             nodes[name] = node
-    page = [(namespace.get('__doc__') or '').strip(), '', 'Settings, as --name=value or in a config file:']
+    about = namespace.get('__doc__') or ast.get_docstring(tree) or ''  # python -OO drops __doc__
+    page = [about.strip(), '', 'Settings, as --name=value or in a config file:']
     for name, node in nodes.items():
         heading, above = [], node.lineno - 1 if node else 0
         while above in alone:

@@ -467,12 +467,16 @@ def show(chat: Chat, ids: Sequence[int], visible: Callable[[str], str], colour: 
 if __name__ == '__main__':
     from itertools import islice
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
+    import console
     import tokenizer as tokenizers
     from configurator import configure
     from console import visible, wants_colour
 
     tokenizer = ''  # whose ids a .jsonl file is shown in; '' is tinyworld's; a data folder has its own
     limit = 10  # conversations shown of each file or folder
+    console.set_up(must_finish=False, missing='backslashreplace')
     configure(globals(), argv=[argument for argument in sys.argv[1:] if argument.startswith('-')])
 
     def from_folder(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
@@ -503,7 +507,6 @@ if __name__ == '__main__':
     PATHS = [argument for argument in sys.argv[1:] if not argument.startswith('-')]
     if not PATHS:
         raise SystemExit('no files: python conversation.py chats.jsonl, or a data folder as data/tinyworld/sft')
-    sys.stdout.reconfigure(errors='backslashreplace')  # a console that lacks a character shows its number
     if limit < 0:
         raise SystemExit(f'limit is {limit}, expected at least 0')
     for PATH in PATHS:

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
 import console
 import plan
@@ -110,7 +112,7 @@ def carry_out(run: Run, pool: ThreadPoolExecutor) -> None:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     arguments = (f'--{name}={value}' for name, value in run.settings.items())
-    command = [sys.executable, Path(__file__).with_name('train.py'), *arguments]
+    command = [sys.executable, Path(__file__).resolve().with_name('train.py'), *arguments]
     environment = runtime.with_threads(max(1, (os.cpu_count() or 1) // jobs))
     log = run.folder / 'output.txt'
     with open(log, 'ab') as output:
@@ -232,5 +234,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()

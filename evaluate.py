@@ -25,6 +25,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
 import plan
 import runtime
@@ -349,6 +352,7 @@ def verbatim(made: Attempt) -> str:
 
 
 if __name__ == '__main__':
+    import console
     from configurator import configure
     from console import printable
     from conversation import Chat
@@ -374,8 +378,8 @@ if __name__ == '__main__':
     device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
     dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
 
+    console.set_up(must_finish=True)
     ranks = runtime.join()
-    sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
 
     def say(*texts: str, **how) -> None:
         if ranks.rank == 0:
@@ -383,6 +387,8 @@ if __name__ == '__main__':
 
     with runtime.one_voice(ranks):
         config = configure(globals())
+        # Without a file the printed numbers are all there is; a rank must not leave the others
+        console.set_up(must_finish=bool(json) or ranks.world_size > 1)
         lowest = dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0)
         lowest |= dict(batch_size=1, show=0)
         for name, least in lowest.items():

@@ -30,6 +30,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
 import console
 import runtime
@@ -322,7 +324,7 @@ def reproduce(stages: list[Stage]) -> list[str]:
 def train_defaults() -> dict:
     """The defaults of train.py's settings, read from its source: importing it would run it."""
     found = {}
-    for name, node in assignments(ast.parse(Path(__file__).with_name('train.py').read_bytes())):
+    for name, node in assignments(ast.parse(Path(__file__).resolve().with_name('train.py').read_bytes())):
         try:
             found.setdefault(name, ast.literal_eval(node.value))
         except (ValueError, TypeError):
@@ -654,8 +656,9 @@ def compare(sides: list[list[str]], metric: str = 'val') -> list[str]:
 
 def main():
     arguments = sys.argv[1:]
+    console.set_up(must_finish='--compare' not in arguments)
     if arguments in (['--help'], ['-h']):
-        print(__doc__.strip())
+        print(ast.get_docstring(ast.parse(Path(__file__).read_bytes())))  # python -OO drops __doc__
     elif '--compare' in arguments:
         metric, sides = 'val', [[]]
         for argument in arguments:
@@ -667,7 +670,6 @@ def main():
                 sides[-1].append(argument)
         if not all(sides) or len(sides) > 2 or any(x.startswith('-') for side in sides for x in side):
             raise SystemExit('expected the runs of two recipes: python report.py --compare out/a* out/b*')
-        sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
         print('\n'.join(compare(sides, metric)))
     elif len(arguments) != 1 or arguments[0].startswith('-'):
         raise SystemExit('expected one folder: python report.py out/tinyworld')

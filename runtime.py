@@ -18,12 +18,11 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep, time
-from types import FrameType
+from time import perf_counter, time
 from typing import BinaryIO, NamedTuple
 
 import torch
@@ -70,6 +69,7 @@ def leave() -> None:
         store.set(f'rank {rank} is done', '')
         store.wait([f'rank {other} is done' for other in range(world_size)], PATIENCE)
         dist.destroy_process_group()
+    undo_changes()
 
 
 @contextmanager
@@ -81,6 +81,7 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
         yield
     except SystemExit as stop:
         if ranks.world_size == 1 or stop.code in (None, 0):
+            undo_changes()
             raise
         error = str(stop.code)
     if ranks.world_size == 1:
@@ -190,11 +191,15 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
         if ranks.world_size > 1:  # torchrun gives each one thread; alone, torch takes all cores or OMP_NUM_THREADS
             torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
         deterministic = True  # compiled code sums the embedding's gradient with atomics otherwise, at no visible gain
+    undo_at_end(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision('high')
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        fills = torch.utils.deterministic
+        undo_at_end(setattr, fills, 'fill_uninitialized_memory', fills.fill_uninitialized_memory)
+        undo_at_end(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # 3 % of a small step; none is read
+        fills.fill_uninitialized_memory = False  # 3 % of a small step; none is read
 
 
 def memory(device: str) -> int | None:
@@ -286,17 +291,43 @@ def with_threads(number: int) -> dict[str, str]:
     return os.environ | {'OMP_NUM_THREADS': str(number)}
 
 
+UNDO = ExitStack()  # undoes what programs have changed for their whole process
+
+
+def undo_at_end(undo: Callable, *arguments) -> None:
+    """Call undo(*arguments) when the run is over: its process may go on, as a notebook's does.
+
+    That is in leave(), after a SystemExit in one_voice(), after an uncaught exception, and at the end
+    of a notebook's cell, however that ends.
+    """
+    UNDO.callback(undo, *arguments)
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if shell:
+        shell.events.register('post_execute', undo_changes)
+
+
+def undo_changes() -> None:
+    UNDO.close()
+
+
 def catch_signals() -> list[int]:
-    """The list that Ctrl-C and SIGTERM are noted in, so that a step can be finished. A second Ctrl-C ends at once."""
+    """The list that Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) are appended to, so that a
+    step can be finished. A second Ctrl-C ends at once. An ignored SIGHUP, as under nohup, stays so."""
     asked = []
+    # torchrun catches SIGHUP even under nohup, passes it to its ranks and soon kills them
+    by_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
 
     def note(number, frame):
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        ignored = name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN
+        if number and (by_torchrun or not ignored):
+            before = signal.signal(number, note)
+            undo_at_end(signal.signal, number, before or signal.SIG_DFL)  # None: set by C code
     return asked
 
 
@@ -304,12 +335,15 @@ def explain_out_of_memory(mend: str) -> None:
     """From here on a program that runs out of memory ends with one line that says what to do, on any device."""
 
     def last_words(kind, error, trace):
+        undo_changes()
         of_torch = issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error))
         if of_torch or issubclass(kind, MemoryError):
             print(f'{(str(error) or "out of memory").splitlines()[0]:.200}; {mend}', file=sys.stderr)
         else:
-            sys.__excepthook__(kind, error, trace)
+            before(kind, error, trace)
 
+    before = sys.excepthook
+    undo_at_end(setattr, sys, 'excepthook', before)
     sys.excepthook = last_words
 
 
@@ -402,13 +436,10 @@ class Lock:
     every minute. Another host's lock that was not renewed for five minutes is taken over.
 
     SystemExit if another process has the lock, OSError if the file cannot be written.
-
-    owner: the frame that needs the lock. If a script ends by an exception in a notebook, the
-    process goes on. A thread releases the lock as soon as the frame is no longer executed.
     """
 
-    def __init__(self, path: str | Path, owner: FrameType):
-        self.path, self.owner = Path(path), owner
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
         self.sure = True  # False: this file system has no locks
         self.mutex = threading.Lock()  # between the thread and release()
         self.over = threading.Event()
@@ -423,7 +454,6 @@ class Lock:
 
     def acquire(self) -> BinaryIO:
         """The open, locked file; SystemExit if another run has it."""
-        patience = perf_counter() + 10
         while True:
             file = open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), 'rb+', buffering=0)
             ours, holder = self.lock(file), read_holder(file)
@@ -439,15 +469,13 @@ class Lock:
                     what = f'{self.path} was left behind by {named(holder)}'
                     print(f'{what}: not renewed for {clock(silent)}')
                 return file
-            # 3) This process may have it from a run that has just ended: wait for its thread
+            # 3) It is in use
             file.close()
-            if elsewhere or holder.get('process') != os.getpid() or perf_counter() > patience:
-                mend = f'; if that is gone, wait {LEFT_BEHIND // 60} minutes or remove {self.path}'
-                raise SystemExit(
-                    f'{self.path.parent} is in use by {named(holder)}: wait until it ends, or take '
-                    f'another --out_dir{mend if elsewhere else ""}'
-                )
-            sleep(0.05)
+            mend = f'; if that is gone, wait {LEFT_BEHIND // 60} minutes or remove {self.path}'
+            raise SystemExit(
+                f'{self.path.parent} is in use by {named(holder)}: wait until it ends, or take '
+                f'another --out_dir{mend if elsewhere else ""}'
+            )
 
     def lock(self, file: BinaryIO) -> bool:
         """Try to get the system's lock. False if another process has it."""
@@ -479,15 +507,10 @@ class Lock:
                 self.file.truncate()
 
     def watch(self) -> None:
-        """The thread: renew the time, and release the lock once its owner has ended."""
-        renewed = perf_counter()
-        while not self.over.wait(0.25):
-            if not is_executed(self.owner):
-                self.release()
-            elif perf_counter() - renewed > RENEWED:
-                renewed = perf_counter()
-                with suppress(OSError):  # a disk out of reach: again in a minute
-                    self.renew()
+        """The thread that renews the time."""
+        while not self.over.wait(RENEWED):
+            with suppress(OSError):  # a disk out of reach: again in a minute
+                self.renew()
 
     def release(self) -> None:
         """Remove the file, then give up the lock: in between nobody else can have locked it."""
@@ -495,7 +518,6 @@ class Lock:
             if self.over.is_set():
                 return
             self.over.set()
-            self.owner = None  # and with it all that its globals hold
             if os.name == 'nt':  # there an open file cannot be removed, another process's neither
                 self.file.close()
             with suppress(OSError):  # the folder may be gone
@@ -529,13 +551,3 @@ def named(holder: dict) -> str:
 def is_file_at(file: BinaryIO, path: Path) -> bool:
     """Whether the open file is the one that has this name now."""
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-
-
-def is_executed(frame: FrameType) -> bool:
-    """Whether some thread is inside the frame, or in a call from it."""
-    for top in sys._current_frames().values():
-        while top and top is not frame:
-            top = top.f_back
-        if top:
-            return True
-    return False

@@ -22,6 +22,8 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
 import console
 import evaluate
@@ -58,6 +60,7 @@ def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
     return {'temperature': (0.3, 'the default of --chat')} if settings['chat'] else {}
 
 
+console.set_up(must_finish=False)
 config = configure(globals(), derive, ['--chat=True' if given == '--chat' else given for given in sys.argv[1:]])
 
 IN_THE_BOX = Path(__file__).resolve().parent / 'assets' / 'tinyworld.pt'  # what quickstart.sh made
@@ -311,7 +314,6 @@ def introduce(about: dict):
 
 
 def main():
-    sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
     if num_samples < 1 or max_new_tokens < 1:
         raise SystemExit(f'num_samples is {num_samples}, max_new_tokens is {max_new_tokens}, expected at least 1 each')
     try:

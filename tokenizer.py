@@ -813,6 +813,9 @@ if __name__ == '__main__':
     import sys
     from glob import glob
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
+    import console
     from configurator import configure
     from console import visible, wants_colour
     from data.download import SUFFIXES, pieces
@@ -831,7 +834,9 @@ if __name__ == '__main__':
     show = ''  # a text whose tokens to print, by the tokenizer in `out`; --out=out/run takes a run's
     merges = False  # and the merges that made them
     evaluate = ''  # tokenizers (tok.json, out/run), with commas: bytes per token beside GPT-2 and GPT-4
+    console.set_up(must_finish=True, missing='backslashreplace')
     configure(globals())
+    console.set_up(must_finish=not (show or evaluate))
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(',') if name.strip()]
@@ -879,7 +884,7 @@ if __name__ == '__main__':
             print(f'no pair of neighbours is left: {trained.vocab_size:,} ids and not {vocab_size:,}')
         print(f'{out}: {trained.vocab_size:,} ids, {len(trained.merges):,} of them merges')
 
-    def table() -> None:
+    def table() -> str:
         encoders = {name: open_tokenizer(name).encode for name in names(evaluate)}
         theirs = {'GPT-2': lambda: gpt2().encode, 'GPT-4': lambda: fetch('cl100k_base').encode_ordinary}
         for by, encoder in theirs.items():
@@ -887,14 +892,17 @@ if __name__ == '__main__':
                 encoders[by] = encoder()
             except SystemExit as error:
                 print(f"{by}'s encoding is left out: {error}")
-        print(compare(encoders, SAMPLES))
+        return compare(encoders, SAMPLES)
 
-    try:
-        if show:
-            print(show_tokens(open_tokenizer(out), show, visible, merges, colour=wants_colour(sys.stdout)))
-        elif evaluate:
-            table()
-    except ValueError as error:  # a character that a tokenizer of characters does not hold
-        raise SystemExit(f'{out if show else evaluate}: {error}') from None
-    if not (show or evaluate):
+    if show or evaluate:
+        try:
+            if show:
+                colour = wants_colour(sys.stdout)
+                text = show_tokens(open_tokenizer(out), show, visible, merges, colour)
+            else:
+                text = table()
+        except ValueError as error:  # a character that a tokenizer of characters does not hold
+            raise SystemExit(f'{out if show else evaluate}: {error}') from None
+        print(text)
+    else:
         train()

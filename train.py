@@ -13,7 +13,6 @@ $ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py 
 Read the settings, the losses, the stages, and the few lines of "one step" near the end. The rest is bookkeeping.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -27,6 +26,8 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
 
 import batches
 import checkpoint
@@ -302,8 +303,8 @@ def check(config):
 # the machine, the data and the checkpoint are checked before the model is built. From here on device, dtype and the
 # like say what was chosen; config keeps what was asked for
 EMBEDDED = {'tinyworld': 'problems.jsonl'}  # made by a program alone, so prepared without asking: its last file
+console.set_up(must_finish=True)
 ranks = runtime.join()
-sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
 with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     config = configure(globals(), derive=derive)
     check(config)
@@ -313,7 +314,7 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     runtime.set_up(device, ranks, deterministic)
     if device == 'cpu':
         runtime.keep_freed_memory()
-    data_root = Path(__file__).parent / 'data'
+    data_root = Path(__file__).resolve().parent / 'data'
     for name, _ in batches.mixture(dataset) if ranks.local_rank == 0 else ():
         embedded = data_root / name.split('/')[0] / 'prepare.py'
         last = EMBEDDED.get(embedded.parent.name)
@@ -322,7 +323,6 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
             if subprocess.run([sys.executable, embedded]).returncode:
                 raise SystemExit(f'{embedded} failed')
 master = ranks.rank == 0  # prints, and writes files
-ending = contextlib.ExitStack()  # what has to be undone when the run is over
 with runtime.one_voice(ranks):  # a second time, for now the embedded data is there
     path, resume = origin(config)
     start = read_checkpoint(path) if path else {}
@@ -350,7 +350,7 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
         config.assign('cpu_micro_batch_size', plan.cpu_rows(model_config), 'plan.py', where='', explicit=False)
     plan.check_memory(model_config, config, device, dtype, ranks)
     if master and not eval_only:
-        ending.enter_context(checkpoint.claim(out_dir))  # no other run may write there meanwhile
+        runtime.undo_at_end(checkpoint.claim(out_dir).release)  # no other run may write there meanwhile
 
 # -----------------------------------------------------------------------------
 # model, stage, optimizer
@@ -443,13 +443,12 @@ prompts = usable_prompts() if master else {}
 
 
 def log(line, /, **row):
-    """One line for the reader, one for log.jsonl, one point for wandb."""
-    print(console.printable(line), flush=True)  # it may quote a model
-    if eval_only:  # leaves no trace
-        return
-    checkpoint.append_log(log_path, row)
+    """One line for log.jsonl, one point for wandb, and last one line for the reader."""
+    if not eval_only:  # it leaves no trace
+        checkpoint.append_log(log_path, row)
     if wandb_run:
         wandb_run.log(row, step=row['step'])
+    print(console.printable(line), flush=True)  # it may quote a model
 
 
 def save(path, step, seconds, optimizer_state=None):
@@ -545,7 +544,6 @@ finished = first_step >= max_iters or (time_limit and seconds_before >= time_lim
 if resume and not eval_only and finished and checkpoint.was_measured(log_path, first_step):
     if master:
         print(f'{checkpoint_path} is at step {first_step:,} of {max_iters:,}: nothing is left to do')
-    ending.close()
     runtime.leave()
     raise SystemExit(0)
 if master:
@@ -609,5 +607,4 @@ while True:
 
 if master and asked and not eval_only:
     print(f'stopped after {step:,} steps as asked; go on with: python train.py --init_from=resume --out_dir={out_dir}')
-ending.close()
 runtime.leave()

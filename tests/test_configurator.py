@@ -442,6 +442,14 @@ def test_help_reads_a_program_with_a_byte_order_mark(tmp_path):
     assert caught.value.code == 0
 
 
+def test_help_under_python_OO_shows_the_docstring_too(tmp_path, capsys):
+    """There __doc__ is None."""
+    program = config_file(tmp_path, SOURCE, 'program.py')
+    with pytest.raises(SystemExit):
+        configure({'__file__': str(program), '__doc__': None, 'batch_size': 8}, argv=['--help'])
+    assert capsys.readouterr().out.startswith('Train something.\n\nSettings')
+
+
 def test_help_without_source_lists_names_and_defaults(capsys):
     with pytest.raises(SystemExit) as caught:
         configure(dict(PROGRAM), argv=['--help'])

@@ -482,8 +482,15 @@ def compared(monkeypatch, capsys):
         report.main()
         return capsys.readouterr().out
 
-    monkeypatch.setattr(sys.stdout, 'reconfigure', lambda **how: None, raising=False)
     return run
+
+
+def test_help_under_python_OO(monkeypatch, capsys):
+    """There __doc__ is None."""
+    monkeypatch.setattr(report, '__doc__', None)
+    monkeypatch.setattr(sys, 'argv', ['report.py', '--help'])
+    report.main()
+    assert 'python report.py out/tinyworld' in capsys.readouterr().out
 
 
 def test_t_quantiles_are_those_of_the_tables():
@@ -650,6 +657,12 @@ def test_the_quickstart_runs_every_stage_in_order():
     assert trained == ['games.py', *(f'{stage}.py' for stage in report.ORDER)]
     order = [line.split()[1] for line in PROGRAMS]
     assert order == ['data/tinyworld/prepare.py', *['train.py'] * 6, 'evaluate.py', 'report.py']
+
+
+def test_every_program_of_the_quickstart_writes_files():
+    """One that only prints ends where nobody reads, as in `bash quickstart.sh | head`, and the script with it."""
+    (exam,) = [line for line in PROGRAMS if 'evaluate.py' in line]
+    assert '--json=out/tinyworld/' in exam
 
 
 @pytest.mark.parametrize('line', PROGRAMS)

@@ -1,12 +1,10 @@
 """runtime.py: choices on machines that are not here (mocked), files that survive a crash, and ranks on gloo."""
 
 import errno
-import inspect
 import json
 import os
 import platform
 import re
-import runpy
 import signal
 import sys
 import time
@@ -397,11 +395,6 @@ def test_a_device_is_never_replaced(tmp_path):
 # ---- a lock on a folder
 
 
-def here():
-    """The frame of the caller, as the owner of a lock."""
-    return inspect.currentframe().f_back
-
-
 def eventually(condition):
     """Wait for what another thread or process is about to do."""
     deadline = time.monotonic() + 60
@@ -422,20 +415,20 @@ def test_a_folder_is_locked_until_its_process_is_killed(tmp_path):
     child = os.fork()
     if child == 0:
         try:
-            runtime.Lock(path, here())
+            runtime.Lock(path)
             signal.pause()
         finally:
             os._exit(1)
     try:
         eventually(lambda: path.exists() and path.read_bytes().endswith(b'\n'))
         with pytest.raises(SystemExit) as stop:
-            runtime.Lock(path, here())
+            runtime.Lock(path)
         one_line(stop, tmp_path, f'process {child} on {platform.node()}', '--out_dir')
         assert json.loads(path.read_bytes())['process'] == child
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    with runtime.Lock(path, here()) as lock:
+    with runtime.Lock(path) as lock:
         assert lock.sure and json.loads(path.read_bytes())['process'] == os.getpid()
     assert not path.exists()
 
@@ -445,42 +438,29 @@ def test_another_host_has_five_minutes_to_renew_its_lock(tmp_path, capsys):
     for age in (-30, 0, 250):  # clocks differ
         forged(path, host='elsewhere', time=time.time() - age)
         with pytest.raises(SystemExit) as stop:
-            runtime.Lock(path, here())
+            runtime.Lock(path)
         one_line(stop, tmp_path, f'process {2**22 + 1} on elsewhere', f'remove {path}')
         assert json.loads(path.read_bytes())['host'] == 'elsewhere'
     assert capsys.readouterr().out == ''
     forged(path, host='elsewhere', time=time.time() - 301)
-    runtime.Lock(path, here()).release()
+    runtime.Lock(path).release()
     assert f'{path} was left behind by process {2**22 + 1} on elsewhere' in capsys.readouterr().out
     for content in (b'', b'{"host"', b'5', b'{"host": 1, "process": null, "time": 2}'):
         path.write_bytes(content)
-        runtime.Lock(path, here()).release()
+        runtime.Lock(path).release()
     forged(path)  # a process of this host that has no lock is gone
-    runtime.Lock(path, here()).release()
+    runtime.Lock(path).release()
     assert capsys.readouterr().out == '' and not path.exists()
 
 
 def test_the_time_is_renewed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, 'RENEWED', 0)
-    with runtime.Lock(tmp_path / 'run.lock', here()) as lock:
+    monkeypatch.setattr(runtime, 'RENEWED', 0.01)
+    with runtime.Lock(tmp_path / 'run.lock') as lock:
         forged(lock.path, time=0)
         with open(lock.path, 'rb') as file:
             eventually(lambda: runtime.read_holder(file).get('time'))
             holder = runtime.read_holder(file)
     assert (holder['host'], holder['process']) == (platform.node(), os.getpid())
-
-
-@pytest.mark.parametrize('error', [SystemExit, KeyboardInterrupt, RuntimeError])
-def test_a_lock_ends_with_the_script_that_took_it_in_whatever_way(tmp_path, error):
-    """The process goes on, as a notebook's does."""
-    source = 'lock = Lock(path, inspect.currentframe())\nraise error'
-    names = dict(Lock=runtime.Lock, inspect=inspect, path=tmp_path / 'run.lock', error=error)
-    (tmp_path / 'script.py').write_text(source, encoding='utf-8')
-    with pytest.raises(error):
-        runpy.run_path(str(tmp_path / 'script.py'), names)
-    with runtime.Lock(tmp_path / 'run.lock', here()):  # a second run at once waits for the thread
-        pass
-    assert not (tmp_path / 'run.lock').exists()
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='flock')
@@ -497,10 +477,10 @@ def test_a_lock_file_removed_between_open_and_lock_is_not_taken(tmp_path, monkey
         flock(file, how)
 
     monkeypatch.setattr(fcntl, 'flock', remove_first)
-    with runtime.Lock(path, here()):
+    with runtime.Lock(path):
         assert len(seen) == 2 and path.stat().st_ino == seen[1]
     path.write_bytes(b'')
-    lock = runtime.Lock(path, here())
+    lock = runtime.Lock(path)
     path.unlink()
     path.write_bytes(b'of another run')
     lock.release()
@@ -515,21 +495,21 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, 'flock', refuse)
-    with runtime.Lock(tmp_path / 'run.lock', here()) as lock:
+    with runtime.Lock(tmp_path / 'run.lock') as lock:
         assert not lock.sure
     said = capsys.readouterr().out
     assert said.count('\n') == 1
     assert f'{tmp_path / "run.lock"} cannot be locked on this file system' in said
     forged(tmp_path / 'run.lock', host='elsewhere')
     with pytest.raises(SystemExit, match='elsewhere'):
-        runtime.Lock(tmp_path / 'run.lock', here())
+        runtime.Lock(tmp_path / 'run.lock')
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
 def test_a_lock_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     (tmp_path / 'run.lock').symlink_to('/dev/full')
     with pytest.raises(OSError, match='No space left'):
-        runtime.Lock(tmp_path / 'run.lock', here())
+        runtime.Lock(tmp_path / 'run.lock')
 
 
 def test_sync_asks_the_disk_and_changes_nothing(tmp_path, monkeypatch):
@@ -538,6 +518,58 @@ def test_sync_asks_the_disk_and_changes_nothing(tmp_path, monkeypatch):
     (tmp_path / 'a').write_bytes(b'content')
     runtime.sync(tmp_path / 'a')
     assert synced == [(tmp_path / 'a').stat().st_ino] and (tmp_path / 'a').read_bytes() == b'content'
+
+
+# ---- the process
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGHUP'), reason='Windows has no SIGHUP')
+def test_a_hang_up_is_caught_unless_nohup_has_it_ignored(monkeypatch):
+    """torchrun hears it even under nohup, and then kills its ranks."""
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    at_first = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, by_torchrun, caught in (
+            (signal.SIG_DFL, False, [signal.SIGHUP]),
+            (signal.SIG_IGN, False, []),
+            (signal.SIG_IGN, True, [signal.SIGHUP]),
+        ):
+            signal.signal(signal.SIGHUP, handler)
+            if by_torchrun:
+                monkeypatch.setenv('TORCHELASTIC_RUN_ID', '1')
+            asked = runtime.catch_signals()
+            signal.raise_signal(signal.SIGHUP)
+            assert asked == caught
+            runtime.undo_changes()
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        runtime.undo_changes()
+        signal.signal(signal.SIGHUP, at_first)
+
+
+def process_state():
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return sys.excepthook, torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(), fills, handlers
+
+
+@pytest.mark.parametrize('end', ['leave', 'SystemExit', 'exception'])
+def test_what_a_run_changes_for_its_process_is_undone_at_its_end(monkeypatch, capsys, end):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # set_up leaves it as it is
+    before = process_state()
+    runtime.set_up('cpu', Ranks(), deterministic=False)
+    runtime.explain_out_of_memory('lower it')
+    runtime.catch_signals()
+    assert [a == b for a, b in zip(process_state(), before)].count(False) >= 4
+    if end == 'leave':
+        runtime.leave()
+    elif end == 'exception':
+        sys.excepthook(RuntimeError, RuntimeError('out of memory\nmore'), None)
+        assert capsys.readouterr().err == 'out of memory; lower it\n'
+    else:
+        with pytest.raises(SystemExit), runtime.one_voice(Ranks()):
+            raise SystemExit('something is wrong')
+    assert process_state() == before
 
 
 # ---- ranks

@@ -78,12 +78,15 @@ def corpora(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp('data'))
 
 
+STOPS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+
+
 @contextmanager
 def running(capture):
     """A run(*arguments of train.py) -> outcome in this process; .values are the globals it left."""
-    hook = sys.excepthook
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    if hasattr(signal, 'SIGHUP'):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 
     def run(*args, program=ROOT / 'train.py'):
         patch.setattr('sys.argv', [program.name, *map(str, args)])
@@ -102,12 +105,9 @@ def running(capture):
         patch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # set by train.py; so it is as before afterwards
         patch.setattr(runtime, 'machine', machine)  # the real one measures for half a second
         yield run
+    runtime.undo_changes()  # of a run that broke off
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    sys.excepthook = hook
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -332,14 +332,15 @@ def test_resuming_compiled_is_exact_to_the_bit(train, monkeypatch, tmp_path):
     assert 'compiled (as asked)' in done.stdout
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', STOPS, ids=lambda number: number.name)
 def test_a_signal_stops_the_run_after_saving(train, monkeypatch, tmp_path, number):
-    args = (*SHORT, '--max_iters=20')
+    args, handler = (*SHORT, '--max_iters=20'), signal.getsignal(number)
     assert train(*args, out=tmp_path / 'straight').returncode == 0
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: signal.raise_signal(number))
         done = train(*args, out=tmp_path / 'stopped')
     assert done.returncode == 0 and f'--init_from=resume --out_dir={tmp_path / "stopped"}' in done.stdout
+    assert signal.getsignal(number) == handler  # a notebook goes on after the run
     assert checkpoint.load(tmp_path / 'stopped/ckpt.pt')['step'] == 8  # the step was finished
     assert train('--init_from=resume', out=tmp_path / 'stopped', data=None).returncode == 0
     assert_same_bits(trained(tmp_path / 'stopped'), trained(tmp_path / 'straight'))

@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 import checkpoint
+import console
 import tasks
 import tokenizer as tokenizers
 from batches import Writer, refuse_to_replace
@@ -350,5 +351,6 @@ def main(files: list[str]) -> None:
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals(), argv=[argument for argument in sys.argv[1:] if argument.startswith('-')])
     main([argument for argument in sys.argv[1:] if not argument.startswith('-')])

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
+import console
 from batches import Writer
 from configurator import configure
 from data.download import SUFFIXES, documents, download
@@ -74,5 +75,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()

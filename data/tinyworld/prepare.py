@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import checkpoint
+import console
 import runtime
 from batches import Writer
 from configurator import configure
@@ -204,5 +205,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()
