@@ -20,20 +20,26 @@ val; beside them meta.json (facts about the shards) and tok.json (the tokenizer)
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-import runtime
+import console
+import disk
 import tokenizer as tokenizers
 from model import ceil_to
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # the .bin format
+
+
+UNFINISHED = 'meta.json.part'  # lists the files of a folder while a Writer replaces them
 
 
 class Writer:
@@ -46,14 +52,19 @@ class Writer:
 
     Everything goes to temporary names first; meta.json is written last, so a folder is either whole or refused by Data.
     notes: what else meta.json is to say, such as what a model of these data knows and prompts to try.
+    Files of an earlier Writer are replaced or removed; any other file in their place is refused.
     """
 
     def __init__(self, folder: str | Path, tokenizer, shard_tokens: int = 2**27, notes: dict | None = None):
         if tokenizer.vocab_size > 2**16:
             raise SystemExit(f'vocab_size is {tokenizer.vocab_size}, expected at most 65536: shards hold uint16 ids')
         self.folder, self.tokenizer, self.shard_tokens = Path(folder), tokenizer, shard_tokens
-        self.folder.mkdir(parents=True, exist_ok=True)
+        names = [] if holds(self.folder / 'tok.json', tokenizer) else ['tok.json']
+        refuse_to_replace(self.folder, names)
+        with disk.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.splits, self.notes = {}, notes or {}
+        self.files = {}  # name: sha256, of what else belongs to the data
 
     def __enter__(self):
         return self
@@ -73,34 +84,113 @@ class Writer:
                 shards.append({'name': name, 'tokens': 0, 'largest_id': 0, 'sha256': hashlib.sha256()})
             shard = shards[-1]
             part, ids = np.split(ids, [min(len(ids), self.shard_tokens - shard['tokens'])])
-            with open(self.folder / (shard['name'] + '.part'), 'ab' if shard['tokens'] else 'wb') as file:
+            path = self.folder / (shard['name'] + '.part')
+            with disk.writing(path), open(path, 'ab' if shard['tokens'] else 'wb') as file:
                 file.write(part.tobytes())
             shard['tokens'] += len(part)
             shard['largest_id'] = max(shard['largest_id'], int(part.max()))
             shard['sha256'].update(part.tobytes())
 
+    def add(self, name: str, content: bytes) -> None:
+        """One more file of the folder, such as problems.jsonl."""
+        refuse_to_replace(self.folder, [name])
+        self.files[name] = hashlib.sha256(content).hexdigest()
+        with disk.writing(self.folder):
+            (self.folder / (name + '.part')).write_bytes(content)
+
     def __exit__(self, kind, error, trace):
-        parts = [(s, self.folder / (s['name'] + '.part')) for f in self.splits.values() for s in f['shards']]
-        if error is not None:
-            for _, part in parts:
-                part.unlink(missing_ok=True)
-            return
-        (self.folder / 'meta.json').unlink(missing_ok=True)
-        self.tokenizer.save(self.folder / 'tok.json')
-        for split in ('train', 'val'):
-            for stale in shard_files(self.folder, split):
-                stale.unlink()
-        for shard, part in parts:
-            runtime.sync(part)
-            split = shard['name'].split('_')[0]
-            if len(self.splits[split]['shards']) == 1:
-                shard['name'] = f'{split}.bin'
+        shards = [shard for facts in self.splits.values() for shard in facts['shards']]
+        names = [shard['name'] for shard in shards] + list(self.files)
+        parts = [self.folder / (name + '.part') for name in names]
+        try:
+            if error is None:
+                with disk.writing(self.folder):
+                    self.publish(shards, parts)
+        finally:
+            for part in parts:
+                with suppress(OSError):  # it has its final name, or never came to be
+                    part.unlink()
+
+    def publish(self, shards: list[dict], parts: list[Path]) -> None:
+        """Replace the folder's earlier files by the new ones."""
+        # 1) All is on the disk: if that is full, it shows here, and the old data is still whole
+        for part in parts:
+            disk.sync(part)
+        # 2) The final names; a split of one shard has no number
+        for split, facts in self.splits.items():
+            if len(facts['shards']) == 1:
+                facts['shards'][0]['name'] = f'{split}.bin'
+        for shard in shards:
             shard['sha256'] = shard['sha256'].hexdigest()
-            part.replace(self.folder / shard['name'])
+        names = [shard['name'] for shard in shards] + list(self.files)
+        # 3) Without meta.json the folder is refused; meanwhile a list says which files are ours
+        stale = own_files(self.folder)
+        with disk.replacing(self.folder / UNFINISHED) as file:
+            file.write(json.dumps(sorted(stale | {*names, 'tok.json', 'meta.json'})).encode())
+        (self.folder / 'meta.json').unlink(missing_ok=True)
+        # 4) The new files for the old
+        self.tokenizer.save(self.folder / 'tok.json')
+        for name in stale - {'tok.json', 'meta.json'}:
+            (self.folder / name).unlink(missing_ok=True)
+        for name, part in zip(names, parts):
+            part.replace(self.folder / name)
+        # 5) What makes them valid
         meta = {'tokenizer': 'tok.json', 'tokenizer_hash': self.tokenizer.hash, 'vocab_size': self.tokenizer.vocab_size}
-        with runtime.replacing(self.folder / 'meta.json') as file:
-            meta = {**self.notes, **meta, 'dtype': 'uint16', 'splits': self.splits}
+        with disk.replacing(self.folder / 'meta.json') as file:
+            meta |= {'dtype': 'uint16', 'splits': self.splits, 'files': self.files}
+            meta = {**self.notes, **meta}
             file.write(json.dumps(meta, indent=1).encode())
+        (self.folder / UNFINISHED).unlink()
+
+
+def own_files(folder: Path) -> set[str]:
+    """
+    The names of a data folder's files that a Writer made, which the next one may replace or remove.
+
+    meta.json lists them. problems.jsonl and what else came by Writer.add is text that people edit:
+    it counts while it is unchanged.
+    """
+    there = {path.name: path for path in folder.glob('*') if path.is_file()}
+    source = next((name for name in ('meta.json', UNFINISHED) if name in there), None)
+    try:
+        found = json.loads(there[source].read_text(encoding='utf-8')) if source else []
+        if isinstance(found, list):
+            return there.keys() & found
+        shards = [shard['name'] for facts in found['splits'].values() for shard in facts['shards']]
+        listed = there.keys() & {*shards, found['tokenizer'], 'meta.json'}
+        files = found.get('files', {})  # data prepared before there was this key have none
+        return listed | {n for n, sha in files.items() if n in there and sha256_of(there[n]) == sha}
+    except (ValueError, KeyError, TypeError, AttributeError):  # a meta.json of another program
+        return set()
+
+
+def refuse_to_replace(folder: Path, names: Sequence[str] = ()) -> None:
+    """SystemExit if the folder has a shard, a meta.json or one of `names` that no Writer made."""
+    own = own_files(folder)
+    shards = [path.name for split in ('train', 'val') for path in shard_files(folder, split)]
+    names = [*shards, 'meta.json', *names]
+    others = [str(folder / name) for name in names if name not in own and (folder / name).exists()]
+    if others:
+        raise SystemExit(
+            f'{", ".join(others)} would be replaced, and no preparation wrote it as it is: '
+            'move it away, or prepare into another folder'
+        )
+
+
+def holds(path: Path, tokenizer) -> bool:
+    """Whether the file is this tokenizer's tok.json, so that writing it changes nothing."""
+    try:
+        return path.exists() and tokenizers.load(path).hash == tokenizer.hash
+    except SystemExit:  # not a tok.json
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def shard_files(folder: Path, split: str) -> list[Path]:
@@ -121,7 +211,8 @@ class Data:
             raise self.refusal(f'no data: {folder}/train.bin does not exist')
         path = folder / 'meta.json'
         if not path.exists() and (folder / 'meta.pkl').exists():
-            raise self.refusal(f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here")
+            what = f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here"
+            raise self.refusal(f'{what}: move its .bin files away')
         if not path.exists() and (folder / 'tok.json').exists():
             raise self.refusal(f'{path} is missing: the preparation of {folder} was cut short')
         places = [place / 'problems.jsonl' for place in (folder, folder.parent)]
@@ -131,7 +222,7 @@ class Data:
             self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
             return
         try:
-            self.meta = json.loads(path.read_text(encoding='utf-8'))
+            self.meta = valid_text(json.loads(path.read_bytes()))  # also with a byte order mark
             tokenizer_path, expected = folder / self.meta['tokenizer'], str(self.meta['tokenizer_hash'])
             self.facts = {
                 split: {shard['name']: (int(shard['tokens']), int(shard['largest_id'])) for shard in facts['shards']}
@@ -145,8 +236,18 @@ class Data:
         if self.tokenizer.hash != expected:
             raise self.refusal(f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}')
 
+    @property
+    def hash(self) -> str | None:
+        """Changes when a shard changes; None without meta.json."""
+        if self.meta is None:
+            return None
+        shards = {}
+        for split, facts in self.meta['splits'].items():
+            shards[split] = [shard.get('sha256') for shard in facts['shards']]
+        return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+
     def refusal(self, what: str) -> SystemExit:
-        return SystemExit(f'{what}; {self.mend}')
+        return SystemExit(console.printable(f'{what}; {self.mend}'))  # it may quote meta.json
 
     def split(self, name: str) -> 'Shards':
         paths = shard_files(self.folder, name)
@@ -182,10 +283,15 @@ class Mixture:
         self.folder, self.tokenizer = first.folder, first.tokenizer
         for data, _ in parts:
             if data.tokenizer.hash != first.tokenizer.hash:
-                raise data.refusal(f'{data.folder} was made with another tokenizer than {first.folder}')
+                raise another_tokenizer(data.folder, first.folder)
         self.problems = next((data.problems for data, _ in parts if data.problems), None)
         metas = [data.meta for data, _ in parts]
         self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
+
+    @property
+    def hash(self) -> str | None:
+        hashes = [data.hash for data, _ in self.parts]
+        return None if None in hashes else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
     def split(self, name: str) -> 'Shards':
         """Only what is learned from is repeated, what is measured is not."""
@@ -195,6 +301,13 @@ class Mixture:
         lengths = [length for _, shards in laid for length in np.diff(shards.ends, prepend=0).tolist()]
         copies = [copy for copy, shards in laid for _ in shards.paths]
         return Shards(paths, lengths, self.tokenizer.vocab_size, copies)
+
+
+def another_tokenizer(data: str | Path, path: str | Path) -> SystemExit:
+    """The refusal of data whose tokenizer is not that of path: a checkpoint, or a data folder."""
+    what = f'{data} was made with another tokenizer than {path}'
+    takers = 'data/custom/prepare.py (for any text) and data/tinyworld/prepare.py'
+    return SystemExit(f'{what}; prepare it again with --tokenizer={path}, which {takers} take')
 
 
 def mixture(dataset: str) -> list[tuple[str, int]]:
@@ -591,7 +704,8 @@ class Pairs(Reader):
             )
         if shape.batch_size % 2:
             raise SystemExit(
-                f'batch_size is {shape.batch_size}, expected an even number: a pair stays together'
+                f'a micro-batch has {shape.batch_size} rows (batch_size or cpu_micro_batch_size), '
+                'expected an even number: a pair stays together'
             )
         silent = np.flatnonzero(count_spoken(shards, chat, self.starts, T + 1) == 0)
         if len(silent):

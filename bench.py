@@ -25,13 +25,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import batches
+import console
 import plan
 import runtime
 import tokenizer as tokenizers
@@ -51,6 +55,7 @@ seed = 1337  # of the weights and the random tokens
 # A step, in train.py's words. Its speed depends neither on the learning rate nor on the tokens
 batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows
+cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
 optimizer = 'muon'  # muon | adamw
 muon_iterations = 5  # 5 | 3: iterations that orthogonalize an update
 learning_rate = 2e-3  # constant
@@ -84,6 +89,7 @@ def derive(settings, explicit):
     }
 
 
+console.set_up(must_finish=False)
 config = configure(globals(), derive=derive)
 
 TOKENS = 2**20  # of the random text, at least
@@ -185,18 +191,22 @@ def train_step(model, micro_batches, optimizer, lr, grad_clip, between=lambda: N
 
 def make_shape(machine: Machine) -> batches.Shape:
     number = torch.float64 if machine.dtype == 'float64' else torch.float32
-    rows = gradient_accumulation_steps * batch_size
-    return batches.Shape(rows, batch_size, block_size, seed=seed, dtype=number)
+    rows = plan.micro_batch_rows(make_config(), config, machine.device)
+    step_rows = gradient_accumulation_steps * batch_size
+    return batches.Shape(step_rows, rows, block_size, seed=seed, dtype=number)
+
+
+def make_config() -> GPTConfig:
+    names = {field.name for field in dataclasses.fields(GPTConfig)}
+    fields = {name: value for name, value in config.items() if name in names}
+    return GPTConfig(**{**PRESETS[preset], **fields})
 
 
 def make_model(vocab_size: int, machine: Machine):
     """(GPT, the function a step calls, Optimizer), made as in train.py."""
     # 1) The model
-    names = {field.name for field in dataclasses.fields(GPTConfig)}
-    fields = {name: value for name, value in config.items() if name in names}
-    fields['vocab_size'] = vocab_size
     torch.manual_seed(seed)
-    raw_model = GPT(GPTConfig(**{**PRESETS[preset], **fields}))
+    raw_model = GPT(dataclasses.replace(make_config(), vocab_size=vocab_size))
     number = torch.float64 if machine.dtype == 'float64' else torch.float32
     raw_model.to(machine.device, number)
 
@@ -356,8 +366,8 @@ MEASURES = {f.__name__: f for f in (train, loader)}
 def check(names: list[str]) -> None:
     """Report everything wrong with bench's own settings. Model and optimizer check theirs."""
     least = dict(
-        repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, block_size=1,
-        vocab_size=2, seed=0,
+        repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0,
+        block_size=1, vocab_size=2, seed=0,
     )  # fmt: skip
     expected = f'expected all, or some of {", ".join(MEASURES)} separated by commas'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
@@ -382,6 +392,9 @@ def main():
     compiled, why_compiled = runtime.choose_compile(compile, where)
     machine = Machine(where, number, compiled)
     runtime.set_up(where, runtime.Ranks(), deterministic=False)
+    if where == 'cpu':
+        runtime.keep_freed_memory()
+    plan.check_memory(make_config(), config, where, number, runtime.Ranks())
     card = torch.cuda.get_device_name(where) if where.startswith('cuda') else platform.machine()
     facts = dict(
         **machine._asdict(), name=card, cores=os.cpu_count(), threads=torch.get_num_threads(),

@@ -14,10 +14,13 @@ import ast
 import difflib
 import io
 import math
+import os
 import sys
 import tokenize
 import traceback
 from pathlib import Path
+
+from utf8 import valid_text
 
 PLAIN = (bool, int, float, str, type(None))
 EXPECTED = {
@@ -27,6 +30,9 @@ EXPECTED = {
     str: 'text',
     type(None): 'a bool, a finite number, text or None',
 }
+# The settings of all programs that name files; some are lists with commas. A shell expands the ~ of
+# `cat ~/a`, but not that of --out_dir=~/a, which would make a folder named ~
+PATHS = frozenset('data dataset evaluate init_from input json out out_dir problems tokenizer'.split())
 
 
 class Settings(dict):
@@ -54,12 +60,15 @@ class Settings(dict):
         if name not in self:
             fail(f"{where}: no such setting '{name}', {self.nearest(name)}")
         kind = type(self.defaults[name])
+        value = valid_text(value)  # the log and a checkpoint hold it
         if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)  # 1 is a fine learning rate; but True is no int, hence `is`
         fits = type(value) in PLAIN and kind in (type(value), type(None))
         if not fits or type(value) is float and not math.isfinite(value):
             mend = f': write {int(value)}' if kind is int and type(value) is float and value.is_integer() else ''
             fail(f'{where}: {name} must be {EXPECTED[kind]}, got {value!r}{mend}')
+        if name in PATHS and type(value) is str:
+            value = ','.join(map(os.path.expanduser, value.split(',')))
         self[name] = value
         self.sources[name] = source
         if explicit:
@@ -165,17 +174,19 @@ def read_file(settings: Settings, path: str):
 def help_page(namespace: dict, settings: Settings) -> str:
     """The program's docstring, then every setting with its default and comment, under the headings of its source."""
     try:
-        text = Path(namespace['__file__']).read_text(encoding='utf-8')
+        text = Path(namespace['__file__']).read_text(encoding='utf-8-sig')
     except (KeyError, OSError):  # no source, as in a notebook: names and defaults alone
         text = ''
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
     alone = {line: token.string for line, token in comments.items() if token.line.lstrip().startswith('#')}
     nodes = dict.fromkeys(settings)  # name -> the statement that gives its default
-    for name, node in assignments(ast.parse(text)):
+    tree = ast.parse(text)
+    for name, node in assignments(tree):
         if nodes.get(name, node) is None:
             nodes[name] = node
-    page = [(namespace.get('__doc__') or '').strip(), '', 'Settings, as --name=value or in a config file:']
+    about = namespace.get('__doc__') or ast.get_docstring(tree) or ''  # python -OO drops __doc__
+    page = [about.strip(), '', 'Settings, as --name=value or in a config file:']
     for name, node in nodes.items():
         heading, above = [], node.lineno - 1 if node else 0
         while above in alone:

@@ -16,19 +16,22 @@ There are no mask files: who says an id follows from the ids before it. The last
 decides, a header being a short sequence of ids: one special token in our format, `<|im_start|>role⏎` in ChatML. Text
 never becomes a special token, so no user can write a header, whatever they type.
 
-$ python conversation.py chats.jsonl --tokenizer=tok.json     prints conversations token by token, the supervised marked
+$ python conversation.py chats.jsonl --tokenizer=out/run      prints conversations token by token, the supervised marked
 $ python conversation.py data/tinyworld/sft                   the same of a data folder's validation split
 
 Left out on purpose: tools in ChatML, Jinja templates.
 """
 
+import codecs
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from utf8 import valid_text
 
 SPECIAL = (
     '<|bos|>', '<|user_start|>', '<|user_end|>', '<|assistant_start|>', '<|assistant_end|>',
@@ -37,8 +40,17 @@ SPECIAL = (
 CHATML = ('<|im_start|>', '<|im_end|>')
 ROLES = ('system', 'user', 'assistant')
 FOLLOWS = {None: ('system', 'user'), 'system': ('user',), 'user': ('assistant',), 'assistant': ('user',)}
-SHAREGPT = {'from': 'role', 'value': 'content'}  # other people's names for the keys of a message
-SPEAKERS = {'human': 'user', 'gpt': 'assistant'}  # and for the roles
+SHAREGPT = {'role': 'from', 'content': 'value'}  # other people's names for the keys of a message
+SPEAKERS = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'}  # and for the roles
+SYSTEM = ('system', 'system_prompt')  # keys beside the messages that hold the system's text
+# Keys that no format here can render. Without them the messages would teach something else: silence
+# for a call, a conclusion without its reasoning, a description of a picture that is not there.
+LOST = ('tools', 'functions', 'image', 'images')  # beside the messages, or in one
+LOST_OF_MESSAGE = (
+    'tool_calls', 'function_call', 'reasoning_content', 'reasoning', 'thinking', 'refusal', *LOST,
+)  # fmt: skip
+UNUSED = (None, '', '[]', [], {})  # values of such keys in rows that do not use them
+WEIGHTS = ('weight', 'loss', 'train', 'training')  # of a message; 0 or false: not learned
 
 
 class Header(NamedTuple):
@@ -274,7 +286,7 @@ def check(messages: list[dict], tools: bool = True) -> None:
                 raise ValueError(f'missing {key} in message {number}')
         role = message['role']
         if role not in ROLES:
-            raise ValueError(f'message {number}: role is "{role}", expected system, user or assistant')
+            raise ValueError(f'message {number}: role is {role!r}, expected system, user or assistant')
         if role not in FOLLOWS[previous]:
             place = f'after {previous}' if previous else 'in the first place'
             raise ValueError(f'message {number}: role is "{role}" {place}, expected {" or ".join(FOLLOWS[previous])}')
@@ -296,7 +308,7 @@ def content_problem(content: str | list[dict], role: str, tools: bool) -> str:
             return f'part {number} of its content is no {{"type": …, "text": …}}'
         kind = part['type']
         if kind not in ('text', 'python', 'output'):
-            return f'part {number} has type "{kind}", expected text, python or output'
+            return f'part {number} has type {kind!r}, expected text, python or output'
         if kind != 'text' and role != 'assistant':
             return f'part {number} has type "{kind}", which the assistant alone may have, not the {role}'
         if kind != 'text' and not tools:
@@ -317,17 +329,21 @@ def check_last(messages: list[dict]) -> None:
 def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
     """
     The messages of a user's row, from "messages" or "conversations", role / content or ShareGPT's from / value.
+    A text "system" beside them becomes the first message.
 
     prompt: it has to end with the user's message; else at least one must be the assistant's. What is wrong is a
     SystemExit that begins with where, 'chats.jsonl:117'.
     """
-    messages = row.get('messages', row.get('conversations')) if isinstance(row, dict) else None
+    messages = first_given(row, 'messages', 'conversations') if isinstance(row, dict) else None
     if messages is None:
         raise SystemExit(f'{where}: missing messages: expected an object with "messages" or "conversations"')
-    if isinstance(messages, list):
-        messages = [plain_message(message) for message in messages]
     try:
+        check_rendered(row, LOST)
+        if isinstance(messages, list):
+            numbered = enumerate(messages, start=1)
+            messages = [read_message(message, i, learned=not prompt) for i, message in numbered]
         check(messages)
+        messages = add_system(messages, row)
         if prompt:
             check_last(messages)
     except ValueError as error:
@@ -337,15 +353,61 @@ def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
     return messages
 
 
+def first_given(row: dict, *keys: str):
+    """The value of the first of the keys that is there and not null, else None."""
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def read_message(message, number: int, learned: bool):
+    """plain_message(), or ValueError if other keys count too. learned: the assistant's are."""
+    if not isinstance(message, dict):
+        return message
+    check_rendered(message, LOST_OF_MESSAGE, f'message {number}: ')
+    plain = plain_message(message)
+    if learned and plain.get('role') == 'assistant':
+        for key in WEIGHTS:
+            if message.get(key) not in (None, 1):
+                raise ValueError(
+                    f'message {number}: "{key}" is {message[key]!r:.60}, but all that the '
+                    'assistant says is learned alike: leave the line out'
+                )
+    return plain
+
+
+def check_rendered(row: dict, keys: Sequence[str], where: str = '') -> None:
+    """ValueError for a key in use that is not rendered."""
+    for key in keys:
+        if row.get(key) not in UNUSED:
+            raise ValueError(
+                f'{where}"{key}" cannot be learned, and the rest means something else without it: '
+                'write it into the content, or leave the line out'
+            )
+
+
 def plain_message(message):
     """Role and content alone, by our names; what is no message stays what it is, for check() to name."""
     if not isinstance(message, dict):
         return message
-    named = {SHAREGPT.get(key, key): value for key, value in message.items()}
-    named = {key: named[key] for key in ('role', 'content') if key in named}
-    if isinstance(named.get('role'), str):
-        named['role'] = SPEAKERS.get(named['role'], named['role'])
-    return named
+    names = {key: other for key, other in SHAREGPT.items() if key in message or other in message}
+    plain = {key: first_given(message, key, other) for key, other in names.items()}
+    if isinstance(plain.get('role'), str):
+        plain['role'] = SPEAKERS.get(plain['role'], plain['role'])
+    return plain
+
+
+def add_system(messages: list[dict], row: dict) -> list[dict]:
+    """The messages, begun with the system's text that the row has beside them, if it has one."""
+    for key in SYSTEM:
+        text = row.get(key)
+        if text in (None, ''):
+            continue
+        if not isinstance(text, str):
+            raise ValueError(f'"{key}" is {type(text).__name__}, expected text')
+        if messages[0]['role'] != 'system':
+            messages = [{'role': 'system', 'content': text}, *messages]
+        elif ''.join(part['text'] for part in as_parts(messages[0]['content'])) != text:
+            raise ValueError(f'"{key}" differs from the system message that is there too: keep one')
+    return messages
 
 
 # -----------------------------------------------------------------------------
@@ -353,10 +415,11 @@ def plain_message(message):
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """('file:line', object) of each line of a .jsonl file that is not blank."""
+    """('file:line', object) of each line of a .jsonl file that is not blank, without null keys."""
     try:
         with open(path, 'rb') as file:
             for number, line in enumerate(file, start=1):
+                line = line.removeprefix(codecs.BOM_UTF8)  # Windows' editors put it first
                 if line.strip():
                     yield f'{path}:{number}', parse_row(line, f'{path}:{number}')
     except OSError as error:
@@ -367,44 +430,53 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 def parse_row(line: bytes, where: str) -> dict:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        row = valid_text(json.loads(line.decode('utf-8'), parse_constant=refuse_constant))
+    except UnicodeDecodeError as error:
+        raise SystemExit(f'{where}: no UTF-8 at byte {error.start}: save it as UTF-8') from None
+    except (ValueError, RecursionError) as error:
         raise SystemExit(f'{where}: not JSON ({error})') from None
     if not isinstance(row, dict):
         raise SystemExit(f'{where}: a JSON {type(row).__name__}, expected an object')
-    return row
+    return {key: value for key, value in row.items() if value is not None}
 
 
-def show(chat: Chat, ids: Sequence[int], colour: bool) -> str:
-    """One conversation for the eye: tokens divided by dots, supervised ones green (or in brackets), a line a turn."""
+def refuse_constant(name: str):
+    """json reads NaN and Infinity too, which tables have for empty cells. They are not JSON."""
+    raise ValueError(f'{name} is not a value: leave the key out')
+
+
+def show(chat: Chat, ids: Sequence[int], visible: Callable[[str], str], colour: bool) -> str:
+    """
+    One conversation for the eye, one line per turn: tokens divided by dots, supervised ones green
+    (or in brackets). visible: how the text of a token is spelled, console.visible.
+    """
     names = {i: name for name, i in chat.tokenizer.special.items()}
     turn_ends = {end[0] for end in chat.closing.values()}
     shown = ''
     for i, spoken in zip(map(int, ids), [False, *chat.is_spoken(ids)]):
-        piece = chat.tokenizer.decode_bytes([i])
-        text = names.get(i) or visible(piece)
+        piece = names.get(i) or chat.tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace')
+        text = visible(piece)
         if colour:
             text = f'\x1b[{32 if spoken else 2}m{text}\x1b[0m'
         elif spoken:
             text = f'[{text}]'
-        shown += text + ('\n' if b'\n' in piece or i in turn_ends else '·')
+        shown += text + ('\n' if '\n' in piece or i in turn_ends else '·')
     return shown.rstrip('·\n')
-
-
-def visible(piece: bytes) -> str:
-    r"""The text of one token, with line breaks as \n, parts of a character and control characters as \x1b."""
-    text = piece.decode('utf-8', 'backslashreplace')
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text)
 
 
 if __name__ == '__main__':
     from itertools import islice
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
+    import console
     import tokenizer as tokenizers
     from configurator import configure
+    from console import visible, wants_colour
 
-    tokenizer = 'data/tinyworld/sft/tok.json'  # whose ids a .jsonl file is shown in; a data folder has its own
+    tokenizer = ''  # whose ids a .jsonl file is shown in; '' is tinyworld's; a data folder has its own
     limit = 10  # conversations shown of each file or folder
+    console.set_up(must_finish=False, missing='backslashreplace')
     configure(globals(), argv=[argument for argument in sys.argv[1:] if argument.startswith('-')])
 
     def from_folder(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
@@ -416,8 +488,16 @@ if __name__ == '__main__':
             if len(document):  # what stands before the first bos is mostly nothing
                 yield f'{path} (validation), conversation {number}', chat, document
 
+    def open_tokenizer(path: str):
+        if not path.endswith('.pt') and not Path(path).is_dir():
+            return tokenizers.load(path)
+        from checkpoint import load_tokenizer  # and torch, as above
+
+        return load_tokenizer(path)
+
     def from_file(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
-        chat = Chat(tokenizers.load(tokenizer))
+        own = Path(__file__).resolve().parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
+        chat = Chat(open_tokenizer(tokenizer or str(own)))
         for where, row in read_rows(path):
             try:
                 yield where, chat, chat.render(read_messages(row, where))
@@ -427,10 +507,9 @@ if __name__ == '__main__':
     PATHS = [argument for argument in sys.argv[1:] if not argument.startswith('-')]
     if not PATHS:
         raise SystemExit('no files: python conversation.py chats.jsonl, or a data folder as data/tinyworld/sft')
-    sys.stdout.reconfigure(errors='backslashreplace')  # a console that lacks a character shows its number
     if limit < 0:
         raise SystemExit(f'limit is {limit}, expected at least 0')
     for PATH in PATHS:
         for WHERE, CHAT, IDS in islice((from_folder if Path(PATH).is_dir() else from_file)(PATH), limit):
             print(f'{WHERE}: {len(IDS)} ids, {int(CHAT.is_spoken(IDS).sum())} of them supervised')
-            print(show(CHAT, IDS, colour=sys.stdout.isatty()) + '\n')
+            print(show(CHAT, IDS, visible, colour=wants_colour(sys.stdout)) + '\n')

@@ -25,13 +25,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
+import disk
+import plan
 import runtime
 import tasks
 import tokenizer as tokenizers
-from batches import Data, Reader, Shape, Stream, mixture
+from batches import Data, Reader, Shape, Stream, another_tokenizer, mixture
 from engine import Engine, Sample, Sampling
 from model import GPT, GPTConfig
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # losses
@@ -126,7 +132,7 @@ def prompts(engine: Engine, chat, problems: Sequence[dict]) -> list[list[int]]:
         tokens = len(ids) + max([len(answer) - 1 for answer in answer_ids(engine, problem)], default=0)
         if tokens > engine.context:
             question = text_of(problem['messages'][-1]['content'])[:60]
-            have = f"a problem of '{problem['skill']}' takes {tokens} tokens ({question!r})"
+            have = f'a problem of {problem["skill"]!r} takes {tokens} tokens ({question!r})'
             raise SystemExit(f"{have}, expected at most the {engine.context} of the model's context; leave it out")
     return made
 
@@ -136,7 +142,7 @@ def answer_ids(engine: Engine, problem: dict) -> list[list[int]]:
     try:
         return [engine.tokenizer.encode(text) for text in tasks.answers(problem)]
     except ValueError as error:
-        raise SystemExit(f"a choice of '{problem['skill']}' cannot be asked for: {error}") from None
+        raise SystemExit(f'a choice of {problem["skill"]!r} cannot be asked for: {error}') from None
 
 
 def text_of(content: str | list[dict]) -> str:
@@ -269,7 +275,7 @@ class Skills:
         self.engine, self.chat, self.skills, self.max_tokens = engine, chat, by_skill(problems), max_tokens
         for name in self.skills:
             if name in RESERVED or name.startswith('val'):
-                raise SystemExit(f"a skill is named '{name}', as is another number of the log; give it another name")
+                raise SystemExit(f'a skill is named {name!r}, as is another number of the log; give it another name')
         prompts(engine, chat, problems)  # those that are too long are named now
 
     def __call__(self) -> dict[str, float]:
@@ -285,14 +291,14 @@ class Skills:
 
 
 def find(out_dir: str) -> Path:
-    """The checkpoint of a run's folder, best.pt where there is one; of '' that of the newest; a .pt file is itself."""
+    """The checkpoint of a run's folder, see checkpoint.choose; '' is the newest run's.
+    A .pt file is itself."""
     if out_dir.endswith('.pt'):
         return Path(out_dir)
-    path = Path(out_dir) / 'ckpt.pt' if out_dir else checkpoint.newest()
-    if path is None:
+    newest = None if out_dir else checkpoint.newest()
+    if not out_dir and newest is None:
         raise SystemExit('there is no checkpoint under out/ or out-*/; one is made by: python train.py')
-    best = path.with_name('best.pt')
-    return best if best.exists() else path
+    return checkpoint.choose(out_dir or newest.parent)
 
 
 def load(path: str | Path, device: str, dtype: str = 'float32') -> tuple[GPT, tokenizers.Tokenizer, dict]:
@@ -315,6 +321,8 @@ def problems_beside(dataset: str) -> Path:
 def text_numbers(model: GPT, data: Data, split: str, rows: int, device: str, ranks: runtime.Ranks) -> dict[str, float]:
     """Text's numbers over all tokens of a split, in rows as long as the model's context."""
     dtype = model.transformer.wte.weight.dtype
+    if device == 'cpu':
+        rows = min(rows, plan.cpu_rows(model.config))  # as in training
     shape = Shape(0, rows, model.config.block_size, ranks.rank, ranks.world_size, dtype=dtype)
     reader = Stream(data.split(split), shape, shuffle=False)
     nll = lambda model, batch: ((batch.weights * model(batch.inputs, batch.targets)).sum(), {})
@@ -345,7 +353,9 @@ def verbatim(made: Attempt) -> str:
 
 
 if __name__ == '__main__':
+    import console
     from configurator import configure
+    from console import printable
     from conversation import Chat
     from tools import calculate
 
@@ -361,7 +371,7 @@ if __name__ == '__main__':
     temperature = 0.0  # 0: always the likeliest token
     max_new_tokens = 256  # longest answer
     seed = 0  # of the answers, where the temperature is above 0
-    batch_size = 64  # rows at once; out of memory: lower it
+    batch_size = 64  # rows at once, at most; out of memory: lower it
     # what is shown
     show = 0  # questions of each skill that are printed with their answers
     json = ''  # a file for the numbers; '' is none
@@ -369,24 +379,37 @@ if __name__ == '__main__':
     device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
     dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
 
+    console.set_up(must_finish=True)
     ranks = runtime.join()
-    say = print if ranks.rank == 0 else lambda *text, **how: None
-    sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
+
+    def say(*texts: str, **how) -> None:
+        if ranks.rank == 0:
+            print(*map(printable, texts), **how)  # they may quote a model
+
     with runtime.one_voice(ranks):
         config = configure(globals())
-        for name, least in dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, batch_size=1, show=0).items():
+        # Without a file the printed numbers are all there is; a rank must not leave the others
+        console.set_up(must_finish=bool(json) or ranks.world_size > 1)
+        lowest = dict(limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0)
+        lowest |= dict(batch_size=1, show=0)
+        for name, least in lowest.items():
             if config[name] < least:
                 raise SystemExit(f'{name} is {config[name]}, expected at least {least}')
         if num_samples > 1 and temperature == 0:
             raise SystemExit(f'num_samples is {num_samples} at temperature 0, where all are alike; add --temperature=1')
+        if json and ranks.rank == 0:
+            disk.try_writing(json)
         device = runtime.choose_device(device, ranks)
         dtype, why_dtype = runtime.choose_dtype(dtype, device)
         runtime.set_up(device, ranks, deterministic=False)
+        if device == 'cpu':
+            runtime.keep_freed_memory()
+        runtime.explain_out_of_memory('lower --batch_size')
         path = find(out_dir)
         model, tokenizer, state = load(path, device, dtype)
         folder = Data(data) if data else None
         if folder and folder.tokenizer.hash != tokenizer.hash:
-            raise SystemExit(f'{data} was made with another tokenizer than {path}; take the data it was trained on')
+            raise another_tokenizer(data, path)
         source = Path(problems) if problems else problems_beside(state['config'].get('dataset', ''))
         asked = []
         try:
@@ -417,6 +440,7 @@ if __name__ == '__main__':
     if json and ranks.rank == 0:
         about = dict(checkpoint=str(path), stage=state['stage'], step=state['step'], source=str(source), **config)
         numbers['skills'] = {name: score._asdict() for name, score in scores.items()}
-        with runtime.replacing(json) as file:
-            file.write(dumps({**about, **numbers}, indent=1, ensure_ascii=False).encode())
+        with disk.replacing(json) as file:
+            found = valid_text({**about, **numbers})  # the name of a file may be no UTF-8
+            file.write(dumps(found, indent=1, ensure_ascii=False).encode())
     runtime.leave()

@@ -57,7 +57,7 @@ python train.py config/tinyworld_dpo.py
 python train.py config/tinyworld_rl.py
 
 # ---- Examination: problems that no stage has learned from
-python evaluate.py --out_dir=out/tinyworld/rl --limit=100
+python evaluate.py --out_dir=out/tinyworld/rl --limit=100 --json=out/tinyworld/exam.json
 
 # ---- Report: what each stage cost and what it changed, with plots
 python report.py out/tinyworld

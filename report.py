@@ -8,6 +8,7 @@ Reads log.jsonl, and from ckpt.pt what the stage started from; measures nothing.
 and its plots into the folder, also while a run is under way.
 """
 
+import ast
 import math
 import re
 import shlex
@@ -19,8 +20,11 @@ from statistics import median
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
-import runtime
+import console
+import disk
 from runlog import (
     COMMON,
     METRICS,
@@ -156,14 +160,16 @@ def skill_table(stages: list[Stage]) -> list[str]:
     # 1) Columns: (title, evaluation to compare with or {}, evaluation)
     stages = [stage for stage in stages if skill_rows(stage)]
     names = list(dict.fromkeys(name for stage in stages for name in skills(stage)))
+    asked = [stage.config.get('eval_problems') for stage in stages]  # problems of each skill
     columns = []
-    for stage in stages:
+    for i, stage in enumerate(stages):
         before = skill_rows(stage)[0]
         after = skill_rows(stage)[-1]
         if before is after:
             columns.append((f'{stage.name}, step {short(number(after, "step"), 0)}', {}, after))
             continue
-        if not columns:
+        # the column to the left is this stage's start, if both were asked the same problems
+        if i == 0 or asked[i] != asked[i - 1]:
             columns.append((f'before {stage.name}', {}, before))
         columns.append((f'after {stage.name}', before, after))
 
@@ -184,6 +190,12 @@ def skill_table(stages: list[Stage]) -> list[str]:
     )
     if 'mean' in names:
         note += ' In the mean, guessing counts 0.'
+    if len(set(asked) - {None}) > 1:
+        counts = ', '.join(f'{n} in {escape(stage.name)}' for n, stage in zip(asked, stages))
+        note += (
+            f' The stages asked different numbers of problems of each skill ({counts}): '
+            'compare only columns of the same number.'
+        )
     return [*table(head, rows), note, ''] if rows else []
 
 
@@ -296,7 +308,7 @@ def parent(stage: Stage) -> str:
         state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         origin = state['parent'] and (str(state['parent']['path']), str(state['parent']['sha256']))
     except Exception as error:  # torch raises many kinds here
-        print(f'{path} cannot be read: {error}', file=sys.stderr)
+        print(console.printable(f'{path} cannot be read: {error}'), file=sys.stderr)
         return '**its ckpt.pt cannot be read**'
     if not origin:
         return 'from scratch'
@@ -480,6 +492,8 @@ def write(folder: Path) -> Path:
             'the plots need matplotlib, which is not installed; run: pip install ".[report]"'
         ) from None
 
+    disk.try_writing(folder / 'report.md')
+
     # 1) Plots
     drawings = dict(losses=draw_losses, metrics=draw_metrics, accuracy=draw_accuracy)
     plots = {}
@@ -487,7 +501,7 @@ def write(folder: Path) -> Path:
         for name, draw in drawings.items():
             figure = draw(stages)
             if figure:
-                with runtime.replacing(folder / f'{name}.png') as file:
+                with disk.replacing(folder / f'{name}.png') as file:
                     figure.savefig(file, format='png', dpi=160, facecolor='white')
                 plots[name] = [f'![{TITLES[name]}]({name}.png)', '']
 
@@ -505,15 +519,16 @@ def write(folder: Path) -> Path:
     lines = [f'# The run in {escape(folder.resolve().name)}', '']
     for title, content in sections.items():
         lines += [f'## {title}', '', *content] if content else []
-    with runtime.replacing(folder / 'report.md') as file:
+    with disk.replacing(folder / 'report.md') as file:
         file.write('\n'.join(lines).encode('utf-8', 'replace'))
     return folder / 'report.md'
 
 
 def main():
+    console.set_up(must_finish=True)
     arguments = sys.argv[1:]
     if arguments in (['--help'], ['-h']):
-        print(__doc__.strip())
+        print(ast.get_docstring(ast.parse(Path(__file__).read_bytes())))  # python -OO drops __doc__
     elif len(arguments) != 1 or arguments[0].startswith('-'):
         raise SystemExit('expected one folder: python report.py out/tinyworld')
     else:

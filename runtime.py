@@ -6,6 +6,7 @@ variables; this is the only file that reads any. Words among processes (stop now
 go through gloo on the CPU, gradients through device_group(): nccl on CUDA, gloo elsewhere.
 """
 
+import ctypes
 import datetime
 import os
 import platform
@@ -13,8 +14,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -64,6 +65,7 @@ def leave() -> None:
         store.set(f'rank {rank} is done', '')
         store.wait([f'rank {other} is done' for other in range(world_size)], PATIENCE)
         dist.destroy_process_group()
+    undo_changes()
 
 
 @contextmanager
@@ -75,6 +77,7 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
         yield
     except SystemExit as stop:
         if ranks.world_size == 1 or stop.code in (None, 0):
+            undo_changes()
             raise
         error = str(stop.code)
     if ranks.world_size == 1:
@@ -184,11 +187,58 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
         if ranks.world_size > 1:  # torchrun gives each one thread; alone, torch takes all cores or OMP_NUM_THREADS
             torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
         deterministic = True  # compiled code sums the embedding's gradient with atomics otherwise, at no visible gain
+    undo_at_end(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision('high')
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        fills = torch.utils.deterministic
+        undo_at_end(setattr, fills, 'fill_uninitialized_memory', fills.fill_uninitialized_memory)
+        undo_at_end(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # 3 % of a small step; none is read
+        fills.fill_uninitialized_memory = False  # 3 % of a small step; none is read
+
+
+def memory(device: str) -> int | None:
+    """Bytes that programs on the device may use at most: of the card, or of the machine and of this process's control
+    group. None where they are not known (Windows)."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = control_group_limits()
+    if 'SC_PHYS_PAGES' in getattr(os, 'sysconf_names', ()):
+        limits.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+    return min(limits, default=None)
+
+
+def control_group_limits(root: Path = Path('/')) -> list[int]:  # noqa: B008
+    """The memory limits of this process's control groups and of those above them, in bytes (Linux: cgroup 1 and 2)."""
+    table, limits = root / 'proc/self/cgroup', []
+    for line in table.read_text(encoding='utf-8').splitlines() if table.exists() else ():
+        _, controllers, path = line.split(':', 2)
+        # in a container the path may be the host's: then the limit is at the top
+        if not controllers:
+            top, name = root / 'sys/fs/cgroup', 'memory.max'
+        elif 'memory' in controllers.split(','):
+            top, name = root / 'sys/fs/cgroup/memory', 'memory.limit_in_bytes'
+        else:
+            continue
+        group = top / path.strip('/')
+        files = [folder / name for folder in (group, *group.parents) if folder.is_relative_to(top)]
+        texts = [file.read_text(encoding='utf-8').strip() for file in files if file.exists()]
+        limits += [int(text) for text in texts if text.isdecimal()]  # or 'max'
+    return limits
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what a step frees for the next step. By default glibc returns it to the kernel, which clears
+    every page before it hands it out again: with large micro-batches a third of a step's processor time.
+
+    For programs that use their memory until they end; a server should return it. Does nothing without glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        mallopt(trim_threshold, -1)  # never return the end of the heap
+        mallopt(mmap_threshold, 2**25)  # the most that glibc accepts: larger blocks are always mapped and unmapped
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -237,29 +287,59 @@ def with_threads(number: int) -> dict[str, str]:
     return os.environ | {'OMP_NUM_THREADS': str(number)}
 
 
+UNDO = ExitStack()  # undoes what programs have changed for their whole process
+
+
+def undo_at_end(undo: Callable, *arguments) -> None:
+    """Call undo(*arguments) when the run is over: its process may go on, as a notebook's does.
+
+    That is in leave(), after a SystemExit in one_voice(), after an uncaught exception, and at the end
+    of a notebook's cell, however that ends.
+    """
+    UNDO.callback(undo, *arguments)
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if shell:
+        shell.events.register('post_execute', undo_changes)
+
+
+def undo_changes() -> None:
+    UNDO.close()
+
+
 def catch_signals() -> list[int]:
-    """The list that Ctrl-C and SIGTERM are noted in, so that a step can be finished. A second Ctrl-C ends at once."""
+    """The list that Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) are appended to, so that a
+    step can be finished. A second Ctrl-C ends at once. An ignored SIGHUP, as under nohup, stays so."""
     asked = []
+    # torchrun catches SIGHUP even under nohup, passes it to its ranks and soon kills them
+    by_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
 
     def note(number, frame):
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        ignored = name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN
+        if number and (by_torchrun or not ignored):
+            before = signal.signal(number, note)
+            undo_at_end(signal.signal, number, before or signal.SIG_DFL)  # None: set by C code
     return asked
 
 
 def explain_out_of_memory(mend: str) -> None:
-    """From here on a program that memory runs out for ends with one line that says what to do, on any device."""
+    """From here on a program that runs out of memory ends with one line that says what to do, on any device."""
 
     def last_words(kind, error, trace):
-        if issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error)):
-            print(f'{str(error).splitlines()[0]:.200}; {mend}', file=sys.stderr)
+        undo_changes()
+        of_torch = issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error))
+        if of_torch or issubclass(kind, MemoryError):
+            print(f'{(str(error) or "out of memory").splitlines()[0]:.200}; {mend}', file=sys.stderr)
         else:
-            sys.__excepthook__(kind, error, trace)
+            before(kind, error, trace)
 
+    before = sys.excepthook
+    undo_at_end(setattr, sys, 'excepthook', before)
     sys.excepthook = last_words
 
 
@@ -275,28 +355,3 @@ def start_wandb(project: str, name: str, config: dict):
     except ImportError:
         raise SystemExit('wandb_log is True and wandb is not installed; run: pip install wandb') from None
     return wandb.init(project=project, name=name, config=config)
-
-
-# -----------------------------------------------------------------------------
-# files
-
-
-def sync(path: Path) -> None:
-    """Have the file's bytes on the disk before its new name is."""
-    with open(path, 'rb+') as file:
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator:
-    """A binary file that takes the place of `path` when it is whole. If anything fails, `path` stays what it was."""
-    path = Path(path)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        with open(part, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ Where there is no checkpoint yet, the small model that ships with the repository
 
 import codecs
 import json
-import re
+import os
 import signal
 import sys
 import textwrap
@@ -22,7 +22,10 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import checkpoint
+import console
 import evaluate
 import runtime
 from configurator import configure
@@ -57,6 +60,7 @@ def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
     return {'temperature': (0.3, 'the default of --chat')} if settings['chat'] else {}
 
 
+console.set_up(must_finish=False)
 config = configure(globals(), derive, ['--chat=True' if given == '--chat' else given for given in sys.argv[1:]])
 
 IN_THE_BOX = Path(__file__).resolve().parent / 'assets' / 'tinyworld.pt'  # what quickstart.sh made
@@ -77,7 +81,8 @@ def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
     path = find_checkpoint()
     model, tokenizer, state = evaluate.load(path, device, dtype)
     hint = '' if chat or state['stage'] == 'pretrain' else '; it has learned to answer: --chat'
-    print(f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}{hint}', file=sys.stderr)
+    line = f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}{hint}'
+    print(console.printable(line), file=sys.stderr)
     try:
         form = Chat(tokenizer) if chat else None
     except SystemExit as error:
@@ -102,7 +107,8 @@ def read_prompt(tokenizer: Tokenizer) -> list[int]:
     text = start
     if start.startswith('FILE:'):
         try:
-            text = Path(start.removeprefix('FILE:')).read_text(encoding='utf-8')
+            path = os.path.expanduser(start.removeprefix('FILE:'))
+            text = Path(path).read_text(encoding='utf-8-sig')  # a byte order mark is no text
         except (OSError, ValueError) as error:
             raise SystemExit(f'--start={start}: the prompt cannot be read ({error})') from error
     try:
@@ -162,7 +168,7 @@ def show(beginning: str, pieces: Iterator[tuple[int, str, bool]]):
         unshown[sample] += text
         over[sample] = ended
         while current < num_samples:
-            print(unshown[current], end='', flush=True)
+            print(console.printable(unshown[current]), end='', flush=True)
             unshown[current] = ''
             if not over[current]:
                 break
@@ -178,7 +184,6 @@ COMMANDS = {
     '/save [FILE]': 'append the conversation to FILE (chats.jsonl): a line that data/custom/prepare.py reads',
     '/quit': 'leave, as Ctrl-D does (on Windows Ctrl-Z and Enter); Ctrl-C ends the answer only',
 }
-CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')  # what a model must not send to a terminal
 
 
 def remark(text: str):
@@ -200,7 +205,7 @@ def between(part: str, following: str) -> str:
     """What is printed where an answer goes over to its next part: a call is shown as [12*3=36], dimmed."""
     if part == following:
         return ''
-    dim, plain = ('\033[2m', '\033[0m') if sys.stdout.isatty() and sys.platform != 'win32' else ('', '')
+    dim, plain = ('\033[2m', '\033[0m') if console.wants_colour(sys.stdout) and sys.platform != 'win32' else ('', '')
     ending = ']' + plain if part != 'text' and following != 'output' else ''
     return ending + {'text': '', 'python': dim + '[', 'output': '='}[following]
 
@@ -243,7 +248,7 @@ class Talk:
         with ctrl_c() as pressed, closing(self.engine.stream(prompt, max_new_tokens, fresh)) as events:
             for event in events:
                 ids += event.ids
-                print(between(part, event.part) + CONTROL.sub('', event.text), end='', flush=True)
+                print(between(part, event.part) + console.printable(event.text), end='', flush=True)
                 part, reason = event.part, event.finish_reason
                 if pressed:
                     break
@@ -254,7 +259,7 @@ class Talk:
         return ids
 
     def save(self, path: Path):
-        if path.suffix != '.jsonl':
+        if path.suffix.lower() != '.jsonl':
             return remark(f'{path}: expected a name that ends in .jsonl')
         if not any(message['role'] == 'user' for message in self.messages):
             return remark('nothing was said yet')
@@ -265,19 +270,21 @@ class Talk:
             return remark(f'{path} cannot be written ({error.strerror})')
         remark(f'appended to {path}')
 
-    def hear(self, line: str):
-        """A message or a command."""
-        command, _, argument = line.partition(' ')
-        if command == '/reset':
+    def hear(self, text: str):
+        """A message or a command. A text of several lines is a message."""
+        command, _, argument = text.partition(' ')
+        if '\n' in text:
+            self.turn(text)
+        elif command == '/reset':
             self.reset()
             remark('a new conversation')
         elif command == '/save':
-            self.save(Path(argument.strip() or 'chats.jsonl'))
+            self.save(Path(os.path.expanduser(argument.strip() or 'chats.jsonl')))
         elif command.startswith('/'):
             beginning = [] if command == '/help' else [f'there is no {command}, but']
             print(*beginning, *(f'  {name:14}{what}' for name, what in COMMANDS.items()), sep='\n', file=sys.stderr)
-        elif line:
-            self.turn(line)
+        elif text:
+            self.turn(text)
 
     def hold(self):
         """Until /quit or the end of the input. Piped input has no prompt symbol in its way."""
@@ -285,10 +292,10 @@ class Talk:
         symbol = '> ' if sys.stdin.isatty() else ''
         while True:
             try:
-                line = input(symbol).strip()
-                if line == '/quit':
+                text = console.read_message(symbol).strip()
+                if text == '/quit':
                     return
-                self.hear(line)
+                self.hear(text)
             except KeyboardInterrupt:
                 print(file=sys.stderr)
                 remark('Ctrl-C ends an answer; to leave: /quit or Ctrl-D')
@@ -300,18 +307,13 @@ class Talk:
 def introduce(about: dict):
     """What the model knows and what to ask it, as the data of its stage says."""
     if 'about' in about:
-        print(textwrap.fill(about['about'], 100), file=sys.stderr)
+        print(textwrap.fill(console.printable(about['about']), 100), file=sys.stderr)
     for prompt in about.get('prompts', []):
-        print(f'  {prompt}', file=sys.stderr)
+        print(f'  {console.printable(prompt)}', file=sys.stderr)
     remark('/help lists what else can be typed; /quit leaves')
-    try:
-        import readline  # noqa: F401  arrow keys and a history; a Windows console has them anyway
-    except ImportError:
-        pass
 
 
 def main():
-    sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
     if num_samples < 1 or max_new_tokens < 1:
         raise SystemExit(f'num_samples is {num_samples}, max_new_tokens is {max_new_tokens}, expected at least 1 each')
     try:
@@ -324,6 +326,7 @@ def main():
     engine, state = load_engine(where, number_type)
     if chat:
         introduce(state.get('about') or {})
+        console.enable_line_editing()
         with runtime.autocast(number_type, where):
             Talk(engine, sampling).hold()
         return

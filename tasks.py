@@ -21,11 +21,15 @@ Left out on purpose: generating, tokenizing, downloading; graders of what a mode
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
+import regex
+
+import console
 from conversation import read_messages, read_rows
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # that choices go by
@@ -37,9 +41,27 @@ SPLITS = ('train', 'val')
 # 7   1,000   $5   -3   -$3   5.0   .5; in 9-3 the sign stands between two numbers and is not part of the second
 SIGN = r'(?:(?<![\w)])[-−])?(?:[$€£][-−]?)?'
 NUMBER = SIGN + r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<!\w)\.[0-9]+)'
+
+# Characters of words. A mark, such as an accent or an Indic vowel sign, belongs to its letter; re has
+# no name for marks, so these patterns are for the module regex
+CHARACTER = r'\p{L}\p{M}\p{N}'
+# Soft hyphens, joiners and the like are invisible; but a joiner after an emoji makes another emoji
+INVISIBLE = r'[\u00ad\u200b\u200c\u200e\u200f\u2060\ufe00-\ufe0f\ufeff]|(?<![\p{So}\p{Sk}]\ufe0f?)\u200d'
+CURRENCY = rf'(?<![{CHARACTER})+])(-?)[$€£+](-?)(?=\.?[0-9])'  # $5, -$5, $-5; also the + of +5
+THOUSANDS = r'(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])'
+HYPHEN = r'(?<=[\p{L}\p{M}])-(?=\p{L})'
+MINUS = rf'(?:(?<![{CHARACTER})])-(?=\.?[0-9]))?'  # of -5; in 9-3 it stands between two numbers
+DECIMAL = rf'[0-9]+\.[0-9]+|(?<![{CHARACTER}.])\.[0-9]+'
 # a Chinese or Japanese character is a word of its own, since nothing stands between words there
-WORD = r'[0-9]+\.[0-9]+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+'
-SINGLE = r'(?<![^\W_])[^\W\d_](?![^\W_])'  # a letter that stands alone, as those of c-a-t do
+CJK = r'[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]'
+SUFFIX = rf'(?:\+{{2,}}+|[+#](?![{CHARACTER}#]))'  # C++, C#, A+; but not 3+4
+WORD = rf'{MINUS}(?:{DECIMAL}|{CJK}\p{{M}}*+|(?:(?!{CJK})[{CHARACTER}])++{SUFFIX}?)'
+# an emoji with what modifies it, or a run of signs that are more than punctuation: >=
+SYMBOL = r'(?=\p{So})\X|[\p{Sm}\p{Sc}^#%&/@\\-]++'
+
+LETTER = r'\p{L}\p{M}*+'
+SINGLE = rf'(?<![{CHARACTER}]){LETTER}(?![{CHARACTER}])'  # a letter that stands alone: c-a-t
+NAME = r"\w(?:[\w .'’-]*\w)?"  # of a person or a thing in a story, which is searched for as words
 SPELLED = rf'{SINGLE}(?:(?: ?[-–—_*,] ?|[ .\n]){SINGLE})*'  # not across the end of a sentence
 
 
@@ -48,56 +70,118 @@ def find_number(text: str) -> Decimal | None:
     The number a text ends up with: the last one. Where the text has GSM8K's mark, the one right behind `####`; of two
     such the first, as GSM8K's own grader takes it, since what comes after an answer is a model that runs on.
     """
+    text = regex.sub(r'\p{M}', '', composed(text))  # else re sees the end of a word at a mark
     found = re.findall(rf'####\s*({NUMBER})', text) if '####' in text else re.findall(NUMBER, text)[::-1]
     if not found:
         return None
     digits = re.sub(r'[^0-9.]', '', found[0])
-    return -Decimal(digits) if re.match(r'\D*[-−]', found[0]) else Decimal(digits)
+    value = Decimal(digits)
+    is_negative = re.match(r'\D*[-−]', found[0])
+    return value.copy_negate() if is_negative else value  # -value would round it
 
 
 def number(problem: dict, text: str) -> float:
     """The number that the text ends up with is the answer (a number, or text of one): 5.0 is 5, 1,000 is 1000."""
-    answer = Decimal(str(problem['answer']).replace(',', ''))
-    return float(find_number(text) == answer)
+    return float(find_number(text) == as_number(problem['answer']))
 
 
-def words(text: str) -> str:
-    """A text's words in lower case with a blank around each: ' it s 3.5 kg '. Signs count where there is no word."""
-    found = re.findall(WORD, text.replace("'", '').replace('’', '').casefold())
+def as_number(answer) -> Decimal:
+    """The number of a problem's answer. ArithmeticError if it is none."""
+    return Decimal(str(answer).replace(',', ''))
+
+
+def composed(text: str) -> str:
+    """
+    The text in NFC, which makes é one character however it was typed, without invisible characters.
+
+    Not NFKC: that would make 10² the same as 102.
+    """
+    return regex.sub(INVISIBLE, '', unicodedata.normalize('NFC', text))
+
+
+def words(text: str, answer: str = '') -> str:
+    """
+    The words of a text that is compared with this answer, a blank around each: ' its -3.5 kg '.
+
+    Case, blanks and punctuation do not count, nor does the encoding of a character (see composed).
+    Letters, marks and digits make words: दिन is not दान. An apostrophe is left out: it's is its. A
+    hyphen between letters separates words: well-known is well known. A Chinese or Japanese
+    character is a word of its own.
+
+    Signs that belong to a word count: C, C++ and C# are three words, and 5, -5, .5, 3.5 and 5+ are
+    five. A number may have commas and a currency: $1,000 is 1000. Its digits are 0 to 9.
+
+    Other signs count in two cases: the answer has no words (>, an emoji), or it has a mathematical
+    sign between them (5 > 3). Then an emoji or a run of signs is a word: > is not >=. An answer of
+    punctuation alone (?) must occur as it is, and not right after a word, where it ends a sentence.
+    """
+    found = regex.findall(pattern_for(plain(answer)), plain(text))
     return f' {" ".join(found) or text.strip()} '
 
 
+def plain(text: str) -> str:
+    """The text with one spelling of each character, number and hyphenated word."""
+    text = composed(text).casefold().replace("'", '').replace('’', '').replace('−', '-')
+    text = regex.sub(CURRENCY, r'\1\2', text)
+    text = regex.sub(THOUSANDS, lambda found: found[0].replace(',', ''), text)
+    return regex.sub(HYPHEN, ' ', text)
+
+
+def pattern_for(answer: str) -> str:
+    """The pattern of what counts in a text that is compared with this answer: see words()."""
+    answer = answer.strip()
+    signs = regex.sub(WORD, '', answer)
+    has_words = signs != answer
+    if not answer or has_words and not regex.search(r'\p{Sm}', signs):
+        return WORD
+    if regex.search(f'{WORD}|{SYMBOL}', answer):
+        return f'{WORD}|{SYMBOL}'
+    return rf'{WORD}|{SYMBOL}|(?<![{CHARACTER}]){regex.escape(answer)}'
+
+
 def exact(problem: dict, text: str) -> float:
-    """The text is the answer, whatever the case, blanks and punctuation."""
-    return float(words(text) == words(problem['answer']))
+    """The text is the answer, whatever the case, blanks and punctuation: see words()."""
+    answer = problem['answer']
+    return float(words(text, answer) == words(answer, answer))
 
 
 def contains(problem: dict, text: str) -> float:
     """The answer, or one of a list of them, occurs as whole words, with all of the list `all` and none of `absent`."""
     answers = [problem['answer']] if isinstance(problem['answer'], str) else problem['answer']
-    said = words(text)
-    right = any([words(answer) in said for answer in answers]) and all(words(w) in said for w in problem.get('all', ()))
-    return float(right and not any(words(word) in said for word in problem.get('absent', ())))
+    right = any([occurs_in(text, answer) for answer in answers])
+    right = right and all(occurs_in(text, answer) for answer in problem.get('all', ()))
+    return float(right and not any(occurs_in(text, answer) for answer in problem.get('absent', ())))
+
+
+def occurs_in(text: str, answer: str) -> bool:
+    """Whether the answer stands in the text as whole words: see words()."""
+    return words(answer, answer) in words(text, answer)
 
 
 def letter(problem: dict, text: str) -> float:
     """The answer is the first letter of a choice that stands alone in the text: B, 'B.', 'The answer is B'; also b."""
     allowed = LETTERS[: len(problem['choices'])]
-    alone = re.fullmatch(rf'\W*([{allowed}])\W*', text, re.IGNORECASE) or re.search(rf'\b([{allowed}])\b', text)
+    text = composed(text)
+    stands = rf'(?<![{CHARACTER}_])([{allowed}])(?![{CHARACTER}_]|{SUFFIX})'  # not the C of C++
+    signs = rf'[^{CHARACTER}_]*'
+    whole = regex.fullmatch(signs + stands + signs, text, regex.IGNORECASE)
+    alone = whole or regex.search(stands, text)
     said = alone.group(1).upper() if alone else ''
     return float(said == problem['answer'])
 
 
 def spelled(problem: dict, text: str) -> float:
-    """The letters that stand alone, one behind the other, are the answer's: c-a-t, C, A, T or c a t. Of several such
-    rows the longest counts, and of equals the last: 'I spell it c-a-t.'"""
-    rows = re.findall(SPELLED, text)
+    """
+    The letters that stand alone, one after the other, are the answer's: c-a-t, C, A, T or c a t. A letter has its
+    marks with it: दि-न. Of several such rows the longest counts, and of equals the last: 'I spell it c-a-t.'
+    """
+    rows = regex.findall(SPELLED, composed(text))
     said = max(reversed(rows), key=lambda row: len(letters_of(row)), default='')
     return float(letters_of(said) == letters_of(problem['answer']))
 
 
 def letters_of(text: str) -> list[str]:
-    return re.findall(r'[^\W\d_]', text.casefold())
+    return regex.findall(LETTER, composed(text).casefold())
 
 
 # A story's sentences are followed by their words: who is subject, what the verb does to a count, whom `she` means.
@@ -118,7 +202,8 @@ def story(problem: dict, text: str) -> float:
     problem's `names` turns up is introduced by INTRODUCE or FOLLOW in the sentence that names him first; all counts
     agree (counts_agree). The problem has `people` (names asked for), `names` (all of them), `thing` (singular or '').
     """
-    people, names, thing = problem['people'], problem['names'], problem['thing']
+    text, thing = composed(text), composed(problem['thing'])
+    people, names = ([composed(name) for name in problem[key]] for key in ('people', 'names'))
     sentences = [part for part in re.split(r'(?<=[.!?])\s+|(?<=[.!?]["”])\s+(?=["“]?[A-Z])', text.strip()) if part]
     ended = text.strip().endswith(('.', '!', '?', '"', '”'))
     told = len(sentences) >= 4 and len({words(sentence) for sentence in sentences}) == len(sentences)
@@ -252,7 +337,7 @@ def load(path: str | Path, split: str | None = None, skills: Sequence[str] = (),
     there = dict.fromkeys(problem['skill'] for problem in problems)
     for skill in skills or ():
         if skill not in there:
-            known = ', '.join(there) or 'none'
+            known = console.printable(', '.join(there)) or 'none'
             raise SystemExit(f"{path} has no skill '{skill}' in its split '{split or 'all'}', only {known}")
     if not problems:
         raise SystemExit(f"{path} has no problems in its split '{split or 'all'}', expected one of {', '.join(SPLITS)}")
@@ -271,7 +356,7 @@ def checked(problem: dict, where: str) -> dict:
             raise SystemExit(f'{where}: {name} is {problem.get(name)!r}, expected text')
     for name, allowed in {'split': SPLITS, 'grader': tuple(GRADERS)}.items():
         if problem[name] not in allowed:
-            raise SystemExit(f"{where}: {name} is '{problem[name]}', expected one of {', '.join(allowed)}")
+            raise SystemExit(f'{where}: {name} is {problem[name]!r}, expected one of {", ".join(allowed)}')
     if 'choices' in problem:
         choices = problem['choices']
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
@@ -281,8 +366,9 @@ def checked(problem: dict, where: str) -> dict:
             raise SystemExit(f'{where}: answer is {problem.get("answer")!r}, expected a letter from A to {last}')
     if 'spoken' in problem:
         spoken, number = problem['spoken'], len(problem.get('choices', ()))
-        if not isinstance(spoken, list) or len(spoken) != number or not all(t and isinstance(t, str) for t in spoken):
+        if not is_texts(spoken) or len(spoken) != number:
             raise SystemExit(f'{where}: spoken is {spoken!r}, expected an answer for each of {number} choices')
+    check_more(problem, where)
     problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
     try:
         empty = grade(problem, '')  # has the grader what it needs?
@@ -290,4 +376,42 @@ def checked(problem: dict, where: str) -> dict:
         raise SystemExit(f"{where}: the grader '{problem['grader']}' cannot use it ({error!r})") from None
     if empty:
         raise SystemExit(f"{where}: the grader '{problem['grader']}' would call an empty text right; mend the answer")
+    if not can_be_right(problem):
+        what = f"the grader '{problem['grader']}' would call no text right"
+        raise SystemExit(f'{where}: {what}, the answer is {problem["answer"]!r:.60}; mend it')
     return problem
+
+
+def check_more(problem: dict, where: str) -> None:
+    """What some graders and the scores take besides the answer."""
+    chance = baseline(problem)
+    if type(chance) not in (int, float) or not 0 <= chance < 1:
+        raise SystemExit(f'{where}: baseline is {chance!r:.60}, expected at least 0 and below 1')
+    lists = {'contains': ('all', 'absent'), 'story': ('people', 'names')}
+    for name in lists.get(problem['grader'], ()):
+        if not is_texts(problem.get(name, [])):
+            raise SystemExit(f'{where}: {name} is {problem[name]!r:.60}, expected a list of texts')
+    if problem['grader'] == 'story':
+        thing = problem.get('thing', '')
+        names = [*problem.get('people', []), *problem.get('names', [])]
+        for name in [*names, thing] if thing != '' else names:
+            if not isinstance(name, str) or not re.fullmatch(NAME, name):
+                raise SystemExit(f'{where}: no story can name {name!r:.60}, expected words')
+
+
+def is_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
+
+
+def can_be_right(problem: dict) -> bool:
+    """False for the number NaN, for an empty list of answers and for words that are absent too."""
+    answer = problem.get('answer')
+    if problem['grader'] == 'number':
+        return as_number(answer).is_finite()
+    if problem['grader'] == 'contains':
+        answers = [answer] if isinstance(answer, str) else answer
+        rules = {'absent': problem.get('absent', [])}
+        may_occur = lambda text: contains({'answer': text, **rules}, text)  # noqa: E731
+        some_answer = isinstance(answers, list) and any(map(may_occur, answers))
+        return some_answer and all(map(may_occur, problem.get('all', [])))
+    return True

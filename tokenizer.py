@@ -15,7 +15,7 @@ only a program puts `tokenizer.special[...]` into a row.
 
 $ python tokenizer.py --input=FILE.txt --vocab_size=1024 --out=tok.json    trains one
 $ python tokenizer.py --show="some text" --merges=True                     prints its tokens, and how they were made
-$ python tokenizer.py --evaluate=tok.json                                  bytes per token beside GPT-2's and GPT-4's
+$ python tokenizer.py --evaluate=tok.json,out/run                          bytes per token beside GPT-2's and GPT-4's
 
 Left out on purpose: vocabularies above 65,536 ids (token files are uint16) and normalisation of the text.
 """
@@ -35,7 +35,9 @@ import regex
 import tiktoken
 from tqdm import tqdm
 
+import disk
 import segments
+from utf8 import valid_text
 
 VERSION = 1  # of tok.json
 MAX_VOCAB = 65536  # ids are stored as uint16
@@ -65,13 +67,6 @@ GPT2_DIGEST = '0a8d8fbaf67fbdeb3c02f1eddf704fed5511564a3b677f48844a5cbe8422fdf7'
 GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
 
 
-def valid_text(text: str) -> str:
-    """The text as UTF-8 can hold it: surrogate pairs joined, a lone surrogate (JSON can spell one) becomes U+FFFD."""
-    try:
-        text.encode('utf-8')
-        return text
-    except UnicodeEncodeError:
-        return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
 
 class Tokenizer:
@@ -125,13 +120,8 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write tok.json: whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-        with open(partial, 'w', encoding='utf-8', newline='\n') as file:
-            file.write(json.dumps(self.to_dict()) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with disk.replacing(path) as file:
+            file.write(json.dumps(self.to_dict()).encode('utf-8') + b'\n')
 
 
 class CharTokenizer(Tokenizer):
@@ -256,17 +246,20 @@ def from_dict(table: dict, source: str | Path = 'tokenizer') -> Tokenizer:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SystemExit(f'{source}: a damaged tokenizer ({error}): prepare it again') from None
     if table.get('hash') != tokenizer.hash:
-        raise SystemExit(f'{source}: its content has not the hash {table.get("hash")}: damaged, prepare it again')
+        raise SystemExit(f'{source}: its content has not the hash {table.get("hash")!r}: damaged, prepare it again')
     return tokenizer
 
 
 def load(path: str | Path) -> Tokenizer:
     """Read a tok.json."""
     try:
-        with open(path, encoding='utf-8') as file:
-            table = json.load(file)
+        table = json.loads(Path(path).read_bytes())  # of bytes it leaves out a byte order mark
     except OSError as error:
-        raise SystemExit(f'{path}: cannot read the tokenizer ({error.strerror})') from None
+        programs = [folder / 'prepare.py' for folder in Path(path).parents]
+        prepare = next((program for program in programs if program.exists()), None)
+        expected = 'expected a tok.json, a .pt file, or a folder that has one'
+        hint = f'run: python {prepare}' if prepare else expected
+        raise SystemExit(f'{path}: cannot read the tokenizer ({error.strerror}): {hint}') from None
     except ValueError:  # no JSON, or no UTF-8
         raise SystemExit(f'{path}: not a tok.json: prepare it again') from None
     return from_dict(table, path)
@@ -541,7 +534,7 @@ def read_gpt2(folder: Path) -> BPETokenizer:
     others = iter(range(256, 512))
     spelling = [chr(byte if byte in printable else next(others)) for byte in range(256)]
     try:
-        ids = json.loads((folder / 'encoder.json').read_text(encoding='utf-8'))
+        ids = json.loads((folder / 'encoder.json').read_bytes())
         lines = (folder / 'vocab.bpe').read_text(encoding='utf-8').strip('\n').split('\n')[1:]
         pairs = [(left, right) for left, right in (line.split(' ') for line in lines)]
         special = {name: ids[name] for name in BOS if name in ids}
@@ -618,14 +611,25 @@ SAMPLES = {
 }
 
 
-def show_tokens(tokenizer: Tokenizer, text: str, derive: bool = False, colour: bool = True) -> str:
-    """The text with its tokens in alternating colours, or between bars, and their ids; derive: how merges made them."""
+def show_tokens(
+    tokenizer: Tokenizer,
+    text: str,
+    visible: Callable[[str], str],
+    derive: bool = False,
+    colour: bool = True,
+) -> str:
+    """
+    The text with its tokens in alternating colours, or between bars, and their ids; derive: how
+    merges made them. visible: how the text of a token is spelled, console.visible.
+    """
     ids = tokenizer.encode(text)
     spelled = {i: tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace') for i in ids}
-    if colour:
-        painted = [f'\x1b[30;{(46, 103)[n % 2]}m{spelled[i]}\x1b[0m' for n, i in enumerate(ids)]
-    else:
-        painted = [spelled[i] + '|' for i in ids]
+    painted = []
+    for n, i in enumerate(ids):
+        token = visible(spelled[i])
+        painted.append(f'\x1b[30;{(46, 103)[n % 2]}m{token}\x1b[0m' if colour else f'{token}|')
+        if '\n' in spelled[i]:  # where the text has a line break
+            painted.append('\n')
     lines = [''.join(painted), ' '.join(map(str, ids))]
     for i in dict.fromkeys(ids) if derive else ():
         lines.append(f'{i:>6} {spelled[i]!r}')
@@ -652,7 +656,11 @@ if __name__ == '__main__':
     import sys
     from glob import glob
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
+    import console
     from configurator import configure
+    from console import visible, wants_colour
     from data.download import SUFFIXES, pieces
 
     # To train one
@@ -666,13 +674,22 @@ if __name__ == '__main__':
     out = 'tok.json'  # where to write the tokenizer
 
     # To look at one
-    show = ''  # a text whose tokens to print, by the tokenizer in `out`
+    show = ''  # a text whose tokens to print, by the tokenizer in `out`; --out=out/run takes a run's
     merges = False  # and the merges that made them
-    evaluate = ''  # tok.json files, with commas, to compare with GPT-2's and GPT-4's encodings on several kinds of text
+    evaluate = ''  # tokenizers (tok.json, out/run), with commas: bytes per token beside GPT-2 and GPT-4
+    console.set_up(must_finish=True, missing='backslashreplace')
     configure(globals())
+    console.set_up(must_finish=not (show or evaluate))
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(',') if name.strip()]
+
+    def open_tokenizer(path: str) -> Tokenizer:
+        if not path.endswith('.pt') and not Path(path).is_dir():
+            return load(path)
+        from checkpoint import load_tokenizer  # and torch, which takes seconds
+
+        return load_tokenizer(path)
 
     def read(files: list[str]) -> Iterator[str]:
         """The files' texts, up to max_chars. The bar counts the bytes of the files, or up to max_chars."""
@@ -694,12 +711,13 @@ if __name__ == '__main__':
     def train() -> None:
         files = sorted({file for name in names(input) for file in glob(name, recursive=True) or [name]})
         for file in files or [input]:
-            if not Path(file).is_file() or Path(file).suffix not in SUFFIXES:
+            if not Path(file).is_file() or Path(file).suffix.lower() not in SUFFIXES:
                 raise SystemExit(f'--input={file}: no such file of text, expected one of {", ".join(SUFFIXES)}')
         if max_chars < 0 or num_workers < 0:
             raise SystemExit(f'max_chars={max_chars} and num_workers={num_workers}: at least 0')
-        if Path(out).is_dir() or not os.access(Path(out).absolute().parent, os.W_OK):
-            raise SystemExit(f'--out={out}: cannot be written, expected a file in a folder that exists')
+        if out.endswith('.pt'):  # a run, whose tokenizer --show reads
+            raise SystemExit(f'--out={out}: cannot be written, expected a name that ends in .json')
+        disk.try_writing(out)
         workers = num_workers or os.cpu_count()
         trained = train_bpe(read(files), vocab_size, names(special), pattern, special_first, workers, progress=True)
         trained.save(out)
@@ -707,22 +725,25 @@ if __name__ == '__main__':
             print(f'no pair of neighbours is left: {trained.vocab_size:,} ids and not {vocab_size:,}')
         print(f'{out}: {trained.vocab_size:,} ids, {len(trained.merges):,} of them merges')
 
-    def table() -> None:
-        encoders = {name: load(name).encode for name in names(evaluate)}
+    def table() -> str:
+        encoders = {name: open_tokenizer(name).encode for name in names(evaluate)}
         theirs = {'GPT-2': lambda: gpt2().encode, 'GPT-4': lambda: fetch('cl100k_base').encode_ordinary}
         for by, encoder in theirs.items():
             try:
                 encoders[by] = encoder()
             except SystemExit as error:
                 print(f"{by}'s encoding is left out: {error}")
-        print(compare(encoders, SAMPLES))
+        return compare(encoders, SAMPLES)
 
-    try:
-        if show:
-            print(show_tokens(load(out), show, merges, colour=sys.stdout.isatty()))
-        elif evaluate:
-            table()
-    except ValueError as error:  # a character that a tokenizer of characters does not hold
-        raise SystemExit(f'{out if show else evaluate}: {error}') from None
-    if not (show or evaluate):
+    if show or evaluate:
+        try:
+            if show:
+                colour = wants_colour(sys.stdout)
+                text = show_tokens(open_tokenizer(out), show, visible, merges, colour)
+            else:
+                text = table()
+        except ValueError as error:  # a character that a tokenizer of characters does not hold
+            raise SystemExit(f'{out if show else evaluate}: {error}') from None
+        print(text)
+    else:
         train()

@@ -16,8 +16,8 @@ Read the settings, the losses, the stages, and the few lines of "one step" near 
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +27,11 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 import batches
 import checkpoint
+import console
 import evaluate
 import plan
 import runtime
@@ -40,6 +43,7 @@ from engine import Engine, Sampling
 from model import GPT, GPTConfig
 from optim import Optimizer
 from tools import calculate
+from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
 # settings: config files and --name=value arguments override them. Where nanoGPT has one, it has nanoGPT's name
@@ -83,6 +87,7 @@ zero_init = True  # output projections and an untied head start at zero
 # a step, and what it changes
 batch_size = 16  # rows of a micro-batch, at most; out of memory: lower it and raise the next as much
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows, over all ranks
+cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the size of the model, see plan.py
 isolate = False  # the documents of a row do not see each other; on CUDA that takes a slower attention than Flash
 optimizer = 'muon'  # muon (for the matrices inside the layers, AdamW for the rest) | adamw
 muon_iterations = 5  # 5 | 3 products that make an update orthogonal; 3 cost less and do as well in small models
@@ -117,7 +122,7 @@ save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: keep the best validation loss as best.pt, beside ckpt.pt, the latest
 eval_problems = 50  # held-out problems of each skill that are answered at each evaluation of a chat; 0 is off
 max_new_tokens = 160  # longest answer to those
-sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # to see at each evaluation; '' is off
+sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # at each evaluation; '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
 wandb_project = 'flatgpt'  # its project
 wandb_run_name = ''  # its name there; '' is out_dir
@@ -202,11 +207,12 @@ def rl(run):
         what = f'{dataset} has no problems.jsonl, nor has the folder above it, expected the questions to learn from'
         raise SystemExit(f'{what}; take a --dataset with one, such as tinyworld/sft')
     problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
+    shape = run.shape._replace(batch_size=batch_size)  # answers are short: whole batches, on a CPU too
     steps = batches.Rollouts(
-        functools.partial(generate, run), tasks.grade, problems, run.chat, run.shape, rl_samples, rl_tokens,
+        functools.partial(generate, run), tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
         runtime.add_up, run.notes.append, run.device,
     )  # fmt: skip
-    rows, slots = max(run.shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
+    rows, slots = max(shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
     run.writer = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate, rows=rows, slots=slots)
     text = answers(run)
     return steps, weighted_nll, lambda: {**text(), **skills()}
@@ -271,7 +277,7 @@ def check(config):
         batch_size=1, gradient_accumulation_steps=1, eval_interval=0, log_interval=1, max_skips=1, eval_iters=-1,
         seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
         time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
-        embedding_rate=0, head_rate=0, beta1=0, beta2=0,
+        embedding_rate=0, head_rate=0, beta1=0, beta2=0, cpu_micro_batch_size=0,
     )  # fmt: skip
     wrong = [
         f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
@@ -297,8 +303,8 @@ def check(config):
 # the machine, the data and the checkpoint are checked before the model is built. From here on device, dtype and the
 # like say what was chosen; config keeps what was asked for
 EMBEDDED = {'tinyworld': 'problems.jsonl'}  # made by a program alone, so prepared without asking: its last file
+console.set_up(must_finish=True)
 ranks = runtime.join()
-sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character shows '?' in its place
 with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     config = configure(globals(), derive=derive)
     check(config)
@@ -306,7 +312,9 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     dtype, why_dtype = runtime.choose_dtype(dtype, device)
     compile, why_compile = runtime.choose_compile(compile, device)
     runtime.set_up(device, ranks, deterministic)
-    data_root = Path(__file__).parent / 'data'
+    if device == 'cpu':
+        runtime.keep_freed_memory()
+    data_root = Path(__file__).resolve().parent / 'data'
     for name, _ in batches.mixture(dataset) if ranks.local_rank == 0 else ():
         embedded = data_root / name.split('/')[0] / 'prepare.py'
         last = EMBEDDED.get(embedded.parent.name)
@@ -323,9 +331,9 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
         raise SystemExit(f"{path} holds no optimizer's state; {mend}")
     data = batches.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        before = batches.mixture(start['config']['dataset'])[0][0]
-        mend = f'prepare it again with the tokenizer of {before}: --tokenizer={Path("data", before, "tok.json")}'
-        raise SystemExit(f'{dataset} was made with another tokenizer than {path}; {mend}')
+        raise batches.another_tokenizer(dataset, path)
+    if resume and master:
+        checkpoint.compare_data(start, path, dataset, data.hash)
     kind = (data.meta or {}).get('kind')
     if kind and (kind == 'preferences') != (stage == 'dpo'):
         raise SystemExit(f'{dataset} holds {kind}; preferences are for --stage=dpo and for no other, stage is {stage}')
@@ -335,9 +343,14 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
     fields |= dict(vocab_size=data.tokenizer.vocab_size, bos=data.tokenizer.bos if isolate else -1)
     model_config = GPTConfig(**fields)
     for split in ('train', 'val'):
-        data.split(split)
-    if not eval_only:
-        checkpoint.make_folder(out_dir)
+        shards = data.split(split)
+        if stage == 'pretrain':
+            batches.count_rows(shards, block_size)  # the later stages fill rows up
+    if device == 'cpu' and not cpu_micro_batch_size:  # stored, so that a run resumes with the same bits
+        config.assign('cpu_micro_batch_size', plan.cpu_rows(model_config), 'plan.py', where='', explicit=False)
+    plan.check_memory(model_config, config, device, dtype, ranks)
+    if master and not eval_only:
+        runtime.undo_at_end(checkpoint.claim(out_dir).release)  # no other run may write there meanwhile
 
 # -----------------------------------------------------------------------------
 # model, stage, optimizer
@@ -358,7 +371,8 @@ def model(inputs, targets):
 
 rows_per_step = gradient_accumulation_steps * batch_size
 tokens_per_step = rows_per_step * block_size
-shape = batches.Shape(rows_per_step, batch_size, block_size, ranks.rank, ranks.world_size, seed, param_dtype)
+micro_batch_size = plan.micro_batch_rows(model_config, config, device)
+shape = batches.Shape(rows_per_step, micro_batch_size, block_size, ranks.rank, ranks.world_size, seed, param_dtype)
 run = SimpleNamespace(model=model, raw_model=raw_model, data=data, device=device, shape=shape, kept={}, notes=[])
 run.val_shape, run.val_rows = shape._replace(rows_per_step=0), max(0, eval_iters * batch_size)
 run.prompt = lambda text: [i for i in (data.tokenizer.bos,) if i is not None] + data.tokenizer.encode(text)
@@ -413,7 +427,8 @@ wandb_run = None  # where it is asked for, it begins with the training loop
 def usable_prompts():
     """{prompt: ids} of sample_prompts. One that cannot be continued is named now, not in the middle of the run."""
     usable = {}
-    for text in sample_prompts.split('|') if sample_prompts else []:
+    for text in re.split(r'(?<!\\)\|', sample_prompts) if sample_prompts else []:
+        text = text.replace('\\|', '|')
         try:
             ids = run.prompt(text)
             if not 0 < len(ids) <= block_size:
@@ -428,14 +443,12 @@ prompts = usable_prompts() if master else {}
 
 
 def log(line, /, **row):
-    """One line for the reader, one for log.jsonl, one point for wandb."""
-    print(line, flush=True)
-    if eval_only:  # leaves no trace
-        return
-    with open(log_path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    """One line for log.jsonl, one point for wandb, and last one line for the reader."""
+    if not eval_only:  # it leaves no trace
+        checkpoint.append_log(log_path, row)
     if wandb_run:
         wandb_run.log(row, step=row['step'])
+    print(console.printable(line), flush=True)  # it may quote a model
 
 
 def save(path, step, seconds, optimizer_state=None):
@@ -445,7 +458,7 @@ def save(path, step, seconds, optimizer_state=None):
             checkpoint.save(path, dict(
                 model=raw_model.state_dict(), model_config=dataclasses.asdict(model_config), optimizer=optimizer_state,
                 tokenizer=data.tokenizer.to_dict(), stage=stage, step=step, seconds=seconds, config=dict(config),
-                best=run.best, kept=run.kept, parent=parent, about=about,
+                best=run.best, kept=run.kept, parent=parent, about=about, data=data.hash,
             ))  # fmt: skip
 
 
@@ -538,7 +551,7 @@ if master:
     if not resume and not eval_only:
         checkpoint.set_aside(out_dir)  # an earlier run's files get another name
     if not eval_only:
-        facts = dict(config=dict(config), command=sys.argv[1:], machine=runtime.machine(device))
+        facts = dict(config=dict(config), command=valid_text(sys.argv[1:]), machine=runtime.machine(device))
         checkpoint.start_log(log_path, facts, first_step if resume else None)
 if wandb_log and master and not eval_only:
     wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))

@@ -13,3 +13,4 @@ max_iters = 30
 learning_rate = 2e-4
 dpo_beta = 0.1
 eval_interval = 30
+eval_problems = 30

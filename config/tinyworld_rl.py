@@ -19,4 +19,5 @@ gradient_accumulation_steps = 2  # 16 questions a step
 max_iters = 32
 learning_rate = 2.5e-4  # twice that forgets more of what is not practised
 eval_interval = 16
+eval_problems = 30
 log_interval = 4

@@ -9,7 +9,6 @@ What the prepare scripts share: getting a file from the network whole or not at 
 import codecs
 import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -19,11 +18,12 @@ import requests
 from tqdm import tqdm
 
 import segments
-from tokenizer import valid_text
+from conversation import read_rows
+from utf8 import valid_text
 
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
 HOPELESS = (400, 401, 403, 404, 410)  # answers that asking again will not change
-SUFFIXES = ('.txt', '.jsonl', '.parquet')  # what documents() reads
+SUFFIXES = ('.txt', '.jsonl', '.parquet')  # what documents() reads; in capitals too
 
 
 class Damaged(Exception):
@@ -132,18 +132,20 @@ def documents(path: str | Path) -> Iterator[str]:
     .parquet a column "text". What cannot be read is a SystemExit naming the file, and the line.
     """
     path = Path(path)
-    yield from [read_text(path)] if path.suffix == '.txt' and path.is_file() else pieces(path)
+    whole = path.suffix.lower() == '.txt' and path.is_file()
+    yield from [read_text(path)] if whole else pieces(path)
 
 
 def pieces(path: str | Path, size: int = 2**22) -> Iterator[str]:
     """documents(path), but a long .txt in parts that fit into memory, cut where no word goes on."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise SystemExit(f'{path}: expected a file that ends in {", ".join(SUFFIXES)}')
     if not path.is_file():
         raise SystemExit(f'{path}: no such file')
-    if path.suffix != '.txt':
-        yield from map(valid_text, (parquet_rows if path.suffix == '.parquet' else json_lines)(path))
+    if suffix != '.txt':
+        yield from map(valid_text, (parquet_rows if suffix == '.parquet' else json_lines)(path))
         return
     rest = ''
     for block in read_blocks(path, size):
@@ -174,22 +176,12 @@ def read_blocks(path: Path, size: int) -> Iterator[str]:
 
 
 def json_lines(path: Path) -> Iterator[str]:
-    with open(path, 'rb') as file:
-        for number, line in enumerate(file, start=1):
-            where = f'{path}:{number}'
-            if not line.strip():
-                continue
-            try:
-                item = json.loads(line.decode('utf-8').removeprefix('\ufeff'))
-            except UnicodeDecodeError as error:
-                raise SystemExit(f'{where}: no UTF-8 at byte {error.start}: save it as UTF-8') from None
-            except ValueError as error:
-                raise SystemExit(f'{where}: not JSON ({error})') from None
-            if not isinstance(item, dict) or 'text' not in item:
-                raise SystemExit(f'{where}: missing "text"')
-            if not isinstance(item['text'], str):
-                raise SystemExit(f'{where}: "text" must be a string, got {item["text"]!r:.60}')
-            yield item['text']
+    for where, row in read_rows(path):
+        if 'text' not in row:
+            raise SystemExit(f'{where}: missing "text"')
+        if not isinstance(row['text'], str):
+            raise SystemExit(f'{where}: "text" must be a string, got {row["text"]!r:.60}')
+        yield row['text']
 
 
 def parquet_rows(path: Path) -> Iterator[str]:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+import console
 from configurator import configure
 
 text_mb = 100.0  # millions of bytes of text to train on, from what this Python has installed
@@ -111,6 +112,7 @@ def worst_texts(size: int) -> dict[str, list[str]]:
 
 CHILD = """
 import json, sys, time
+sys.path.insert(0, '')  # PYTHONSAFEPATH leaves it out
 import numpy as np, tiktoken
 from tokenizer import PATTERN, load, train_bpe
 path, cores, size, table, out = sys.argv[1:]
@@ -239,6 +241,7 @@ def show(kind: str, size: int, found: dict[str, dict]) -> None:
 
 
 def main() -> None:
+    console.set_up(must_finish=False)
     config = configure(globals())
     for name, least in dict(text_mb=0.1, bpe_vocab_size=256, bpe_repeats=1, seed=0).items():
         if config[name] < least:

@@ -12,6 +12,7 @@ and writes nothing.
 Seeds are not paired: the same seed under another recipe makes another run.
 """
 
+import ast
 import functools
 import glob
 import math
@@ -22,10 +23,13 @@ from statistics import fmean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import console
 from runlog import Stage, number, read_stage, short, steps_done
 
 # settings in which runs of one recipe may differ
-APART = {'seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name'}
+APART = {
+    'seed', 'out_dir', 'wandb_log', 'wandb_project', 'wandb_run_name', 'cpu_micro_batch_size',
+}  # fmt: skip
 # lower is better; of all other metrics higher
 LOWER = {'val', 'perplexity', 'bits_per_byte', 'seconds', 'evaluation_seconds'}
 
@@ -175,7 +179,8 @@ def value_at_end(run: Stage, metric: str) -> float:
     last = run.evaluations[-1]
     if metric not in last:
         known = [key for key in last if number(last, key) is not None and key != 'step']
-        raise SystemExit(f"{run.folder}: no metric '{metric}', expected one of {', '.join(known)}")
+        expected = console.printable(', '.join(known))
+        raise SystemExit(f"{run.folder}: no metric '{metric}', expected one of {expected}")
     if number(last, metric) is None:  # leaving the run out would flatter its recipe
         raise SystemExit(
             f'{run.folder}: {metric} is {last[metric]} at the end, so its recipe has no mean'
@@ -229,9 +234,10 @@ def compare(sides: list[list[str]], metric: str = 'val') -> list[str]:
 
 
 def main():
+    console.set_up(must_finish=False)
     arguments = sys.argv[1:]
     if '--help' in arguments or '-h' in arguments:
-        print(__doc__.strip())
+        print(ast.get_docstring(ast.parse(Path(__file__).read_bytes())))  # python -OO drops __doc__
         return
     metric = 'val'
     sides = [[]]

@@ -27,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 import checkpoint
+import console
+import disk
 import plan
 import runtime
 from configurator import configure
@@ -39,7 +41,7 @@ seeds = '1,2,3'  # the first for all rates, the others for the derived one
 jobs = 1  # runs at a time, which share the cores
 train = True  # False: only show finished runs
 # Settings of train.py
-batch_size = 16  # rows of a micro-batch
+batch_size = 16  # rows of a micro-batch, at most
 block_size = 128  # tokens per row
 target_param_data_ratio = 20.0  # tokens per parameter; 20 is the dial's own
 dtype = 'auto'  # auto | float32 | bfloat16
@@ -129,9 +131,10 @@ def carry_out(run: Run, pool: ThreadPoolExecutor) -> None:
     loss = loss_of(run)
     if done.returncode or loss is None:
         pool.shutdown(wait=False, cancel_futures=True)  # before this thread takes the next run
-        last = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]
+        lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
+        last = console.printable(lines[-1]) if lines else ''
         status = f'training ended with status {done.returncode}'
-        raise SystemExit(f'{run.folder}: {status}, see {log}: {"".join(last)}')
+        raise SystemExit(f'{run.folder}: {status}, see {log}: {last}')
     print(
         f'depth {run.depth}, rate {run.rate:.2e} ({run.factor:g} of the derived), '
         f'seed {run.seed}: {loss:.4f}',
@@ -246,6 +249,8 @@ def main() -> None:
         )
     if jobs < 1 or min(listed(depths, int)) < 1:
         raise SystemExit(f"jobs is {jobs} and depths is '{depths}', expected at least 1 each")
+    if min(listed(seeds, int)) < 0:
+        raise SystemExit(f"seeds is '{seeds}', expected numbers of at least 0")
     rates = listed(factors, float)
     if 1.0 not in rates:
         raise SystemExit(f"factors is '{factors}', expected 1 among them: the derived rate")
@@ -255,6 +260,9 @@ def main() -> None:
     for run in runs:
         check(run)
     if train:
+        with disk.writing(f'out_dir {out_dir}'):
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
+        disk.try_writing(Path(out_dir, 'dial.md'))
         with ThreadPoolExecutor(jobs) as pool:
             for done in [pool.submit(carry_out, run, pool) for run in runs]:
                 done.result()  # raises what went wrong
@@ -266,14 +274,15 @@ def main() -> None:
             f'{out_dir}: no finished run at the derived rate; train some: python dev/dial.py'
         )
     lines = show(found, rates)
-    with runtime.replacing(Path(out_dir, 'dial.png')) as file:
+    with disk.replacing(Path(out_dir, 'dial.png')) as file:
         draw(found).savefig(file, format='png', dpi=160)
     page = '\n'.join([*lines, '', '![losses over rate and size](dial.png)', ''])
-    with runtime.replacing(Path(out_dir, 'dial.md')) as file:
+    with disk.replacing(Path(out_dir, 'dial.md')) as file:
         file.write(page.encode('utf-8'))
     print('\n'.join(lines))
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()

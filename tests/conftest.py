@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import unicodedata
@@ -140,3 +141,52 @@ def write_log(folder, rows, first=None):
 
 def as_numbers(cell):
     return [float(part.replace(',', '')) for part in re.findall(r'[-+]?[\d,]*\.?\d+', cell)]
+
+
+# ---- a terminal
+
+
+class Terminal:
+    """A program in a terminal of its own: type(bytes), and read(until) what it shows."""
+
+    def __init__(self, command, cwd, environment):
+        import pty
+
+        self.fd, child = pty.openpty()
+        environment = {**os.environ, 'TERM': 'xterm', 'OMP_NUM_THREADS': '1', **environment}
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdin=child, stdout=child, stderr=child, start_new_session=True
+        )
+        os.close(child)
+        self.shown = b''
+
+    def type(self, keys):
+        os.write(self.fd, keys)
+
+    def read(self, until):
+        """All that was shown since the last read, up to `until`."""
+        while until not in self.shown:
+            assert select.select([self.fd], [], [], 120)[0], self.shown
+            self.shown += os.read(self.fd, 4096)  # OSError: the program has ended
+        shown, _, self.shown = self.shown.partition(until)
+        return shown
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.fd)
+
+
+@pytest.fixture
+def in_terminal():
+    """in_terminal(command, cwd=ROOT, env={}) -> Terminal, in which the program runs until the test ends."""
+    pytest.importorskip('pty')  # not on Windows
+    terminals = []
+
+    def start(command, cwd=ROOT, env=None):
+        terminals.append(Terminal(command, cwd, env or {}))
+        return terminals[-1]
+
+    yield start
+    for terminal in terminals:
+        terminal.close()

@@ -4,6 +4,7 @@ batches.py against naive versions: the file format, what Data refuses, and the l
 A law here is the one of batches.py's docstring: row g of a run is row order(epoch)[g mod n], epoch = g div n.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -138,6 +139,38 @@ def test_an_exception_keeps_the_old_data_and_leaves_nothing_else(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_disk_that_takes_no_more_is_one_line_and_keeps_the_old_data(tmp_path, monkeypatch):
+    write(tmp_path, documents(50), shard_tokens=20)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **how):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for owner, name in ((batches, 'open'), (pathlib.Path, 'mkdir'), (batches.disk, 'sync')):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(owner, name, full, raising=False)
+            write(tmp_path, documents(30))
+        assert str(tmp_path) in stop.value.code and 'No space left on device' in stop.value.code
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_hash_tells_other_data_of_the_same_tokenizer(tmp_path):
+    ones, twos = documents(40, seed=1), documents(40, seed=2)
+    for name, ids in (('a', ones), ('b', twos)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, ids)
+    datasets = ('a', 'b', 'a,b', 'b,a', 'a:2')
+    hashes = {dataset: open_data(tmp_path, dataset).hash for dataset in datasets}
+    assert len(set(hashes.values())) == 5
+    write(tmp_path / 'a', ones)
+    assert open_data(tmp_path, 'a,b').hash == hashes['a,b']
+    write(tmp_path / 'b', documents(40, seed=3))
+    assert open_data(tmp_path, 'a,b').hash != hashes['a,b']
+    for name in ('meta.json', 'tok.json'):
+        (tmp_path / 'b' / name).unlink()
+    assert Data(tmp_path / 'b').hash is None
+
+
 @pytest.mark.parametrize('first, second', [(7, 100), (100, 7), (5, 20)])
 def test_shards_of_the_data_before_are_removed(tmp_path, first, second):
     for name in ('train_notes.bin', 'trainer.bin', 'input.txt'):
@@ -150,6 +183,54 @@ def test_shards_of_the_data_before_are_removed(tmp_path, first, second):
     assert {path.name for path in tmp_path.iterdir()} == listed | others
     assert Data(tmp_path).split('train').read(0, 60).tolist() == train.tolist()
     assert Data(tmp_path).split('val').read(0, 30).tolist() == val.tolist()
+
+
+@pytest.mark.parametrize('name', ['train.bin', 'val_00003.bin', 'meta.json', 'tok.json'])
+@pytest.mark.parametrize('prepared', [False, True])
+def test_files_of_others_are_refused_and_stay(tmp_path, name, prepared):
+    if prepared:
+        write(tmp_path, documents(40), shard_tokens=20)
+        if name in ('meta.json', 'tok.json'):
+            (tmp_path / 'meta.json').unlink()
+    (tmp_path / name).write_bytes(b'mine')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        write(tmp_path, documents(30))
+    one_line(stop, tmp_path / name, 'move it away')
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_tokenizer_of_others_may_be_used_in_its_own_folder(tmp_path):
+    BYTES.save(tmp_path / 'tok.json')
+    assert len(Data(write(tmp_path, documents(40))).split('train')) == 40
+
+
+def test_an_added_file_is_replaced_until_it_is_edited(tmp_path):
+    def prepare(content):
+        with Writer(tmp_path, BYTES) as out:
+            out.write('train', [1, 2], 2)
+            if content:
+                out.add('problems.jsonl', content)
+
+    path = tmp_path / 'problems.jsonl'
+    for content in (b'a', b'b', None, b'c'):
+        prepare(content)
+        assert (path.read_bytes() if path.exists() else None) == content
+    path.write_bytes(b'c, edited')
+    with pytest.raises(SystemExit) as stop:
+        prepare(b'd')
+    one_line(stop, path, 'no preparation wrote it as it is')
+    prepare(None)
+    assert path.read_bytes() == b'c, edited' and list(tmp_path.glob('*.part')) == []
+
+
+def test_data_from_before_meta_json_listed_other_files(tmp_path):
+    write(tmp_path, documents(40), shard_tokens=20)
+    edit_meta(tmp_path, lambda meta: meta.pop('files'))
+    (tmp_path / 'problems.jsonl').write_bytes(b'mine')
+    write(tmp_path, documents(30))
+    assert len(Data(tmp_path).split('train')) == 30 and len(list(tmp_path.glob('train*.bin'))) == 1
+    assert (tmp_path / 'problems.jsonl').read_bytes() == b'mine'
 
 
 class Crash(BaseException):
@@ -193,7 +274,17 @@ def test_a_crash_at_any_moment_leaves_the_old_data_or_the_new_or_a_refusal(tmp_p
         else:
             assert read in (old.tolist(), new.tolist())
             seen.add('old' if read == old.tolist() else 'new')
+        write(folder, new, tokenizer=BYTES, shard_tokens=15)  # what is left is replaced
+        assert Data(folder).split('train').read(0, 100).tolist() == new.tolist()
+        assert list(folder.glob('meta.json*')) == [folder / 'meta.json']
     assert survived > 10 and seen >= {'old', 'refused'}
+
+
+def test_a_meta_json_with_a_byte_order_mark_is_read(tmp_path):
+    folder = write(tmp_path / 'data', documents(40))
+    meta = (folder / 'meta.json').read_bytes()
+    (folder / 'meta.json').write_bytes(b'\xef\xbb\xbf' + meta)
+    assert Data(folder).meta == json.loads(meta)
 
 
 # ---- what Data refuses
@@ -256,6 +347,10 @@ REFUSALS = {
     'tokenizer is none': (lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer=3)), ['cannot be read']),
     'another tokenizer': (retrain, ['{}/tok.json has hash', BYTES.hash[:12], 'prepare']),
     'another hash': (hash_of_another, ['{}/tok.json has hash', BYTES.hash[:12], '0123456789ab', 'prepare']),
+    'control characters': (
+        lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer_hash='\x1b[2J')),
+        ['expects [2J'],
+    ),
     'a hash that is none': (lambda f: edit_meta(f, lambda meta: meta.update(tokenizer_hash=7)), ['expects 7']),
     'a tokenizer edited by hand': (spoil_tokenizer, ['{}/tok.json', 'hash', 'prepare']),
     'no tokenizer': (remove('tok.json'), ['{}/tok.json does not exist', 'custom']),
@@ -822,7 +917,7 @@ def test_what_is_wrong_with_pairs_is_named(tmp_path):
         (lambda: Pairs(odd, CHAT, Shape(4, 2, 64)), ['odd', '5 documents']),
         (lambda: Pairs(silent, CHAT, Shape(4, 2, 64)), ['silent', 'document 5', 'no answer', 'shorten']),
         (lambda: Pairs(good, CHAT, Shape(4, 2, 3)), ['document 0', 'within 4 tokens']),
-        (lambda: Pairs(good, CHAT, Shape(6, 3, 64)), ['batch_size is 3', 'even']),
+        (lambda: Pairs(good, CHAT, Shape(6, 3, 64)), ['3 rows', 'batch_size', 'cpu_micro_batch_size', 'even']),
         (lambda: Pairs(good, CHAT, Shape(5, 2, 64)), ['5 rows', 'gradient_accumulation_steps', 'multiple of 2']),
         (lambda: Pairs(good, CHAT, Shape(4, 2, 64), reference=[0.0] * 4), ['4 log-probabilities', '6 rows']),
     ]  # fmt: skip
@@ -1116,7 +1211,15 @@ def test_a_mixture_is_read_like_one_folder(tmp_path):
     write(tmp_path / 'c', [0, 1, 1], val=[1], tokenizer=CharTokenizer('ab'))
     with pytest.raises(SystemExit) as stop:
         open_data(tmp_path, 'a,c')
-    one_line(stop, tmp_path / 'a', tmp_path / 'c', 'another tokenizer')
+    one_line(stop, tmp_path / 'c', 'another tokenizer', f'--tokenizer={tmp_path / "a"}')
+
+
+def test_what_meta_json_says_is_text_that_utf8_can_hold(tmp_path):
+    write(tmp_path / 'a', [0, 1, 1], val=[1], tokenizer=CharTokenizer('ab'))
+    path = tmp_path / 'a' / 'meta.json'
+    meta = json.loads(path.read_text(encoding='utf-8'))
+    path.write_text(json.dumps({**meta, 'about': '\ud83d'}), encoding='utf-8')
+    assert Data(tmp_path / 'a').meta == {**meta, 'about': '\ufffd'}
 
 
 def test_a_row_never_holds_a_conversation_twice(tmp_path):

@@ -311,6 +311,8 @@ def test_the_dial_sets_the_model_alone(load):
     (dict(vocab_size=70000), ['vocab_size is 70000', '65536']),
     (dict(what='train', optimizer='sgd'), ["'sgd'", 'muon']),
     (dict(what='train', n_embd=17), ['n_embd is 17']),
+    (dict(n_layer=10**9), ['n_layer = 1000000000', 'GiB']),
+    (dict(cpu_micro_batch_size=-1), ['cpu_micro_batch_size is -1']),
     (dict(preset='bert'), ["'bert'", 'nano']),
     (dict(device='tpu'), ["'tpu'"]),
 ])  # fmt: skip

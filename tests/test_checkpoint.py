@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -13,7 +14,8 @@ import torch
 from test_plan import train_settings
 
 import checkpoint
-import runtime
+import disk
+import tokenizer as tokenizers
 from checkpoint import inherit
 
 
@@ -159,10 +161,10 @@ def test_a_full_disk_keeps_the_old_checkpoint(path, monkeypatch, room):
     checkpoint.save(path, state_of(step=1))
     assert path.stat().st_size > 20000
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, 'open', lambda *arguments: FullDisk(open(*arguments), room), raising=False)
+        patch.setattr(disk, 'open', lambda *arguments: FullDisk(open(*arguments), room), raising=False)
         with pytest.raises(SystemExit) as stop:
             checkpoint.save(path, state_of(step=2))
-    one_line(stop, path, 'could not be saved', 'free some space')
+    one_line(stop, path, 'cannot be written (No space left on device)', 'free some space')
     assert [p.name for p in path.parent.iterdir()] == ['ckpt.pt']
     assert checkpoint.load(path)['step'] == 1
     checkpoint.save(path, state_of(step=3))
@@ -176,7 +178,7 @@ def test_a_really_full_disk_keeps_the_old_checkpoint(path, size):
     path.with_name(f'ckpt.pt.{os.getpid()}.part').symlink_to('/dev/full')
     with pytest.raises(SystemExit) as stop:
         checkpoint.save(path, state_of(step=2, model={'a': torch.zeros(size)}))
-    one_line(stop, path, 'could not be saved', 'free some space')
+    one_line(stop, path, 'cannot be written (No space left on device)', 'free some space')
     assert [p.name for p in path.parent.iterdir()] == ['ckpt.pt']
     assert checkpoint.load(path)['step'] == 1
 
@@ -202,7 +204,7 @@ def test_a_real_failure_half_way_keeps_the_old_checkpoint(path, run_program):
     script.write_text(LIMITED, encoding='utf-8')
     done = run_program(script, path, check=False, env={'PYTHONPATH': Path(checkpoint.__file__).parent})
     assert done.returncode == 1
-    assert done.stderr.strip().count('\n') == 0 and f'{path} could not be saved' in done.stderr, done.stderr
+    assert done.stderr.strip().count('\n') == 0 and f'{path} cannot be written' in done.stderr, done.stderr
     assert sorted(p.name for p in path.parent.iterdir()) == ['ckpt.pt', 'save.py']
     assert checkpoint.load(path)['step'] == 1
 
@@ -226,14 +228,65 @@ def test_newest_is_the_one_written_last(tmp_path):
 
 
 def test_an_out_dir_that_cannot_be_made_is_named(tmp_path):
-    checkpoint.make_folder(tmp_path / 'ä' / 'b c')
-    checkpoint.make_folder(tmp_path / 'ä' / 'b c')
-    assert (tmp_path / 'ä' / 'b c').is_dir()
+    for _ in range(2):
+        checkpoint.claim(tmp_path / 'ä' / 'b c').release()
+    assert (tmp_path / 'ä' / 'b c').is_dir() and not list((tmp_path / 'ä' / 'b c').iterdir())
     (tmp_path / 'file').write_bytes(b'')
     for place in (tmp_path / 'file', tmp_path / 'file' / 'below'):
         with pytest.raises(SystemExit) as stop:
-            checkpoint.make_folder(place)
-        one_line(stop, f'out_dir {place}', 'another --out_dir')
+            checkpoint.claim(place)
+        one_line(stop, f'out_dir {place} cannot be written')
+
+
+def test_only_what_a_killed_run_left_half_written_is_removed(tmp_path, monkeypatch):
+    ours = {'ckpt.pt.12.part', 'best.pt.34567.part', 'log.jsonl.1.part'}
+    users = {'film.mkv.part', 'ckpt.pt.part', 'my ckpt.pt.12.part', 'ckpt.pt.12.part.part'}
+    users |= {'tok.json.1.part', 'a.pt'}
+    for name in ours | users:
+        (tmp_path / name).write_bytes(b'')
+    with monkeypatch.context() as patch:  # without a lock they may be those of a run that goes on
+        patch.setattr(disk.Lock, 'lock', lambda self, file: not setattr(self, 'works', False))
+        checkpoint.claim(tmp_path).release()
+    assert {path.name for path in tmp_path.iterdir()} == ours | users
+    checkpoint.claim(tmp_path).release()
+    assert {path.name for path in tmp_path.iterdir()} == users
+
+
+def kept(folder, best=None, latest=None, **config):
+    """A folder with checkpoints of these steps."""
+    folder.mkdir(exist_ok=True)
+    for name, step in (('best.pt', best), ('ckpt.pt', latest)):
+        (folder / name).unlink(missing_ok=True)
+        if step is not None:
+            checkpoint.save(folder / name, state_of(step=step, config=config))
+    return checkpoint.choose(folder).name
+
+
+def test_best_counts_while_its_run_keeps_one(tmp_path):
+    """best.pt of step 100 says nothing of a run that went on to step 5000 without comparing."""
+    keeps, keeps_none = dict(always_save_checkpoint=False), dict(always_save_checkpoint=True)
+    assert kept(tmp_path, best=100, latest=5000, **keeps) == 'best.pt'
+    assert kept(tmp_path, best=100, latest=5000, **keeps_none) == 'ckpt.pt'
+    assert kept(tmp_path, best=100, latest=100, **keeps_none) == 'best.pt'
+    assert kept(tmp_path, best=100, latest=5000) == 'ckpt.pt'  # True is the default
+    assert kept(tmp_path, best=100) == 'best.pt'
+    assert kept(tmp_path, latest=100) == kept(tmp_path) == 'ckpt.pt'
+
+
+def test_a_run_that_goes_on_says_that_its_data_has_changed(path, capsys):
+    compare = lambda state, now: checkpoint.compare_data(dict(kept={}, **state), path, 'mine', now)
+    for state, now in (({}, 'b'), (dict(data=None), 'b'), (dict(data='a'), 'a')):
+        compare(state, now)
+    assert capsys.readouterr().out == ''
+    compare(dict(data='a'), 'b')
+    compare(dict(data='a'), None)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert all(f'mine has changed since {path} was saved' in line for line in said)
+    with pytest.raises(SystemExit) as stop:  # dpo's reference is of the rows that were
+        state = dict(kept={'train': torch.zeros(2)}, data='a', parent={'path': 'out/sft/ckpt.pt'})
+        checkpoint.compare_data(state, path, 'mine', 'b')
+    one_line(stop, 'mine has changed', '--init_from=out/sft/ckpt.pt')
 
 
 def test_an_earlier_run_is_set_aside(path, capsys):
@@ -247,7 +300,8 @@ def test_an_earlier_run_is_set_aside(path, capsys):
         'ckpt.pt.old': 'ckpt.pt',
         'input.txt': 'input.txt',
     }
-    assert str(path.parent) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'{path.parent} holds an earlier run, kept as log.jsonl.old, ckpt.pt.old\n' == said
     for time in ('.old2', '.old3'):  # no earlier run is lost
         path.with_name('ckpt.pt').write_text(time, encoding='utf-8')
         checkpoint.set_aside(path.parent)
@@ -257,6 +311,9 @@ def test_an_earlier_run_is_set_aside(path, capsys):
         'ckpt.pt.old2': '.old2',
         'ckpt.pt.old3': '.old3',
     }
+    path.with_name('best.pt').write_bytes(b'')  # its ckpt.pt was deleted: still another run's
+    checkpoint.set_aside(path.parent)
+    assert path.with_name('best.pt.old4').exists() and not path.with_name('best.pt').exists()
 
 
 def test_the_mend_for_a_missing_checkpoint_is_the_config_that_makes_it(tmp_path, monkeypatch):
@@ -433,7 +490,77 @@ def test_a_log_that_is_gone_starts_anew_on_resume(path):
     assert checkpoint.read_log(log) == [{'config': {'a': 1}}]
 
 
+class HalfWritten(io.FileIO):
+    """A file on a disk that is full after half a line."""
+
+    def write(self, data):
+        super().write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_line_that_the_disk_does_not_take_costs_no_other(path, monkeypatch, capsys):
+    log = path.with_name('log.jsonl')
+    for row in ROWS[:3]:
+        checkpoint.append_log(log, row)
+    assert log.read_bytes() == b''.join(LINES[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, 'open', HalfWritten, raising=False)
+        checkpoint.append_log(log, {'step': 5, 'loss': 1.0})
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and str(log) in said and 'the run goes on' in said
+    for row in ROWS[3:]:
+        checkpoint.append_log(log, row)
+    assert log.read_bytes() == b''.join(LINES)
+
+
 def test_was_measured_asks_for_an_evaluation_of_that_step(path):
     log = path.with_name('log.jsonl')
     log.write_bytes(b''.join(LINES))
     assert [step for step in range(20) if checkpoint.was_measured(log, step)] == [0, 10]
+
+
+def test_a_log_with_half_an_emoji_can_be_written_again(tmp_path):
+    log = tmp_path / 'log.jsonl'
+    log.write_text('{"config": {"a": "\\ud83d"}}\n{"step": 1}\n{"step": 2}\n', encoding='utf-8')
+    checkpoint.start_log(log, {}, 2)
+    assert checkpoint.read_log(log) == [{'config': {'a': '\ufffd'}}, {'step': 1}]
+
+
+# ---- the tokenizer alone
+
+
+def test_the_tokenizer_of_a_file_a_run_and_a_data_folder(tmp_path, monkeypatch):
+    for name, characters in {'run': 'abc', 'best': 'de', 'data': 'fg'}.items():
+        (tmp_path / name).mkdir()
+        table = tokenizers.CharTokenizer(characters)
+        if name == 'data':
+            table.save(tmp_path / name / 'tok.json')
+        else:
+            file = 'ckpt.pt' if name == 'run' else 'best.pt'
+            checkpoint.save(tmp_path / name / file, state_of(tokenizer=table.to_dict()))
+    for path, characters in {
+        'run': 'abc', 'run/ckpt.pt': 'abc', 'best': 'de', 'data': 'fg', 'data/tok.json': 'fg',
+    }.items():  # fmt: skip
+        assert checkpoint.load_tokenizer(tmp_path / path).characters == characters
+        assert checkpoint.load_tokenizer(str(tmp_path / path)).characters == characters
+
+
+def test_the_weights_stay_on_the_disk_when_the_tokenizer_is_read(path, monkeypatch):
+    checkpoint.save(path, state_of(tokenizer=tokenizers.CharTokenizer('ab').to_dict()))
+    original, asked = torch.load, []
+    monkeypatch.setattr(torch, 'load', lambda *args, **given: asked.append(given) or original(*args, **given))
+    checkpoint.load_tokenizer(path)
+    checkpoint.load(path)
+    assert [given['mmap'] for given in asked] == [True, False]
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+    (tmp_path / 'world').mkdir()
+    (tmp_path / 'world' / 'prepare.py').write_text('', encoding='utf-8')
+    for name, hint in {
+        'none': 'expected a tok.json, a .pt file, or a folder that has one', '.': 'expected a tok.json',
+        'world/sft/tok.json': f'run: python {tmp_path / "world" / "prepare.py"}', 'none.pt': 'no checkpoint',
+    }.items():  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            checkpoint.load_tokenizer(tmp_path / name)
+        one_line(stop, tmp_path / name, hint)

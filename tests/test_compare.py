@@ -36,7 +36,6 @@ def compared(monkeypatch, capsys):
         compare.main()
         return capsys.readouterr().out
 
-    monkeypatch.setattr(sys.stdout, 'reconfigure', lambda **how: None, raising=False)
     return run
 
 

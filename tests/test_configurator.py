@@ -2,13 +2,14 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from configurator import Settings, configure
+from configurator import PATHS, Settings, configure
 
 # A setting of every type, among what else stands in a program's globals.
 PROGRAM = dict(
@@ -335,6 +336,28 @@ def test_derived_settings_pass_the_same_check(derived, words):
     assert refusal(derive=lambda settings, explicit: derived) == words
 
 
+# ---- paths
+
+
+def test_the_home_is_known_where_no_shell_expands(tmp_path, monkeypatch):
+    """From arguments and files, in lists too; and no text that is not a path."""
+    monkeypatch.setenv('HOME', '/home/me')
+    monkeypatch.setenv('USERPROFILE', '/home/me')
+    path = config_file(tmp_path, 'dataset = "~/a,b:2,~/c:3"\n')
+    argv = [path, '--out_dir=~/runs', '--init_from=a~/b', '--start=~/x']
+    config = configure(dict(out_dir='', dataset='', init_from='', start='', data=''), argv=argv)
+    assert dict(config) == dict(
+        out_dir='/home/me/runs', dataset='/home/me/a,b:2,/home/me/c:3', init_from='a~/b', start='~/x', data=''
+    )
+
+
+@pytest.mark.parametrize('name', sorted(PATHS))
+def test_a_path_is_a_setting_of_a_program(name):
+    programs = [*ROOT.glob('*.py'), *ROOT.glob('data/*/prepare.py')]
+    named = re.compile(rf"^ *{name} = '.*'  # ", re.MULTILINE)
+    assert any(named.search(path.read_text(encoding='utf-8')) for path in programs)
+
+
 # ---- what the program gets to show
 
 
@@ -411,6 +434,22 @@ def test_a_program_runs_with_its_arguments_and_an_error_is_one_line_on_stderr(tm
     assert (done.returncode, done.stdout, done.stderr) == (1, '', '--batch_size: write --batch_size=9\n')
 
 
+def test_help_reads_a_program_with_a_byte_order_mark(tmp_path):
+    program = tmp_path / 'program.py'
+    program.write_bytes(b'\xef\xbb\xbf' + SOURCE.encode())
+    with pytest.raises(SystemExit) as caught:
+        configure(dict(__file__=str(program), batch_size=8), argv=['--help'])
+    assert caught.value.code == 0
+
+
+def test_help_under_python_OO_shows_the_docstring_too(tmp_path, capsys):
+    """There __doc__ is None."""
+    program = config_file(tmp_path, SOURCE, 'program.py')
+    with pytest.raises(SystemExit):
+        configure({'__file__': str(program), '__doc__': None, 'batch_size': 8}, argv=['--help'])
+    assert capsys.readouterr().out.startswith('Train something.\n\nSettings')
+
+
 def test_help_without_source_lists_names_and_defaults(capsys):
     with pytest.raises(SystemExit) as caught:
         configure(dict(PROGRAM), argv=['--help'])
@@ -456,3 +495,11 @@ def test_nanogpts_command_lines_are_accepted_as_they_are(command, program):
     for name, text in given.items():
         expected = text if type(defaults[name]) is str else ast.literal_eval(text)
         assert config[name] == expected and type(config[name]) is type(expected)
+
+
+def test_a_setting_is_text_that_utf8_can_hold(tmp_path):
+    """An argument's bytes that are not UTF-8, and half an emoji in a config file."""
+    namespace = dict(PROGRAM)
+    path = config_file(tmp_path, r"dataset = 'half \ud83d'")
+    configure(namespace, argv=['--wandb_run_name=caf\udce9', path])
+    assert (namespace['wandb_run_name'], namespace['dataset']) == ('caf\ufffd', 'half \ufffd')

@@ -8,11 +8,15 @@ Traps 3 (the mask), 9 (turns), 20 (user data) and 23 (control tokens spelled by 
 import itertools
 import json
 import random
+import runpy
+import shutil
 
 import numpy as np
 import pytest
 
+import conversation
 from batches import Writer
+from console import visible
 from conversation import SPECIAL, Chat, check, read_messages, read_rows, show
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
@@ -438,8 +442,8 @@ ERRORS = [
     (['hi'], 'message 1: str, expected'),
     ([{'content': 'hi'}], 'missing role in message 1'),
     ([*turns(ASK), {'role': 'assistant'}], 'missing content in message 2'),
-    (turns(ASK, SAY, ('bot', 'x')), 'message 3: role is "bot", expected system, user or assistant'),
-    (turns((['user'], 'x')), r"message 1: role is \"\['user'\]\", expected system, user or assistant"),
+    (turns(ASK, SAY, ('bot', 'x')), "message 3: role is 'bot', expected system, user or assistant"),
+    (turns((['user'], 'x')), r"message 1: role is \['user'\], expected system, user or assistant"),
     (turns(SAY), 'message 1: role is "assistant" in the first place, expected system or user'),
     (turns(ASK, ASK), 'message 2: role is "user" after user, expected assistant'),
     (turns(ASK, SAY, SAY), 'message 3: role is "assistant" after assistant, expected user'),
@@ -449,7 +453,7 @@ ERRORS = [
     (turns(('user', None)), 'message 1: content is NoneType, expected text or a list of parts'),
     (turns(('user', ['x'])), 'message 1: part 1 of its content is no'),
     (turns(ASK, ('assistant', [{'type': 'text'}])), 'message 2: part 1 of its content is no'),
-    (turns(ASK, ('assistant', [{'type': 'image', 'text': ''}])), 'message 2: part 1 has type "image", expected text'),
+    (turns(ASK, ('assistant', [{'type': 'image', 'text': ''}])), "message 2: part 1 has type 'image', expected text"),
     (turns(('user', [CALL])), 'message 1: part 1 has type "python", which the assistant alone may have, not the user'),
     (turns(('system', [OUT]), ASK), 'message 1: part 1 has type "output", which the assistant alone'),
     (turns(ASK, ('assistant', [OUT])), 'message 2: part 1 is an output without a python part before it'),
@@ -512,6 +516,61 @@ def test_messages_in_other_spellings_are_the_same():
     assert read_messages({'messages': turns(ASK, ('assistant', parts))}, 'a:1')[1]['content'] == parts
 
 
+NULLS = dict.fromkeys(['from', 'value', 'weight', 'tool_calls', 'reasoning_content', 'images'])
+SYS = ('system', 's')
+SAID = turns(SAY)[0]
+
+
+def with_first(message):
+    return {'messages': [message, SAID]}
+
+
+@pytest.mark.parametrize('row, expected', [
+    (with_first({'role': 'user', 'content': 'hi', 'value': 'neutral', 'from': 'gpt'}), [ASK, SAY]),
+    (with_first({'value': 'x', 'from': 'bot', 'role': 'user', 'content': 'hi'}), [ASK, SAY]),
+    (with_first({'role': 'user', 'value': 'hi'}), [ASK, SAY]),
+    (with_first({'role': None, 'content': None, 'from': 'human', 'value': 'hi'}), [ASK, SAY]),
+    ({'messages': [{**message, **NULLS} for message in turns(ASK, SAY)]}, [ASK, SAY]),
+    ({'messages': None, 'conversations': turns(ASK, SAY), 'system': None, 'tools': '[]'}, [ASK, SAY]),
+    ({'messages': turns(ASK, SAY), 'system': 's'}, [SYS, ASK, SAY]),
+    ({'messages': turns(ASK, SAY), 'system_prompt': 's', 'system': 's'}, [SYS, ASK, SAY]),
+    ({'messages': turns(SYS, ASK, SAY), 'system': 's'}, [SYS, ASK, SAY]),
+    ({'messages': turns(ASK, SAY), 'system': ''}, [ASK, SAY]),
+    ({'messages': turns(('developer', 's'), ASK, SAY)}, [SYS, ASK, SAY]),
+    ({'messages': [*turns(ASK), {**SAID, 'weight': 1, 'train': True, 'tool_calls': []}]}, [ASK, SAY]),
+    (with_first({**turns(ASK)[0], 'weight': 0}), [ASK, SAY]),
+], ids=lambda value: str(value)[:60])  # fmt: skip
+def test_keys_that_count_and_keys_that_do_not(row, expected):
+    assert read_messages(row, 'a:1') == turns(*expected)
+    asked = {**row, **{key: row[key][:-1] for key in ('messages', 'conversations') if row.get(key)}}
+    assert read_messages(asked, 'a:1', prompt=True) == turns(*expected[:-1])
+
+
+@pytest.mark.parametrize('beside, message, problem', [
+    ({}, {'weight': 0}, 'message 2: "weight" is 0'),
+    ({}, {'weight': 0.5}, 'message 2: "weight" is 0.5'),
+    ({}, {'loss': False}, 'message 2: "loss" is False'),
+    ({}, {'content': '', 'tool_calls': [{'id': 1}]}, 'message 2: "tool_calls" cannot be learned'),
+    ({}, {'content': None, 'function_call': {'name': 'f'}}, 'message 2: "function_call"'),
+    ({}, {'reasoning_content': 'So.'}, 'message 2: "reasoning_content"'),
+    ({}, {'tools': '[{}]'}, 'message 2: "tools"'),
+    ({}, {'role': 'tool'}, "message 2: role is 'tool'"),
+    ({'tools': [{}]}, {}, '"tools" cannot be learned'),
+    ({'images': ['a.png']}, {}, '"images" cannot be learned'),
+    ({'system': ['s']}, {}, '"system" is list, expected text'),
+    ({'system': 's', 'system_prompt': 't'}, {}, '"system_prompt" differs from the system message'),
+])  # fmt: skip
+def test_keys_that_would_be_lost_are_refused(beside, message, problem):
+    row = {'messages': [*turns(ASK), {**SAID, **message}], **beside}
+    with pytest.raises(SystemExit, match=f'^a.jsonl:3: {problem}'):
+        read_messages(row, 'a.jsonl:3')
+
+
+def test_what_is_not_learned_may_have_no_weight():
+    messages = [*turns(ASK), {**SAID, 'weight': 0}, *turns(ASK)]
+    assert read_messages({'messages': messages}, 'a:1', prompt=True) == turns(ASK, SAY, ASK)
+
+
 def test_a_row_needs_messages_and_somebody_to_learn_from():
     with pytest.raises(SystemExit, match='^a.jsonl:3: missing messages'):
         read_messages({'text': 'x'}, 'a.jsonl:3')
@@ -528,9 +587,13 @@ def test_rows_of_a_file_come_with_their_places(tmp_path):
     path = tmp_path / 'chats.jsonl'
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"b": "\xe4\xbd\xa0\xe2\x80\xa8"}\n')  # Windows' byte order mark
     assert list(read_rows(path)) == [(f'{path}:1', {'a': 1}), (f'{path}:3', {'b': '你\u2028'})]
+    path.write_bytes(b'\xef\xbb\xbf\n{"a": null, "b": {"c": null}}\n')  # a null key is no key
+    assert list(read_rows(path)) == [(f'{path}:2', {'b': {'c': None}})]
     for bad, problem in [
         (b'{', 'not JSON'),
-        (b'"\xff"', 'not JSON'),
+        (b'"\xff"', 'no UTF-8 at byte 1'),
+        (b'{"a": NaN}', r'not JSON \(NaN'),
+        (b'{"a": [-Infinity]}', r'not JSON \(-Infinity'),
         (b'[1]', 'a JSON list'),
         (b'[' * 10**5, 'not JSON'),
     ]:
@@ -551,11 +614,11 @@ def test_show_marks_exactly_the_supervised_tokens(tokenizer):
         for message in messages:  # brackets and dots are the notation's
             message['content'] = [{**p, 'text': p['text'].replace('[', '(')} for p in as_list(message['content'])]
         ids = chat.render(messages)
-        shown = show(chat, ids, colour=False)
+        shown = show(chat, ids, visible, colour=False)
         tokens = shown.replace('\n', '·').split('·')
         assert len(tokens) == len(ids)
         assert [token.startswith('[') for token in tokens[1:]] == chat.is_spoken(ids).tolist()
-        colours = show(chat, ids, colour=True)
+        colours = show(chat, ids, visible, colour=True)
         assert colours.count('\x1b[32m') == int(chat.is_spoken(ids).sum())
         plain = colours.replace('\x1b[32m', '').replace('\x1b[2m', '').replace('\x1b[0m', '')
         assert plain == shown.replace('[', '').replace(']', '')
@@ -574,7 +637,7 @@ def test_the_program_prints_files_and_folders(tmp_path, run_program):
     assert done.returncode == 1 and done.stderr == f'{chats}:3: missing role in message 1\n'
     assert '[<|python_start|>]·[1]·[<|python_end|>]·<|output_start|>·1·<|output_end|>·[O]' in done.stdout
     assert '[\\n]\n' in done.stdout and '[\\x1b]' in done.stdout and '\x1b' not in done.stdout
-    done = run_program('conversation.py', f'--tokenizer={tmp_path / "tok.json"}', chats, '--limit=2')
+    done = run_program('conversation.py', f'--tokenizer={tmp_path}', chats, '--limit=2')  # the folder of one
     assert f'{chats}:2: ' in done.stdout and done.stdout.count('ids, ') == 2
 
     chat = Chat(OURS)
@@ -588,8 +651,37 @@ def test_the_program_prints_files_and_folders(tmp_path, run_program):
     assert run_program('conversation.py', tmp_path / 'data', '--limit=1').stdout.count('ids, ') == 1
 
 
+@pytest.mark.parametrize('no_color, shown', [('', '\x1b[32m\\x07\x1b[0m'), ('1', '[\\x07]')])
+def test_the_program_in_another_folder(monkeypatch, capsys, tmp_path, no_color, shown):
+    """It finds the embedded world's tokenizer beside itself, and colours tokens unless NO_COLOR is set."""
+    program = tmp_path / 'copy' / 'conversation.py'
+    table = program.parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
+    program.parent.mkdir()
+    shutil.copyfile(conversation.__file__, program)
+    row = {'messages': turns(ASK, ('assistant', '\x07'))}
+    (tmp_path / 'chats.jsonl').write_text(json.dumps(row), encoding='utf-8')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', ['conversation.py', 'chats.jsonl'])
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    monkeypatch.setenv('NO_COLOR', no_color)
+    with pytest.raises(SystemExit, match='sft.tok.json: cannot read the tokenizer'):
+        runpy.run_path(str(program), run_name='__main__')
+    table.parent.mkdir(parents=True)
+    OURS.save(table)
+    runpy.run_path(str(program), run_name='__main__')
+    out = capsys.readouterr().out
+    assert out.startswith('chats.jsonl:1: ') and shown in out and (no_color == '') == ('\x1b' in out)
+
+
 def test_the_program_says_what_is_missing(tmp_path, run_program):
     done = run_program('conversation.py', check=False)
     assert done.returncode == 1 and 'no files: python conversation.py chats.jsonl' in done.stderr
     done = run_program('conversation.py', 'a.jsonl', f'--tokenizer={tmp_path}/tok.json', check=False)
     assert done.returncode == 1 and 'tok.json' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_row_is_text_that_utf8_can_hold(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text(r'{"messages": [{"role": "user", "content": "half \ud83d"}], "\ud83d": 1}', encoding='utf-8')
+    ((_, row),) = read_rows(path)
+    assert row == {'messages': [{'role': 'user', 'content': 'half \ufffd'}], '\ufffd': 1}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import checkpoint
 import tasks
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
@@ -180,7 +181,7 @@ def test_openwebtext(tree):
     write_gpt2_files(folder)
     documents = [f'Document {i} means nothing.' * (i % 7 + 1) for i in range(700)]
     lines = [json.dumps({'text': text}) for text in documents[:600]] + [json.dumps({'text': ''})]
-    (folder / 'raw' / 'a.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    (folder / 'raw' / 'a.JSONL').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     for i, text in enumerate(documents[600:]):
         (folder / 'raw' / f'b{i:03d}.txt').write_text(text, encoding='utf-8')
     prepare(tree, 'openwebtext', '--val_every=10', '--num_workers=2')
@@ -220,6 +221,7 @@ def test_openwebtext_errors(tree, refused):
     assert 'download failed' in line and line.endswith(f'into {folder / "raw"}')
     (folder / 'raw' / 'a.txt').write_text('one document', encoding='utf-8')
     assert 'val_every=0' in refused('openwebtext', '--val_every=0')
+    assert 'num_workers=-1' in refused('openwebtext', '--num_workers=-1')
     os.unlink(folder / 'vocab.bpe')
     line = refused('openwebtext')
     assert line.endswith(f'into {folder}') and 'vocab.bpe and encoder.json' in line
@@ -266,9 +268,26 @@ def test_custom_characters_and_a_given_tokenizer(tree, execute):
     execute('custom', file, f'--tokenizer={given}', '--name=again')
     assert (tree / 'data' / 'again' / 'tok.json').read_bytes() == given.read_bytes()
     file.write_text(json.dumps({'text': 'Q' * 100}), encoding='utf-8')
-    with pytest.raises(SystemExit, match="^--tokenizer=.*unknown character 'Q'"):
+    with pytest.raises(SystemExit, match="^--tokenizer=.*unknown character 'Q'.* remove it, or .* new model"):
         execute('custom', file, f'--tokenizer={given}', '--name=third')
     assert not list((tree / 'data' / 'third').glob('*.bin*'))
+
+
+def test_a_text_that_has_grown_keeps_the_tokenizer_of_its_model(tree, execute):
+    """The old table is in the checkpoint only: its folder and the .pt file are as good as a tok.json."""
+    file, run = tree.parent / 'a.txt', tree.parent / 'run'
+    run.mkdir()
+    file.write_text(TEXT, encoding='utf-8')
+    execute('custom', file, '--vocab_size=300')
+    _, old = read(tree / 'data' / 'custom')
+    state = dict(model={}, model_config={}, tokenizer=old.to_dict(), stage='pretrain', step=1, config={})
+    checkpoint.save(run / 'ckpt.pt', state)
+    file.write_text('qqqqqqqq zzzz ' * 30 + TEXT, encoding='utf-8')
+    execute('custom', file, '--vocab_size=300')
+    assert read(tree / 'data' / 'custom')[1].hash != old.hash
+    for given in (run, run / 'ckpt.pt', tree / 'data' / 'again'):
+        execute('custom', file, '--name=again', f'--tokenizer={given}')
+        assert read(tree / 'data' / 'again')[1].hash == old.hash
 
 
 def test_custom_gpt2(tree, execute):
@@ -285,12 +304,15 @@ BAD_FILES = {
     'a.jsonl': (b'{"text": "fine"}\n\n{"txt": "x"}\n', 'a.jsonl:3: missing "text"'),
     'b.jsonl': (b'{"text": "fine"}\n{"text": \n', 'b.jsonl:2: not JSON'),
     'c.jsonl': (b'{"text": 7}\n', 'c.jsonl:1: "text" must be a string, got 7'),
-    'd.jsonl': (b'["text"]\n', 'd.jsonl:1: missing "text"'),
+    'd.jsonl': (b'["text"]\n', 'd.jsonl:1: a JSON list'),
     'e.jsonl': (b'{"text": "fine"}\n{"text": "\xff"}\n', 'e.jsonl:2: no UTF-8 at byte 10'),
     'f.txt': (b'abc\xff', 'f.txt: no UTF-8 at byte 3'),
     'g.txt': (b'', 'g.txt: 0 characters'),
     'h.jsonl': (b'', 'h.jsonl: 0 characters'),
     'i.pdf': (b'', 'i.pdf: expected a file that ends in .txt, .jsonl, .parquet'),
+    'j.jsonl': (b'{"text": null}', 'j.jsonl:1: missing "text"'),
+    'k.jsonl': (b'{"text": "fine", "score": NaN}', 'k.jsonl:1: not JSON (NaN'),
+    'l.jsonl': (b'[' * 10**5, 'l.jsonl:1: not JSON'),
     'nothing.txt': (None, 'nothing.txt: no such file'),
 }
 
@@ -306,6 +328,13 @@ def test_bad_documents_are_named(name, tmp_path):
     assert message in str(error.value) and '\n' not in str(error.value)
 
 
+def test_a_suffix_may_be_in_capitals_and_a_file_begin_with_a_mark(tmp_path):
+    (tmp_path / 'A.TXT').write_bytes(b'\xef\xbb\xbfone')
+    (tmp_path / 'B.JSONL').write_bytes(b'\xef\xbb\xbf\n{"text": "two", "messages": null}\n')
+    assert list(downloads.documents(tmp_path / 'A.TXT')) == ['one']
+    assert list(downloads.documents(tmp_path / 'B.JSONL')) == ['two']
+
+
 def test_custom_errors(tree, refused):
     empty, bad = tree.parent / 'g.txt', tree.parent / 'file.jsonl'
     empty.write_bytes(b'')
@@ -314,7 +343,9 @@ def test_custom_errors(tree, refused):
     assert '0 characters' in refused('custom', empty)
     assert 'no files' in refused('custom')
     assert 'name=shakespeare_char' in refused('custom', bad, '--name=shakespeare_char')
-    assert 'name=../x' in refused('custom', bad, '--name=../x')
+    for name in ('../x', 'a:2', 'a,b', ' a', '', 'download', 'download.py'):
+        assert refused('custom', bad, f'--name={name}').startswith(f'--name={name}: ')
+    assert '--num_workers=-1: expected at least 0' in refused('custom', bad, '--num_workers=-1')
     assert "did you mean 'vocab_size'" in refused('custom', bad, '--vocabsize=10')
     bad.write_bytes(b'{"text": "a text"}\n' * 116)
     assert 'cl100k_base: more than 65536 ids' in refused('custom', bad, '--tokenizer=cl100k_base')
@@ -405,18 +436,26 @@ def test_custom_preferences(tree, execute):
             'chosen': [{'role': 'assistant', 'content': 'D'}],
             'rejected': [{'role': 'assistant', 'content': 'E'}],
         },
+        {
+            'prompt': [{'from': 'human', 'value': 'Sum?'}],
+            'chosen': [{'from': 'gpt', 'value': 'It is 4.'}],
+            'rejected': [{'from': 'gpt', 'value': '5'}],
+            'system': 'Count.',
+            'messages': None,
+        },
         {'prompt': 'Hi', 'chosen': messages('Hi', 'Good day.'), 'rejected': 'Bah.'},
     ]
     pairs = [
         said('Hi', 'Hello!') + said('Hi', 'What?'),
         said('Sum?', 'It is 4.') + said('Sum?', '5'),
         said('Be kind.\n\nA', 'B', 'C', 'D') + said('Be kind.\n\nA', 'B', 'C', 'E'),
+        said('Count.\n\nSum?', 'It is 4.') + said('Count.\n\nSum?', '5'),
         said('Hi', 'Good day.') + said('Hi', 'Bah.'),
     ]
     execute('custom', write_lines(tree.parent / 'pairs.jsonl', rows), '--vocab_size=270')
     splits, tokenizer = read(tree / 'data' / 'custom')
-    assert splits['train'].tolist() == ids_of(tokenizer, ''.join(pairs[:3]))
-    assert splits['val'].tolist() == ids_of(tokenizer, pairs[3])
+    assert splits['train'].tolist() == ids_of(tokenizer, ''.join(pairs[:4]))
+    assert splits['val'].tolist() == ids_of(tokenizer, pairs[4])
 
 
 def test_custom_problems(tree, execute):
@@ -442,6 +481,47 @@ def test_custom_problems(tree, execute):
     assert splits['val'].tolist() == ids_of(tokenizer, texts[3] + texts[7])
     execute('custom', write_lines(tree.parent / 'a.jsonl', [{'text': TEXT}]), '--name=mine')
     assert not (folder / 'problems.jsonl').exists()  # nothing of the earlier data stays
+
+
+def test_custom_replaces_its_own_files_only(tree, execute, refused, capsys):
+    folder = tree / 'data' / 'mine'
+    folder.mkdir()
+    theirs = write_lines(folder / 'problems.jsonl', [{'prompt': 'A', 'answer': '1'}] * 3)
+    chats = write_lines(tree.parent / 'chats.jsonl', [FINE] * 3)
+    problems = write_lines(tree.parent / 'problems.jsonl', [{'prompt': 'A', 'answer': '2'}] * 3)
+    before = theirs.read_bytes()
+    assert f'{theirs}: an input' in refused('custom', theirs, '--name=mine')
+    assert f'{theirs} would be replaced' in refused('custom', problems, '--name=mine')
+    execute('custom', chats, '--name=mine')
+    assert f'{theirs} stays' in capsys.readouterr().out and theirs.read_bytes() == before
+    execute('custom', theirs, '--name=custom')
+    assert theirs.read_bytes() == before
+
+    theirs.unlink()
+    for answer in ('2', '3'):
+        write_lines(problems, [{'prompt': 'A', 'answer': answer}] * 3)
+        execute('custom', problems, '--name=mine')
+        assert [problem['answer'] for problem in tasks.load(theirs)] == [answer] * 3
+    (folder / 'train_00001.bin').write_bytes(b'mine')
+    with pytest.raises(SystemExit, match='train_00001.bin would be replaced'):
+        execute('custom', chats, '--name=mine')
+    assert (folder / 'train_00001.bin').exists() and tasks.load(theirs)
+
+
+def test_custom_numbers_are_written_as_people_write_them(tree, execute):
+    answers = [0.00005, 1e22, -1.5e-07, 5.0, 10**30]
+    written = ['0.00005', '10000000000000000000000', '-0.00000015', '5.0', '1' + '0' * 30]
+    beside = {'system': 'Count.', 'messages': None}
+    rows = [{'prompt': 'A', 'answer': answer, **beside} for answer in answers]
+    execute('custom', write_lines(tree.parent / 'a.JSONL', rows), '--val_fraction=0')
+    folder = tree / 'data' / 'custom'
+    problems = tasks.load(folder / 'problems.jsonl', 'train')
+    assert [(p['grader'], p['answer']) for p in problems] == [('number', text) for text in written]
+    assert [tasks.grade(p, text) for p, text in zip(problems, written)] == [1.0] * 5
+    assert problems[0]['messages'] == [{'role': 'system', 'content': 'Count.'}, *messages('A')]
+    splits, tokenizer = read(folder)
+    expected = ''.join(said('Count.\n\nA', text) for text in written)
+    assert splits['train'].tolist() == ids_of(tokenizer, expected)
 
 
 def test_custom_conversations_for_a_model_that_speaks_chatml(tree, execute, refused):
@@ -470,7 +550,7 @@ FINE = {'messages': messages('Hi', 'Hello')}
 BAD_LINES = {
     'no role': ({'messages': [{'content': 'Hi'}]}, 'missing role'),
     'no content': ({'messages': [{'role': 'user'}]}, 'missing content'),
-    'another role': ({'messages': [{'role': 'bot', 'content': 'Hi'}]}, 'role is "bot"'),
+    'another role': ({'messages': [{'role': 'bot', 'content': 'Hi'}]}, "role is 'bot'"),
     'two answers': ({'messages': [*FINE['messages'], FINE['messages'][1]]}, 'role is "assistant" after assistant'),
     'no answer': ({'messages': messages('Hi')}, 'no message with role "assistant"'),
     'no messages': ({'messages': []}, 'no messages'),
@@ -486,6 +566,10 @@ BAD_LINES = {
     'an empty answer': ({'prompt': 'A', 'answer': ' '}, '"answer" must be'),
     'an answer worked to nothing': ({'prompt': 'A', 'answer': '1 + 1 ####'}, '"answer" must be'),
     'true': ({'prompt': 'A', 'answer': True}, '"answer" must be'),
+    'no number': ({'prompt': 'A', 'answer': float('nan')}, 'not JSON (NaN'),
+    'nothing to answer': ({'prompt': 'A', 'answer': None}, 'missing "text" (or "messages"'),
+    'a call': ({'prompt': 'A', 'answer': 'B', 'tools': [1]}, '"tools" cannot be learned'),
+    'nulls': ({'messages': None, 'conversations': None}, 'got nothing'),
     'a prompt that is an answer': ({'prompt': messages('A', 'B'), 'answer': 'C'}, 'role is "assistant" after'),
 }
 
@@ -511,7 +595,7 @@ def test_custom_conversation_errors(tree, refused):
     plain = tree / 'tok.json'
     tokenizers.train_bpe([TEXT], 260, ['<|bos|>']).save(plain)
     line = refused('custom', file, f'--tokenizer={plain}')
-    assert str(plain) in line and '<|user_start|>' in line and 'data/tinyworld/sft/tok.json' in line
+    assert str(plain) in line and '<|user_start|>' in line and 'assets/tinyworld.pt' in line
     (tree.parent / 'a.txt').write_bytes(b'text')
     line = refused('custom', tree.parent / 'a.txt', file)
     assert f'{file}:1 is conversations' in line and 'a.txt text' in line
@@ -660,3 +744,13 @@ def test_what_is_missing_is_not_asked_for_again(server, tmp_path):
     with pytest.raises(SystemExit, match='HTTP status 500'):
         downloads.download(server(*[{'status': 500}] * 3), tmp_path / 'f', tries=3, pause=0, mend='do without')
     assert len(server.seen) == 3
+
+
+def test_half_an_emoji_in_a_problem_is_written(tree, execute):
+    """problems.jsonl is new whenever the data are."""
+    rows = [{'prompt': 'half \ud83d?', 'answer': '\ud83d\ude00 yes'}, {'prompt': 'b', 'answer': 'c'}]
+    file = tree.parent / 'a.jsonl'
+    file.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    execute('custom', file, '--val_fraction=0')
+    first = tasks.load(tree / 'data' / 'custom' / 'problems.jsonl')[0]
+    assert (first['messages'][0]['content'], first['answer']) == ('half \ufffd?', '😀 yes')

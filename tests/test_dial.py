@@ -3,12 +3,12 @@
 import json
 import random
 
+import dial
 import numpy as np
 import pytest
-
-import dial
-from batches import Writer
 from dial import Depth, Run
+
+from batches import Writer
 from tokenizer import train_bpe
 
 
@@ -68,6 +68,20 @@ def test_the_table_says_which_rate_is_best_and_how_many_depths_are_near_it():
         'parameters^-0.' in line
         for line in dial.show([near, far, Depth(3, 10**6, 3e7, {1.0: 1.7}, [1.7])], factors)
     )
+
+
+def test_what_cannot_be_is_said_before_hours_of_training(monkeypatch, tmp_path, oracle):
+    oracle('matplotlib')
+    (tmp_path / 'file').write_bytes(b'')
+    for setting, value, said in (
+        ('seeds', '1,-1', "seeds is '1,-1', expected numbers of at least 0"),
+        ('out_dir', str(tmp_path / 'file'), f'out_dir {tmp_path / "file"} cannot be written'),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(dial, 'carry_out', lambda run, pool: pytest.fail('it began'))
+            patch.setattr(dial, setting, value)
+            dial.main()
+        assert said in str(stop.value.code)
 
 
 def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):

@@ -9,6 +9,7 @@ import math
 import random
 import runpy
 import statistics
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 
 import checkpoint
 import evaluate
+import plan
+import runtime
 import tasks
 from batches import Batch, Data, Pairs, Shape, Stream, Writer
 from conversation import SPECIAL, Chat
@@ -555,6 +558,7 @@ def table(given, monkeypatch, capsys):
     def run(*args):
         arguments, path = given(*args)
         monkeypatch.setattr(evaluate.runtime, 'set_up', lambda *args, **more: None)  # it would stay for other tests
+        monkeypatch.setattr(evaluate.runtime, 'explain_out_of_memory', lambda *args: None)  # so would this
         monkeypatch.setattr('sys.argv', ['evaluate.py', *arguments])
         capsys.readouterr()
         runpy.run_path(evaluate.__file__, run_name='__main__')
@@ -575,6 +579,15 @@ def test_the_table_of_a_checkpoint(table, run_folder):
     for text in ('user: Who is Anna?', 'assistant: Anna is the baker.\n-> 1', 'It is <<12*7=84>>84.', '- white=B'):
         assert text in out
     assert 'Who is Ben?' not in out  # one of each skill is shown
+
+
+def test_what_a_problem_says_moves_no_cursor(table, tmp_path):
+    messages = [{'role': 'user', 'content': 'Who is \x1b[2JAnna?'}]
+    wild = {**PROBLEMS[0], 'split': 'val', 'skill': 'wild\x07', 'messages': messages}
+    (tmp_path / 'problems.jsonl').write_text(json.dumps(wild), encoding='utf-8')
+    out, numbers = table(f'--problems={tmp_path / "problems.jsonl"}', '--show=1', '--max_new_tokens=5')
+    assert 'user: Who is [2JAnna?' in out and not set('\x1b\x07') & set(out)
+    assert list(numbers['skills']) == ['wild\x07']
 
 
 def test_an_answer_of_nought_is_shown_too():
@@ -615,18 +628,43 @@ def test_what_cannot_be_measured_is_named(table, run_folder):
         (['--out_dir=none'], 'there is no checkpoint none/ckpt.pt'),
         (['--skills=facts,fact'], "no skill 'fact'"), (['--split=test'], "no problems in its split 'test'"),
         (['--num_samples=4'], 'num_samples is 4 at temperature 0'), (['--limit=-1'], 'limit is -1, expected at least'),
+        (['--out_dir=none', '--seed=-1'], 'seed is -1, expected at least 0'),  # before the model is loaded
+        (['--out_dir=none', '--json=no/such/x.json'], 'no/such/x.json cannot be written'),
         ([f'--out_dir={run_folder / "plain.pt"}'], '<|user_start|>'),
-        ([f'--data={run_folder / "plain"}'], 'was made with another tokenizer'),
+        ([f'--data={run_folder / "plain"}'], f'another tokenizer than {(run_folder / "ckpt.pt").as_posix()}; prepare'),
     ]:  # fmt: skip
         with pytest.raises(SystemExit) as error:
             table(*more)
         assert said in str(error.value).replace('\\', '/') and '\n' not in str(error.value)
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names are Unicode elsewhere')
+def test_the_numbers_are_written_whatever_the_folder_is_called(table, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'out' / 'caf\udce9'  # a byte of Latin-1
+    folder.mkdir(parents=True)
+    (folder / 'ckpt.pt').write_bytes((run_folder / 'ckpt.pt').read_bytes())
+    _, numbers = table('--out_dir=', '--limit=1', '--max_new_tokens=1')  # the newest
+    assert numbers['checkpoint'] == 'out/caf\ufffd/ckpt.pt'
+
+
 def test_a_model_that_cannot_chat_still_has_its_loss(table, run_folder):
     out, numbers = table(f'--out_dir={run_folder / "plain.pt"}', '--problems=', f'--data={run_folder / "plain"}')
     assert numbers['skills'] == {} and numbers['val'] > 0
     assert 'val ' in out and 'skill' not in out.replace(str(run_folder), '')
+
+
+def test_text_is_read_in_micro_batches_as_small_as_in_training(model, folders, monkeypatch):
+    ids, found = folders
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    for rows, largest in ((2, 2), (10**9, 25)):  # 50 rows in 25 micro-batches, and in 2 of at most 40
+        monkeypatch.setattr(plan, 'cpu_rows', lambda config, rows=rows: rows)
+        seen.clear()
+        numbers = evaluate.text_numbers(model, Data(found[1]), 'val', 40, 'cpu', runtime.Ranks())
+        assert numbers['val'] == pytest.approx(naive_loss(model, ids, 50), abs=1e-6)
+        assert max(seen) == largest
+    handle.remove()
 
 
 def test_find_takes_the_best_and_load_what_was_saved(run_folder, trained, tmp_path, monkeypatch):

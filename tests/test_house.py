@@ -7,6 +7,7 @@ that cannot complain proves nothing.
 
 import ast
 import io
+import math
 import re
 import sys
 import tokenize
@@ -16,23 +17,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = sorted(
-    path for pattern in ('*.py', 'config/**/*.py', 'data/*.py', 'data/*/*.py') for path in ROOT.glob(pattern)
+    path for pattern in ('*.py', 'config/**/*.py', 'data/*.py', 'data/*/*.py', 'dev/*.py') for path in ROOT.glob(pattern)
 )  # all but the tests; a data set's raw/ holds other people's files
 TESTS = sorted((ROOT / 'tests').glob('*.py'))
 CORE = [path for path in CODE if path.parent == ROOT]
 
 LAYERS = {
-    'leaf': 'model moe tokenizer conversation optim tools configurator runtime console',
+    'base': 'utf8 console disk segments',  # what several leaves need; the standard library and numpy
+    'leaf': 'model moe tokenizer conversation optim tools configurator runtime runlog',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'upper': 'evaluate',
-    'program': 'train sample serve bench report dial',
+    'program': 'train sample serve bench report dial compare bench_tokenizer',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {
-    'leaf': (),
-    'middle': ('leaf',),
-    'upper': ('leaf', 'middle'),
-    'program': ('leaf', 'middle', 'upper'),
+    'base': (),
+    'leaf': ('base',),
+    'middle': ('base', 'leaf'),
+    'upper': ('base', 'leaf', 'middle'),
+    'program': ('base', 'leaf', 'middle', 'upper'),
 }
 PACKAGES = {'torch', 'numpy', 'tiktoken', 'requests', 'tqdm', 'regex'}
 UNIX_ONLY = {'fcntl', 'resource', 'termios', 'pwd', 'grp', 'readline', 'tty', 'pty', 'syslog'}
@@ -157,6 +160,31 @@ def has_no_global_and_swallows_nothing(tree, name):
                 yield f'{node.lineno}: an except that hides what went wrong'
 
 
+def sets_up_the_console_first(tree, name):
+    """A program calls console.set_up before configure, which may print --help."""
+    calls = {}  # what is called: the first line that does
+    for node in walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            calls[called] = min(node.lineno, calls.get(called, node.lineno))
+    is_program = 'configure' in calls or any(map(is_main_block, tree.body))
+    if is_program and 'console.set_up' not in calls:
+        yield '1: a program that does not call console.set_up'
+    elif is_program and calls['console.set_up'] > calls.get('configure', math.inf):
+        yield f'{calls["configure"]}: configure is called before console.set_up'
+
+
+def finds_its_neighbours(tree, name):
+    """Through a symbolic link too, and where python -P leaves the program's folder out of sys.path."""
+    called = {ast.unparse(node.func) for node in walk(tree) if isinstance(node, ast.Call)}
+    if 'console.set_up' in called and 'sys.path.insert' not in called:
+        yield '1: python -P does not find what it imports'
+    for node in walk(tree):
+        beside = isinstance(node, ast.Attribute) and node.attr in ('parent', 'parents', 'with_name')
+        if beside and ast.unparse(node.value) == 'Path(__file__)':
+            yield f'{node.lineno}: Path(__file__) without resolve(): the folder of a link, not of the program'
+
+
 def has_its_settings_explained(tree, name, source):
     """Every plain assignment above `configure(`: what it is, its unit, when to change it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -187,6 +215,8 @@ EXAMPLES = [
     (imports_only_below, 'batches.py', 'import train', 'import model\nimport numpy'),
     (imports_only_below, 'batches.py', 'def f():\n    from engine import Engine', 'from tokenizer import Tokenizer'),
     (imports_only_below, 'model.py', 'import optim', 'import moe'),
+    (imports_only_below, 'utf8.py', 'import console', 'import json'),
+    (imports_only_below, 'tokenizer.py', 'from conversation import Chat', 'from utf8 import valid_text'),
     (imports_only_below, 'moe.py', 'import model', 'import torch'),
     (imports_only_below, 'evaluate.py', 'import bench', 'import batches\nimport model'),
     (imports_only_below, 'train.py', 'from sample import complete', 'import evaluate, batches, model'),
@@ -216,6 +246,16 @@ EXAMPLES = [
     (reads_no_environment, 'a.py', 'from os import environ', 'from os import replace'),
     (has_no_global_and_swallows_nothing, 'a.py', 'def f():\n    global x', 'def f():\n    nonlocal_ = 1'),
     (has_no_global_and_swallows_nothing, 'a.py', 'try:\n    f()\nexcept:\n    g()', 'try:\n    f()\nfinally:\n    g()'),
+    (sets_up_the_console_first, 'a.py', 'configure(globals())', 'console.set_up(True)\nconfigure(globals())'),
+    (sets_up_the_console_first, 'a.py', 'configure({})\nconsole.set_up(True)', 'def configure(): print(1)'),
+    (
+        sets_up_the_console_first,
+        'a.py',
+        'if __name__ == "__main__":\n    main()',
+        'def main():\n    console.set_up(True)\n\nif __name__ == "__main__":\n    main()',
+    ),
+    (finds_its_neighbours, 'a.py', 'Path(__file__).with_name("b")', 'Path(__file__).resolve().with_name("b")'),
+    (finds_its_neighbours, 'a.py', 'console.set_up(True)', 'sys.path.insert(0, "a")\nconsole.set_up(True)'),
     (
         has_no_global_and_swallows_nothing,
         'a.py',
@@ -256,10 +296,21 @@ def test_the_root_holds_the_planned_files_only():
 @each(CODE)
 @pytest.mark.parametrize(
     'rule',
-    [imports_only_below, functions_are_short, text_is_opened_with_its_encoding, has_no_global_and_swallows_nothing],
+    [
+        imports_only_below,
+        functions_are_short,
+        text_is_opened_with_its_encoding,
+        has_no_global_and_swallows_nothing,
+        sets_up_the_console_first,
+    ],
 )
 def test_every_file_keeps(rule, path):
     assert not list(rule(parse(path), name_of(path)))
+
+
+@each(CORE)
+def test_core_files_find_their_neighbours(path):
+    assert not list(finds_its_neighbours(parse(path), name_of(path)))
 
 
 @each(CORE)

@@ -3,11 +3,14 @@
 import ast
 
 import pytest
+import torch
 from conftest import ROOT
 
 import plan
+import runtime
 from configurator import configure
 from model import GPT, PRESETS, GPTConfig
+from optim import Optimizer
 
 
 def train_settings():
@@ -197,3 +200,120 @@ def test_a_negative_horizon_is_named(name):
     with pytest.raises(SystemExit) as stop:
         plan.horizon(config, config.explicit, 12, 5000, 2500)
     one_line(stop, f'{name} is -3', '0 or more')
+
+
+# ---- memory
+
+GIB = 2**30
+SHAPES = [
+    dict(PRESETS[preset], n_layer=3, n_head=4, n_kv_head=n_kv_head, n_embd=64, block_size=32, vocab_size=256)
+    for preset, n_kv_head in zip(PRESETS, (4, 4, 2, 1))
+]
+NANO = dict(n_layer=4, n_head=4, n_embd=128, block_size=128, vocab_size=1536)
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=PRESETS)
+def test_weights_and_activations_are_counted_without_a_model(shape):
+    """The arithmetic against a model: never more than there is, and not far below."""
+    config = GPTConfig(**shape)
+    model, ids = GPT(config), torch.zeros(4, 32, dtype=torch.int64)
+    assert 0.99 < plan.weights(config) / model.num_params() <= 1
+    kept = {}
+
+    def note(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(ids, ids).sum()  # as long as it lives, so do the tensors
+    assert 1 < sum(kept.values()) / (4 * plan.activations(config, 4 * 32)) < 3.5
+    assert loss.requires_grad
+
+
+def test_a_step_takes_as_many_gradients_as_are_counted(monkeypatch):
+    """In Optimizer.reduce each gradient is in its parameter and in its bucket."""
+    model = GPT(GPTConfig(**SHAPES[0]))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer, seen = Optimizer(model), []
+    for bucket in optimizer.buckets.values():
+
+        def note(original=bucket.reduce):
+            original()
+            there = sum(p.numel() for p in model.parameters() if p.grad is not None)
+            laid = sum(b.grad.numel() for b in optimizer.buckets.values() if b.grad is not None)
+            seen.append(there + laid)
+
+        monkeypatch.setattr(bucket, 'reduce', note)
+    optimizer.reduce()
+    assert seen[-1] >= 2 * plan.weights(model.config)
+
+
+@pytest.mark.parametrize('shape, rows', [
+    (NANO, 18),
+    (dict(NANO, block_size=256), 8),
+    (dict(NANO, n_layer=6, n_head=6, n_embd=384, block_size=256), 4),  # 1,024 tokens
+    (dict(NANO, n_embd=256), 10),
+    (dict(NANO, vocab_size=65536), 8),
+    (dict(n_layer=24, n_head=16, n_embd=2048, block_size=4096, vocab_size=50304), 2),
+])  # fmt: skip
+def test_rows_of_a_micro_batch_on_a_cpu(shape, rows):
+    config = GPTConfig(**shape)
+    assert plan.cpu_rows(config) == rows and rows % 2 == 0
+    settings = dict(batch_size=64, cpu_micro_batch_size=0)
+    assert plan.micro_batch_rows(config, settings, 'cpu') == rows
+    assert plan.micro_batch_rows(config, {**settings, 'batch_size': 1}, 'cpu') == 1
+    assert plan.micro_batch_rows(config, {**settings, 'cpu_micro_batch_size': 24}, 'cpu') == 24  # it was given
+    for device in ('cuda:0', 'mps'):
+        assert plan.micro_batch_rows(config, {**settings, 'cpu_micro_batch_size': 24}, device) == 64
+
+
+def refused(monkeypatch, gib, device='cpu', dtype='float32', ranks=runtime.Ranks(), **given):  # noqa: B008
+    """What check_memory says of these settings on a device of so many GiB; None where it lets them pass."""
+    monkeypatch.setattr(runtime, 'memory', lambda device: gib and int(gib * GIB))
+    settings = {**train_settings(), **NANO, **given}
+    fields = {name: x for name, x in settings.items() if name in GPTConfig.__dataclass_fields__}
+    try:
+        plan.check_memory(GPTConfig(**fields), settings, device, dtype, ranks)
+    except SystemExit as stop:
+        assert '\n' not in stop.code
+        return stop.code
+    return None
+
+
+@pytest.mark.parametrize('given', [
+    dict(n_layer=10**9), dict(n_embd=10**8), dict(n_hidden=10**10), dict(n_head=10**9, head_dim=64),
+    dict(block_size=10**8), dict(block_size=10**6, bos=0, isolate=True), dict(batch_size=10**9), dict(vocab_size=10**9),
+    dict(gradient_accumulation_steps=10**10), dict(block_size=10**8, positions='learned'),
+    dict(block_size=10**9, eval_only=True), dict(n_layer=10**9, stage='rl'),
+])  # fmt: skip
+def test_what_cannot_fit_is_named_with_its_value(monkeypatch, given):
+    (name, value), *_ = given.items()
+    for device in ('cpu', 'cuda:0'):
+        message = refused(monkeypatch, 16, device, **given)
+        assert f'{name} = {value}' in message and f'{device} has 16.0 GiB' in message
+    assert refused(monkeypatch, None, **given) is None  # nobody knows how much there is
+
+
+def test_the_bound_is_below_what_is_needed(monkeypatch):
+    gpt2 = dict(
+        PRESETS['gpt2'], n_layer=12, n_head=12, n_embd=768, vocab_size=50257, block_size=1024, optimizer='adamw'
+    )
+    assert refused(monkeypatch, 1) is None
+    assert refused(monkeypatch, 0.01)
+    # 124M parameters with gradients, copied once, and two moments: 5 * 4 * 124M bytes = 2.3 GiB
+    assert refused(monkeypatch, 2.5, batch_size=1, **gpt2) is None
+    assert 'at least 2.3 GiB' in refused(monkeypatch, 2, batch_size=1, **gpt2)
+    assert refused(monkeypatch, 0.5, eval_only=True, **gpt2) is None
+    # moments and the copy are shared by the ranks of several cards, a CPU's memory by all its processes
+    two = runtime.Ranks(0, 0, 2, 2)
+    assert refused(monkeypatch, 2, 'cuda:0', ranks=two, batch_size=1, **gpt2) is None
+    assert refused(monkeypatch, 2.5, 'cpu', ranks=two, batch_size=1, **gpt2)
+    # activations of 12 rows: half as much in half precision
+    assert refused(monkeypatch, 6, 'cuda:0', batch_size=12, **gpt2)
+    assert refused(monkeypatch, 6, 'cuda:0', 'bfloat16', batch_size=12, **gpt2) is None
+    # rows of dpo and rl are as long as the longest text, however long the context is
+    long = dict(block_size=2**17, batch_size=32)
+    assert refused(monkeypatch, 16, 'cuda:0', stage='sft', **long)
+    assert refused(monkeypatch, 16, 'cuda:0', stage='dpo', **long) is None

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -128,6 +129,31 @@ def test_a_mean_stands_last_and_a_skill_that_comes_later_has_no_past(tmp_path, p
     assert [row[0] for row in rows[1:]] == ['a', 'b', '**mean**']
     assert rows[2][1:3] == ['–', '–'] and as_numbers(rows[2][3]) == [76.7, 66.7]
     assert rows[3][1:] == ['**50.0**', '**90.0 (+40.0)**', '**90.0 (+40.0)**']
+
+
+def test_a_stage_that_asked_other_problems_begins_with_a_column_of_its_own(tmp_path, page):
+    for stage, count in (('mid', 30), ('sft', 30), ('dpo', 50), ('rl', 50)):
+        config = run_settings(stage, eval_problems=count)
+        write_log(tmp_path / stage, rows_of(stage), dict(config=config))
+    text = section(page(tmp_path), 'Accuracy on held-out problems')
+    columns = ['before mid', 'after mid', 'after sft', 'before dpo', 'after dpo', 'after rl']
+    assert cells(text)[0][0][1:] == columns
+    assert '30 in mid, 30 in sft, 50 in dpo, 50 in rl' in text
+    for stage in ('mid', 'sft', 'dpo', 'rl'):
+        write_log(tmp_path / stage, rows_of(stage), dict(config=run_settings(stage, eval_problems=30)))
+    assert 'different numbers' not in section(page(tmp_path), 'Accuracy on held-out problems')
+
+
+def test_the_stages_of_the_embedded_world_ask_the_same_problems():
+    paths = [str(ROOT / 'config' / f'tinyworld_{name}.py') for name in ('mid', 'sft', 'dpo', 'rl')]
+    assert len({runpy.run_path(path).get('eval_problems') for path in paths}) == 1
+
+
+def test_a_page_that_cannot_be_written_is_named_first(run_folder, whole_page, monkeypatch):
+    monkeypatch.setattr(report, 'draw_losses', lambda stages: pytest.fail('it began'))
+    (run_folder / 'report.md').mkdir()
+    with pytest.raises(SystemExit, match='report.md'):
+        whole_page(run_folder)
 
 
 def test_what_is_a_metric_of_training_is_no_skill(tmp_path, page):
@@ -418,6 +444,14 @@ def test_the_program_takes_one_folder(run_folder, run_program, oracle, monkeypat
     assert 'python report.py out/tinyworld' in capsys.readouterr().out
 
 
+def test_help_under_python_OO(monkeypatch, capsys):
+    """There __doc__ is None."""
+    monkeypatch.setattr(report, '__doc__', None)
+    monkeypatch.setattr(sys, 'argv', ['report.py', '--help'])
+    report.main()
+    assert 'python report.py out/tinyworld' in capsys.readouterr().out
+
+
 # ---- quickstart.sh
 
 QUICKSTART = (ROOT / 'quickstart.sh').read_text(encoding='utf-8')
@@ -439,6 +473,12 @@ def test_the_quickstart_runs_every_stage_in_order():
     assert trained == ['games.py', *(f'{stage}.py' for stage in report.ORDER)]
     order = [line.split()[1] for line in PROGRAMS]
     assert order == ['data/tinyworld/prepare.py', *['train.py'] * 6, 'evaluate.py', 'report.py']
+
+
+def test_every_program_of_the_quickstart_writes_files():
+    """One that only prints ends where nobody reads, as in `bash quickstart.sh | head`, and the script with it."""
+    (exam,) = [line for line in PROGRAMS if 'evaluate.py' in line]
+    assert '--json=out/tinyworld/' in exam
 
 
 @pytest.mark.parametrize('line', PROGRAMS)

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -297,53 +298,56 @@ def test_the_cpu_has_a_name_on_every_system(monkeypatch, cpuinfo, processor, nam
     assert runtime.machine('cpu')['name'] == name
 
 
-# ---- files
+# ---- the process
 
 
-def test_replacing_writes_the_whole_file_under_the_new_name_last(tmp_path, monkeypatch):
-    """fsync comes after the last byte and before the rename: else a power cut leaves an empty file of the new name."""
-    events, path = [], tmp_path / 'ä b' / 'file'
-    path.parent.mkdir()
-    path.write_bytes(b'old')
-    fsync, replace = os.fsync, Path.replace
-
-    def note_fsync(number):
-        events.append(('fsync', os.fstat(number).st_size, path.read_bytes()))
-        fsync(number)
-
-    def note_replace(self, target):
-        events.append(('replace', self.stat().st_size, path.read_bytes()))
-        return replace(self, target)
-
-    monkeypatch.setattr(os, 'fsync', note_fsync)
-    monkeypatch.setattr(Path, 'replace', note_replace)
-    with runtime.replacing(path) as file:
-        file.write(b'new ')
-        file.write(b'content')
-        assert path.read_bytes() == b'old'
-    assert events == [('fsync', 11, b'old'), ('replace', 11, b'old')]
-    assert path.read_bytes() == b'new content'
-    assert [p.name for p in path.parent.iterdir()] == ['file']
+@pytest.mark.skipif(not hasattr(signal, 'SIGHUP'), reason='Windows has no SIGHUP')
+def test_a_hang_up_is_caught_unless_nohup_has_it_ignored(monkeypatch):
+    """torchrun hears it even under nohup, and then kills its ranks."""
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    at_first = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, by_torchrun, caught in (
+            (signal.SIG_DFL, False, [signal.SIGHUP]),
+            (signal.SIG_IGN, False, []),
+            (signal.SIG_IGN, True, [signal.SIGHUP]),
+        ):
+            signal.signal(signal.SIGHUP, handler)
+            if by_torchrun:
+                monkeypatch.setenv('TORCHELASTIC_RUN_ID', '1')
+            asked = runtime.catch_signals()
+            signal.raise_signal(signal.SIGHUP)
+            assert asked == caught
+            runtime.undo_changes()
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        runtime.undo_changes()
+        signal.signal(signal.SIGHUP, at_first)
 
 
-@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, OSError])
-@pytest.mark.parametrize('there', [True, False])
-def test_replacing_leaves_what_was_there_if_anything_fails(tmp_path, error, there):
-    path = tmp_path / 'file'
-    if there:
-        path.write_bytes(b'old')
-    with pytest.raises(error), runtime.replacing(path) as file:
-        file.write(b'half')
-        raise error
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([('file', b'old')] if there else [])
+def process_state():
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return sys.excepthook, torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(), fills, handlers
 
 
-def test_sync_asks_the_disk_and_changes_nothing(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(os, 'fsync', lambda number: synced.append(os.fstat(number).st_ino))
-    (tmp_path / 'a').write_bytes(b'content')
-    runtime.sync(tmp_path / 'a')
-    assert synced == [(tmp_path / 'a').stat().st_ino] and (tmp_path / 'a').read_bytes() == b'content'
+@pytest.mark.parametrize('end', ['leave', 'SystemExit', 'exception'])
+def test_what_a_run_changes_for_its_process_is_undone_at_its_end(monkeypatch, capsys, end):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # set_up leaves it as it is
+    before = process_state()
+    runtime.set_up('cpu', Ranks(), deterministic=False)
+    runtime.explain_out_of_memory('lower it')
+    runtime.catch_signals()
+    assert [a == b for a, b in zip(process_state(), before)].count(False) >= 4
+    if end == 'leave':
+        runtime.leave()
+    elif end == 'exception':
+        sys.excepthook(RuntimeError, RuntimeError('out of memory\nmore'), None)
+        assert capsys.readouterr().err == 'out of memory; lower it\n'
+    else:
+        with pytest.raises(SystemExit), runtime.one_voice(Ranks()):
+            raise SystemExit('something is wrong')
+    assert process_state() == before
 
 
 # ---- ranks
@@ -424,6 +428,63 @@ def test_ranks_fail_with_one_voice(speak, ranks, failing):
     assert 'all is well' not in done.stdout
     codes = re.findall(r'exitcode +: (-?\d+)', done.stderr)  # torchrun's list of who failed
     assert codes == ['1'] * ranks, done.stderr
+
+
+@pytest.mark.parametrize('table, files, limits', [
+    ('0::/user/job\n', {'memory.max': 'max', 'user/memory.max': '700', 'user/job/memory.max': '900'}, [900, 700]),
+    ('0::/\n', {'memory.max': '800'}, [800]),
+    ('0::/docker/of/the/host\n', {'memory.max': '800'}, [800]),  # in a container the group is the top
+    ('5:cpuset:/\n4:cpu,memory:/job\n0::/\n', {
+        'memory/memory.limit_in_bytes': str(2**63 - 4096), 'memory/job/memory.limit_in_bytes': '600',
+    }, [600, 2**63 - 4096]),
+    (None, {}, []),  # no Linux
+])  # fmt: skip
+def test_the_limits_of_control_groups(tmp_path, table, files, limits):
+    files = {f'sys/fs/cgroup/{name}': text for name, text in files.items()}
+    for name, text in (files if table is None else {**files, 'proc/self/cgroup': table}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding='utf-8')
+    assert runtime.control_group_limits(tmp_path) == limits
+
+
+def test_memory_is_the_cards_or_the_least_that_this_process_may_use(monkeypatch):
+    card = type('Card', (), {'total_memory': 123})
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: card)
+    assert runtime.memory('cuda:0') == 123
+    monkeypatch.setattr(runtime, 'control_group_limits', lambda: [])
+    physical = runtime.memory('cpu')
+    assert physical is None or 2**27 < physical < 2**50
+    monkeypatch.setattr(runtime, 'control_group_limits', lambda: [2**26, 2**63])
+    assert runtime.memory('cpu') == 2**26
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+def test_freed_memory_is_kept():
+    """Eight blocks of 16 MB, which malloc would return to the kernel: 4,096 pages each, all to be mapped again."""
+    import resource
+
+    runtime.keep_freed_memory()
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.ones(2**22) for _ in range(8)]
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        del blocks
+    assert min(faults[1:]) < 2000, faults
+
+
+@pytest.mark.parametrize('error, said', [
+    (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB\nmore'), 'CUDA out of memory. Tried to allocate 2 GiB'),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate memory"),
+    (MemoryError('Unable to allocate 7.28 TiB for an array'), 'Unable to allocate 7.28 TiB'),
+    (MemoryError(), 'out of memory'),
+])  # fmt: skip
+def test_out_of_memory_says_what_to_lower(monkeypatch, capsys, error, said):
+    monkeypatch.setattr(sys, 'excepthook', None)
+    runtime.explain_out_of_memory('lower --batch_size')
+    sys.excepthook(type(error), error, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and line.endswith('; lower --batch_size')
 
 
 def test_ranks_that_agree_go_on(speak):

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import checkpoint
+import console
 import evaluate
 from conversation import SPECIAL, Chat, read_messages, read_rows
 from engine import Engine, Sampling
@@ -239,7 +240,27 @@ def test_a_prompt_begins_with_bos_and_is_plain_text(tmp_path, sample, start):
     ids = [tokenizer.bos, *start.encode()] if start.startswith('<') else [tokenizer.bos, *tokenizer.encode(start)]
     (expected,) = engine.generate([ids], 20, GREEDY)
     done = sample(f'--start={start}', '--max_new_tokens=20', '--temperature=0', '--num_samples=1')
-    assert texts(done) == [start + expected.text]
+    assert texts(done) == [start + console.printable(expected.text)]
+
+
+def test_a_prompt_of_a_file(tmp_path, sample, monkeypatch):
+    """As an editor under Windows saves it, and named by a path that no shell has expanded."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    write_checkpoint(tmp_path / 'out')
+    (tmp_path / 'prompt.txt').write_bytes(b'\xef\xbb\xbfto be\r\nor not')
+    args = ('--max_new_tokens=9', '--temperature=0')
+    expected = texts(sample('--start=to be\nor not', *args))
+    assert texts(sample('--start=FILE:~/prompt.txt', '--out_dir=~/out', *args)) == expected
+
+
+def test_what_a_model_makes_moves_no_cursor(tmp_path, sample):
+    """ESC and BEL stay out of completions and of what a checkpoint says of itself."""
+    following = teach('a', '\x1b', '[', '2', 'J', '\x07', '\n', 'b', 'a')
+    write_checkpoint(tmp_path / 'out', BYTES, std=0, edit=following, stage='pre\x1btrain')
+    done = sample('--start=\x1ba', '--max_new_tokens=12', '--temperature=0', '--num_samples=2')
+    assert texts(done) == ['a[2J\nba[2J'] * 2
+    assert 'stage pretrain' in done.stderr and '\x1b' not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -321,6 +342,33 @@ def test_a_chat_is_piped_through_the_program(tmp_path):
     assert remarks[1:4] == ['I know six.', '  hi', '  what is 2*3?'] and len(remarks) == 5
 
 
+def test_a_chat_in_a_terminal(tmp_path, in_terminal):
+    """A pasted text of several lines is one message, be it one that looks like a command; NO_COLOR is heard; ~ is the
+    home, where no shell has a say."""
+    write_checkpoint(tmp_path / 'out', BYTES, block_size=256, std=0, edit=SIX, **TALKS)
+    home = {'HOME': str(tmp_path / 'home'), 'NO_COLOR': '1'}
+    (tmp_path / 'home').mkdir()
+    command = [sys.executable, str(ROOT / 'sample.py'), '--chat', '--temperature=0']
+    terminal = in_terminal(command, cwd=tmp_path, env=home)
+    prompt, off = f'{console.PASTE_ON}> '.encode(), console.PASTE_OFF.encode()
+    for typed, answer in [
+        (b'hi\r', 'I[2*3=6]!'),
+        (b'\x1b[200~/reset\rthe house\x1b[201~\r', 'I[2*3=6]!'),
+        (b'/save ~/x.jsonl\r', f'(appended to {tmp_path}/home/x.jsonl)'),
+    ]:
+        terminal.read(prompt)
+        terminal.type(typed)
+        terminal.read(off)
+        assert terminal.read(b'\r\n').decode() == answer
+    terminal.read(prompt)
+    terminal.type(b'/quit\r')
+    terminal.read(off)  # no later program finds marks in what is pasted
+    assert terminal.process.wait(120) == 0
+    ((where, row),) = read_rows(tmp_path / 'home' / 'x.jsonl')
+    messages = read_messages(row, where)
+    assert [m['content'] for m in messages[::2]] == ['hi', '/reset\nthe house']
+
+
 def test_a_conversation_is_saved_as_it_was(tmp_path, sample):
     """Two answers with their calls, read back by the reader of other people's conversations."""
     write_checkpoint(tmp_path / 'out', BYTES, block_size=256, std=0, edit=SIX, **TALKS)
@@ -329,14 +377,14 @@ def test_a_conversation_is_saved_as_it_was(tmp_path, sample):
         'hi',
         '你好🌍 "<|user_end|>"',
         '/save',
-        '/save ein Ordner/b.jsonl',
+        '/save ein Ordner/b.JSONL',
         '/save b.txt',
         '/reset',
         '/save',
     ]
     done = sample('--chat', '--temperature=0', stdin='\n'.join([*lines, 'again', '/save', '/quit', 'unheard']))
     assert done.returncode == 0 and done.stdout == 'I[2*3=6]!\n' * 3
-    for words in ('ein Ordner', 'b.txt: expected a name that ends in .jsonl', 'a new conversation'):
+    for words in ('b.JSONL cannot be written', 'b.txt: expected a name that ends in .jsonl', 'a new conversation'):
         assert words in done.stderr
     assert done.stderr.count('nothing was said yet') == 2 and done.stderr.count('appended to chats.jsonl') == 2
     kinds = [('text', 'I'), ('python', '2*3'), ('output', '6'), ('text', '!')]

@@ -37,6 +37,7 @@ from test_train import (
 import batches
 import checkpoint
 import evaluate
+import plan
 import runtime
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
@@ -246,7 +247,8 @@ sys.path.insert(0, {root!r})
 import torch.distributed as dist
 import batches, runtime
 here, leave, heard, original = runtime.join(), runtime.leave, [], batches.Rollouts.lay
-runtime.join, runtime.leave, runtime.machine = lambda: here, dist.barrier, lambda device: {{}}
+runtime.join, runtime.machine = lambda: here, lambda device: {{}}
+runtime.leave = lambda: (runtime.undo_changes(), dist.barrier())
 def lay(self, prompt, answer):
     heard.append([*prompt, *answer.ids])
     return original(self, prompt, answer)
@@ -345,6 +347,16 @@ def test_dpo_goes_on_with_another_split_and_evaluation(train, straight, tmp_path
     done = train(None, *args, out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 22
+
+
+def test_micro_batches_are_small_on_a_cpu_but_for_rl(train, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, 'cpu_rows', lambda config: 2)
+    for stage, rows in (('sft', 2), ('dpo', 2), ('rl', 8)):
+        done = train(stage, '--max_iters=1', '--eval_interval=0', '--eval_problems=0', out=tmp_path / stage)
+        assert done.returncode == 0, done.stderr
+        steps = done.values['steps']
+        assert getattr(steps, 'reader', steps).micro_batch_rows == rows
+    assert done.values['run'].writer.max_rows == 8
 
 
 def test_rl_learns_what_is_rewarded(train, tmp_path):

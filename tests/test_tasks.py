@@ -133,6 +133,68 @@ def test_spelled(text, right):
     assert grade('spelled', 'cat', text) == right
 
 
+@pytest.mark.parametrize('answer, text, right', [
+    # marks, and one spelling of each character
+    ('दिन', 'दान', 0), ('दिन', 'यह दिन है', 1), ('café', 'A cafe\u0301.', 1),
+    ('cafe\u0301', 'CAFÉ', 1), ('café', 'cafe', 0),
+    ('Zoë', 'zoe\u0308', 1), ('がく', 'か\u3099く', 1), ('क्ष', 'क्\u200dष', 1),
+    ('10²', 'It is 102', 0), ('10²', '10².', 1),
+    ('cooperate', 'co\u00adoperate', 1), ('K', 'the \u212a sign', 1),
+    # signs alone
+    ('>', 'The sign is >.', 1), ('>', "It is '>'", 1), ('>', '**>**', 1), ('>', '5>3', 1), ('>', '5 >= 3', 0),
+    ('>', 'a -> b', 0), ('>', 'The sign is <.', 0), ('>', 'none', 0), ('+', '3 + 4', 1),
+    ('+', '3+4', 1), ('+', 'C++', 0),
+    ('-', 'The sign is -', 1), ('-', '9-3', 1), ('-', 'well-known', 0), ('-', 'It is -5', 0), ('−', '9 - 3', 1),
+    ('😀', 'I feel 😀!', 1), ('😀', 'yes😀😀', 1), ('😀', 'I feel 😢', 0),
+    ('👍', 'fine 👍🏽', 0), ('👍🏽', 'fine 👍🏽', 1),
+    ('👩', '👨\u200d👩\u200d👧', 0), ('❤\ufe0f', 'I ❤ it', 1), ('🇫🇷', 'to 🇩🇪🇫🇷', 1), ('🇪🇫', 'to 🇩🇪🇫🇷', 0),
+    ('?', 'It is "?".', 1), ('?', 'What?', 0), (':)', 'Hello :)', 1), (':)', 'Hello :(', 0),
+    # signs that belong to a word or a number
+    ('C', 'I like C++', 0), ('C', 'I like C#.', 0), ('C', 'It is C++17', 0),
+    ('C', 'I like C.', 1), ('C++', 'I like c++.', 1),
+    ('C++', 'I like C.', 0), ('C++', 'I like C#', 0), ('C#', '(C#)', 1), ('A', 'A+', 0), ('a', 'a+b', 1),
+    ('5', 'It is -5', 0), ('5', 'It is −5', 0), ('-5', 'It is −5.', 1), ('-5', 'It is 5', 0),
+    ('5', '9-5', 1), ('5', '(9)-5', 1),
+    ('5', '$5', 1), ('5', '-$5', 0), ('-5', '$-5', 1), ('5', '5,000', 0), ('5000', '5,000.', 1), ('5', '.5', 0),
+    ('.5', 'It is .5.', 1), ('5', '+5', 1), ('+5', '5', 1), ('5', '50%', 0), ('50', '50%', 1), ('5', '5+', 0),
+    # signs between words
+    ('5 > 3', '5>3', 1), ('5 > 3', '5 < 3', 0), ('3 + 4', '3 - 4', 0), ('well-known', 'well known', 1),
+])  # fmt: skip
+def test_signs_and_marks_of_words(answer, text, right):
+    assert grade('contains', answer, text) == right
+    assert grade('exact', answer, answer) == 1
+    if not right:
+        assert grade('exact', answer, text) == 0
+    assert grade('contains', 'no such', text) == 0
+
+
+def test_letters_have_their_marks():
+    for answer, text, right in [
+        ('दिन', 'दि-न', 1), ('दिन', 'दा-न', 0), ('दिन', 'द-न', 0), ('café', 'c-a-f-e\u0301', 1),
+        ('cafe\u0301', 'C, A, F, É', 1),
+        ('café', 'c-a-f-e', 0), ('groß', 'g-r-o-ß', 1), ('x\u030by', 'x\u030b-y', 1), ('xy', 'x\u030b-y', 0),
+    ]:  # fmt: skip
+        assert grade('spelled', answer, text) == right, (answer, text)
+    for text, right in [
+        ('C++ is old, so B', 1), ('A\u0300 mon avis, B', 1), ('B\u030b', 0), ('B++', 0),
+        ('B²', 0), ('(b)', 1), ('B_1', 0),
+    ]:  # fmt: skip
+        assert grade('letter', 'B', text, choices=['x', 'y', 'z']) == right, text
+
+
+def test_a_story_is_read_in_one_spelling():
+    """The name is composed in the problem and decomposed in the story."""
+    told = 'Zoe\u0308 had a ball. She ran home. She was glad. The ball was red.'
+    people = dict(people=['Zoë'], names=['Zoë'], thing='ball')
+    assert grade('story', None, told, **people) == 1
+    assert grade('story', None, told.replace('e\u0308', 'e'), **people) == 0
+
+
+def test_a_number_stands_after_a_letter_with_a_mark():
+    assert grade('number', 5, 'दि-5') == grade('number', 5, 'é-5') == grade('number', 5, 'e\u0301-5') == 1
+    assert grade('number', -5, 'दि -5') == 1
+
+
 def test_graders_are_known_by_their_names():
     assert {'number', 'exact', 'contains', 'letter', 'spelled'} <= set(tasks.GRADERS)
     assert all(name == grader.__name__ for name, grader in tasks.GRADERS.items())
@@ -213,14 +275,36 @@ def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_p
                 assert tasks.load(path, split, skills, limit) == expected
 
 
+NAMES = ['Tom', "Mary Ann O'Neil-Smith", 'Zoë']
+STORY = dict(grader='story', people=['Tom'], names=NAMES, thing='ball')
+
+
+def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
+    rows = [
+        problem(**STORY), problem(**STORY | dict(people=[], thing='')), problem(baseline=0),
+        problem(answer=1e22), problem(answer=-5e-05), problem(answer='1e3'),
+        problem(grader='contains', answer=['no', 'yes'], all=['sir'], absent=['no']),
+    ]  # fmt: skip
+    path = write(tmp_path, rows)
+    assert tasks.load(path) == rows
+    for i, text in ((3, '10000000000000000000000'), (4, '-0.00005'), (5, '1000'), (6, 'Yes, sir')):
+        assert tasks.grade(rows[i], text) == 1.0
+    long = '-' + '9' * 40  # Decimal's operations round to 28 digits
+    assert tasks.grade(problem(answer=long), f'It is {long}.') == 1.0
+    nulls = dict(choices=None, spoken=None, baseline=None, absent=None, conversations=None)
+    assert tasks.load(write(tmp_path, [problem(**nulls)])) == [problem()]
+    (brief,) = tasks.load(write(tmp_path, [problem(system='Be brief.')]))
+    assert brief['messages'] == [{'role': 'system', 'content': 'Be brief.'}, *QUESTION]
+
+
 @pytest.mark.parametrize('bad, said', [
-    ('{"split": "val"', 'not JSON'), ('[1]', 'list'), (b'\xff\xfe', 'not JSON'), ('[' * 100_000, 'not JSON'),
+    ('{"split": "val"', 'not JSON'), ('[1]', 'list'), (b'\xff\xfe', 'no UTF-8 at byte 0'), ('[' * 100_000, 'not JSON'),
     (dict(split='test'), "split is 'test', expected one of train, val"), (dict(split=None), 'split is None'),
     (dict(skill=3), 'skill is 3'), (dict(skill=None), 'skill is None'),
     (dict(grader='numbr'), "grader is 'numbr', expected one of number"),
     (dict(messages=[]), 'messages'), (dict(messages='hi'), 'messages'), (dict(messages=None), 'messages'),
     (dict(messages=[*QUESTION, {'role': 'assistant', 'content': '7'}]), 'expected user'),
-    (dict(messages=[{'role': 'bot', 'content': 'hi'}]), 'role is "bot"'),
+    (dict(messages=[{'role': 'bot', 'content': 'hi'}]), "role is 'bot'"),
     (dict(messages=[{'role': 'user'}]), 'content'),
     (dict(answer='many'), "grader 'number' cannot use it"), (dict(answer=None), "grader 'number' cannot use it"),
     (dict(grader='exact', answer=None), "grader 'exact' cannot use it"),
@@ -236,6 +320,21 @@ def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_p
     (dict(grader='letter', answer='A', choices=['x', 'y'], spoken=['x=A', '']), 'spoken is'),
     (dict(answer='A', spoken=['x=A']), 'each of 0 choices'),
     (dict(grader='exact', answer=''), 'an empty text right'),
+    (dict(answer=float('nan')), 'NaN'), (dict(answer='NaN'), 'would call no text right'),
+    (dict(answer='-Infinity'), 'would call no text right'), (dict(answer=[]), "grader 'number' cannot use it"),
+    (dict(grader='contains', answer=[]), 'would call no text right'),
+    (dict(grader='contains', answer={'a': 1}), 'would call no text right'),
+    (dict(grader='contains', answer=['not a', 'no'], absent=['no', 'not']), 'would call no text right'),
+    (dict(grader='contains', answer='a', all=['b c'], absent=['c']), 'would call no text right'),
+    (dict(grader='contains', answer='a', absent='no'), "absent is 'no', expected a list"),
+    (dict(grader='contains', answer='a', all=['']), 'all is'),
+    (dict(baseline=1), 'baseline is 1, expected'), (dict(baseline=-0.1), 'baseline is -0.1'),
+    (dict(baseline='0.5'), "baseline is '0.5'"), (dict(baseline=True), 'baseline is True'),
+    (dict(STORY, people=['Tom[']), "no story can name 'Tom['"),
+    (dict(STORY, people=['Tom', 'Ann(']), "no story can name 'Ann('"), (dict(STORY, names=['*']), "name '*'"),
+    (dict(STORY, names='Tom'), "names is 'Tom'"), (dict(STORY, people=[3]), 'people is [3]'),
+    (dict(STORY, thing='ball)'), "name 'ball)'"), (dict(STORY, thing=3), 'no story can name 3'),
+    (dict(messages=[{**QUESTION[0], 'tool_calls': [1]}]), '"tool_calls"'),
     (dict(grader='spelled', answer='12'), 'an empty text right'),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, bad, said):

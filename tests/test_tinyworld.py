@@ -15,6 +15,7 @@ from data.tinyworld import facts, prepare, problems, text, wordings
 from data.tinyworld.chats import SKILLS, STAGES, draw
 from data.tinyworld.letters import SPELLABLE
 from data.tinyworld.wordings import HeldOut, canonical, is_held_out, typed, vary
+from tokenizer import CharTokenizer
 from tools import calculate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -408,6 +409,15 @@ def test_every_skill_has_its_share_of_learning():
     assert not {'two_step', 'three_step'} & set(STAGES['mid'])  # what reinforcement learning is to find out
     for shares in (STAGES['sft'], STAGES['mid']):
         assert sum(shares.values()) == 100
+
+
+def test_the_tokenizer_may_be_that_of_a_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(prepare, 'tokenizer', str(ROOT / 'assets' / 'tinyworld.pt'))
+    assert prepare.read_tokenizer().vocab_size == 1536
+    CharTokenizer('abc').save(tmp_path / 'tok.json')
+    monkeypatch.setattr(prepare, 'tokenizer', str(tmp_path))
+    with pytest.raises(SystemExit, match=r'it lacks <\|bos\|> .*; leave --tokenizer out'):
+        prepare.main()
 
 
 def test_the_examples_print(run_program):

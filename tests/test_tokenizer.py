@@ -2,8 +2,11 @@
 
 import base64
 import codecs
+import errno
 import json
+import os
 import random
+import runpy
 import signal
 import socket
 import subprocess
@@ -21,9 +24,11 @@ import tiktoken
 from conftest import LINES, random_text
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
+import checkpoint
 import conversation
 import segments
 import tokenizer as tokenizers
+from console import visible
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
 SPECIAL = ['<|bos|>', '<|user_start|>', '<|assistant_end|>']
@@ -343,6 +348,22 @@ def test_save_and_load(trained, tmp_path):
     assert again.encode(LINES[2]) == trained.encode(LINES[2])
 
 
+def test_a_full_disk_is_one_line_and_keeps_the_old_table(trained, tmp_path, monkeypatch):
+    path = tmp_path / 'tok.json'
+    path.write_bytes(b'old')
+    with pytest.raises(SystemExit) as stop:
+        trained.save(path / 'below.json')
+    assert str(path / 'below.json') in stop.value.code and '\n' not in stop.value.code
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(SystemExit, match='No space left on device'):
+        trained.save(path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('tok.json', b'old')]
+
+
 def test_the_hash_is_of_the_content(trained):
     table = {**trained.table()}
     assert tokenizers.from_dict({**dict(reversed(table.items())), 'hash': trained.hash}).hash == trained.hash
@@ -351,7 +372,7 @@ def test_the_hash_is_of_the_content(trained):
 
 
 DAMAGE = {
-    'hash': ({'hash': '0' * 64}, 'hash 0000'),
+    'hash': ({'hash': '0' * 64}, "hash '0000"),
     'merges': ({'merges': [[97, 98]]}, 'damaged|hash'),
     'a merge from the future': ({'merges': [[97, 300]], 'special': {}}, 'damaged.*300'),
     'two equal merges': ({'merges': [[97, 98], [97, 98]], 'special': {}}, 'same bytes'),
@@ -454,6 +475,16 @@ def test_gpt2_from_files_equals_tiktoken(made_up):
         assert table.decode(table.encode(text)) == text
 
 
+def test_files_with_a_byte_order_mark_are_the_same(made_up, tmp_path):
+    """As some editors save what was looked at."""
+    folder, _ = made_up
+    table = tokenizers.gpt2(folder)
+    table.save(tmp_path / 'tok.json')
+    for path in (tmp_path / 'tok.json', folder / 'vocab.bpe', folder / 'encoder.json'):
+        path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert tokenizers.gpt2(folder).to_dict() == tokenizers.load(tmp_path / 'tok.json').to_dict() == table.to_dict()
+
+
 def test_gpt2_from_tiktoken_is_the_same_table(made_up, monkeypatch):
     folder, oracle = made_up
     monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: oracle)
@@ -523,7 +554,7 @@ def test_encodings_that_do_not_fit_are_refused_by_name(name, offline):
 
 
 def test_the_program_trains_one(run_program, tmp_path):
-    text = tmp_path / 'ein Text ü.txt'
+    text = tmp_path / 'ein Text ü.TXT'
     text.write_text(''.join(LINES) * 5, encoding='utf-8', newline='\n')
     out = tmp_path / 'tok.json'
     done = run_program('tokenizer.py', f'--input={text}', '--vocab_size=300', f'--out={out}', cwd=tmp_path)
@@ -532,6 +563,15 @@ def test_the_program_trains_one(run_program, tmp_path):
     assert tokenizers.load(out).to_dict() == expected.to_dict()
     done = run_program('tokenizer.py', '--input=nothing.txt', cwd=tmp_path, check=False)
     assert done.returncode == 1 and done.stderr.strip().startswith('--input=nothing.txt: no such file')
+
+
+def test_the_tokenizer_of_a_run_is_shown(tmp_path, monkeypatch, capsys, trained):
+    state = dict(model={}, model_config={}, tokenizer=trained.to_dict(), stage='sft', step=1, config={})
+    checkpoint.save(tmp_path / 'ckpt.pt', state)
+    for path in (tmp_path, tmp_path / 'ckpt.pt'):
+        monkeypatch.setattr('sys.argv', ['tokenizer.py', '--show=low lower', f'--out={path}'])
+        runpy.run_path(tokenizers.__file__, run_name='__main__')
+        assert capsys.readouterr().out.splitlines()[1] == ' '.join(map(str, trained.encode('low lower')))
 
 
 BAD_INPUT = {
@@ -546,10 +586,11 @@ BAD_INPUT = {
     'special tokens that repeat': (['--input={text}', '--special=a,a'], 'special tokens a, a: expected names'),
     'a limit below zero': (['--input={text}', '--max_chars=-1'], 'max_chars=-1 .* at least 0'),
     'workers below zero': (['--input={text}', '--num_workers=-1'], 'num_workers=-1: at least 0'),
-    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], '--out=nowhere/tok.json: cannot be written'),
+    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], 'nowhere/tok.json cannot be written'),
+    'a run to write to': (['--input={text}', '--out=ckpt.pt'], '--out=ckpt.pt: cannot be written'),
     'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: unknown character 'b'"),
     'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),
-    'a changed tokenizer': (['--show=text', '--out={changed}'], 'hash 00'),
+    'a changed tokenizer': (['--show=text', '--out={changed}'], "hash '00'"),
 }  # fmt: skip
 
 
@@ -626,7 +667,27 @@ def test_the_comparison_of_encodings(run_program, trained, tmp_path):
 
 def test_tokens_are_shown_in_alternating_colours(trained):
     characters = CharTokenizer('ab')
-    painted, ids = tokenizers.show_tokens(characters, 'ab', derive=True).splitlines()[:2]
+    painted, ids = tokenizers.show_tokens(characters, 'ab', visible, derive=True).splitlines()[:2]
     assert painted == '\x1b[30;46ma\x1b[0m\x1b[30;103mb\x1b[0m' and ids == '0 1'
-    bars = tokenizers.show_tokens(BPETokenizer(PATTERN, [], {}), 'é', colour=False).splitlines()[0]
+    single_bytes = BPETokenizer(PATTERN, [], {})
+    bars = tokenizers.show_tokens(single_bytes, 'é', visible, colour=False).splitlines()[0]
     assert bars == r'\xc3|\xa9|'
+
+
+def test_tokens_that_are_control_characters_are_spelled():
+    """A line break too, and the text goes on in the next line as it does in itself."""
+    single_bytes = BPETokenizer(PATTERN, [], {})
+    shown = tokenizers.show_tokens(single_bytes, 'a\x1b\n\x07', visible, colour=False)
+    assert shown.splitlines() == [r'a|\x1b|\n|', r'\x07|', '97 27 10 7']
+    painted = tokenizers.show_tokens(single_bytes, '\x1b', visible).splitlines()[0]
+    assert painted == '\x1b[30;46m\\x1b\x1b[0m'
+
+
+@pytest.mark.parametrize('no_color, shown', [('', '\x1b[30;46m\\x07\x1b[0m'), ('1', '\\x07|')])
+def test_the_program_colours_tokens_unless_no_color_is_set(monkeypatch, capsys, tmp_path, no_color, shown):
+    BPETokenizer(PATTERN, [], {}).save(tmp_path / 'tok.json')
+    monkeypatch.setattr('sys.argv', ['tokenizer.py', '--show=\x07', f'--out={tmp_path / "tok.json"}'])
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    monkeypatch.setenv('NO_COLOR', no_color)
+    runpy.run_path(tokenizers.__file__, run_name='__main__')
+    assert capsys.readouterr().out == f'{shown}\n7\n'

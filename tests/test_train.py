@@ -5,6 +5,7 @@ Most runs take place in this process (a start of torch takes seconds). What has 
 runs `driver.py`, a few lines that start train.py after having put a hook into one of its libraries.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ import checkpoint
 import evaluate
 import model as models
 import optim
+import plan
 import runtime
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
@@ -75,12 +78,15 @@ def corpora(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp('data'))
 
 
+STOPS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+
+
 @contextmanager
 def running(capture):
     """A run(*arguments of train.py) -> outcome in this process; .values are the globals it left."""
-    hook = sys.excepthook
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    if hasattr(signal, 'SIGHUP'):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 
     def run(*args, program=ROOT / 'train.py'):
         patch.setattr('sys.argv', [program.name, *map(str, args)])
@@ -91,6 +97,8 @@ def running(capture):
         except SystemExit as stop:
             if stop.code not in (None, 0):
                 status, last_words = 1, f'{stop.code}\n'
+        finally:
+            runtime.undo_changes()  # of a run that broke off
         stdout, stderr = capture.readouterr()
         return SimpleNamespace(returncode=status, stdout=stdout, stderr=stderr + last_words, values=values)
 
@@ -101,10 +109,6 @@ def running(capture):
         yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    sys.excepthook = hook
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -329,14 +333,15 @@ def test_resuming_compiled_is_exact_to_the_bit(train, monkeypatch, tmp_path):
     assert 'compiled (as asked)' in done.stdout
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', STOPS, ids=lambda number: number.name)
 def test_a_signal_stops_the_run_after_saving(train, monkeypatch, tmp_path, number):
-    args = (*SHORT, '--max_iters=20')
+    args, handler = (*SHORT, '--max_iters=20'), signal.getsignal(number)
     assert train(*args, out=tmp_path / 'straight').returncode == 0
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: signal.raise_signal(number))
         done = train(*args, out=tmp_path / 'stopped')
     assert done.returncode == 0 and f'--init_from=resume --out_dir={tmp_path / "stopped"}' in done.stdout
+    assert signal.getsignal(number) == handler  # a notebook goes on after the run
     assert checkpoint.load(tmp_path / 'stopped/ckpt.pt')['step'] == 8  # the step was finished
     assert train('--init_from=resume', out=tmp_path / 'stopped', data=None).returncode == 0
     assert_same_bits(trained(tmp_path / 'stopped'), trained(tmp_path / 'straight'))
@@ -640,6 +645,9 @@ def bare_folder(folder, **files):
         (('--batch_size=0', '--log_interval=0'), ('batch_size is 0', 'log_interval is 0')),
         (('--n_embd=30', '--n_head=4'), ('n_embd is 30', 'multiple of n_head')),
         (('--block_size=9999',), ('less than one row', '--block_size')),
+        (('--n_layer=1000000000',), ('GiB', 'cpu has', 'n_layer = 1000000000')),
+        (('--batch_size=10000000000',), ('GiB', 'cpu has', 'batch_size = 10000000000')),
+        (('--cpu_micro_batch_size=-1',), ('cpu_micro_batch_size is -1', 'at least 0')),
         (('--max_iters=5', '--epochs=2'), ('max_iters', 'epochs', 'one of them')),
         (('--init_from=nowhere',), ('there is no checkpoint nowhere', 'python train.py')),
         (('--backend=mpi',), ('backend', 'mpi', 'gloo')),
@@ -659,7 +667,8 @@ def bare_folder(folder, **files):
 )
 def test_wrong_settings(train, monkeypatch, tmp_path, args, words):
     monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
-    if args[0] in ('--max_iters=5', '--block_size=9999'):  # what needs the number of parameters, and the stage
+    monkeypatch.setattr(runtime, 'memory', lambda device: 2**34)
+    if args[0] == '--max_iters=5':  # what needs the number of parameters
         monkeypatch.undo()
         monkeypatch.chdir(ROOT)
     assert_one_line(train(*TINY, *args), *words)
@@ -668,6 +677,15 @@ def test_wrong_settings(train, monkeypatch, tmp_path, args, words):
 @pytest.fixture
 def no_model(monkeypatch):
     monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
+
+
+def test_an_argument_that_is_not_utf8_is_logged(train, tmp_path):
+    """It reaches the settings and the command on the log's first line."""
+    out = tmp_path / 'out'
+    assert train(*TINY, '--max_iters=0', '--wandb_run_name=caf\udce9', out=out).returncode == 0
+    first = log_of(out)[0]
+    assert first['config']['wandb_run_name'] == 'caf\ufffd'
+    assert '--wandb_run_name=caf\ufffd' in first['command']
 
 
 def test_wandb_that_is_not_installed(train, no_model, monkeypatch, tmp_path):
@@ -683,9 +701,8 @@ def test_wrong_data(train, monkeypatch, tmp_path):
         'odd': (dict(train=even + b'x', val=even), ('train.bin', '201 bytes', 'even')),
         'empty': (dict(train=even), ("no tokens in its split 'val'",)),
     }
-    short = dict(train=even, val=even[:20])
-    done = train(*TINY, data=bare_folder(tmp_path / 'short', **short))
-    assert_one_line(done, 'val.bin holds 10 tokens', 'less than one row', '--block_size')
+    short = ('val.bin holds 10 tokens', 'less than one row', '--block_size')
+    cases['short'] = dict(train=even, val=even[:20]), short
     monkeypatch.setattr(models.GPT, '__init__', lambda *_: pytest.fail('the model was built'))
     for name, (files, words) in cases.items():
         assert_one_line(train(*TINY, data=bare_folder(tmp_path / name, **files)), *words)
@@ -725,7 +742,7 @@ def test_wrong_checkpoints(train, tmp_path, corpora):
     assert_one_line(train('--init_from=resume', '--optimizer=adamw', out=out), "'adamw' here and 'muon' in")
     other = prepare(tmp_path / 'other', train='abcab ' * 100, val='abc ' * 50)
     done = train(f'--init_from={out}', '--block_size=16', out=tmp_path / 'b', data=other)
-    assert_one_line(done, 'another tokenizer', f'--tokenizer={corpora}/tok.json')
+    assert_one_line(done, 'another tokenizer', f'--tokenizer={out}/ckpt.pt', 'data/custom/prepare.py')
     whole = (out / 'ckpt.pt').read_bytes()
     checkpoint.save(out / 'ckpt.pt', checkpoint.load(out / 'ckpt.pt') | dict(optimizer=None))
     assert_one_line(train('--init_from=resume', out=out), "holds no optimizer's state", '--init_from=', '--out_dir')
@@ -749,7 +766,58 @@ def test_embedded_data_are_prepared_where_they_are_missing_and_only_there(corpor
 
 def test_an_out_dir_that_cannot_be_made(train, no_model, tmp_path):
     (tmp_path / 'file').write_text('', encoding='utf-8')
-    assert_one_line(train(*TINY, out=tmp_path / 'file' / 'out'), 'out_dir', 'cannot be made', '--out_dir')
+    done = train(*TINY, out=tmp_path / 'file' / 'out')
+    assert_one_line(done, f'out_dir {tmp_path}', 'cannot be written')
+
+
+def test_an_out_dir_belongs_to_one_run_at_a_time(train, no_model, tmp_path):
+    """Another host's lock stands for any: see test_runtime.py."""
+    holder = dict(host='elsewhere', process=7, time=time.time())
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/run.lock').write_text(json.dumps(holder), encoding='utf-8')
+    before = files_of(tmp_path)
+    done = train(*TINY, out=tmp_path / 'out')
+    assert_one_line(done, f'{tmp_path / "out"} is in use', 'process 7 on elsewhere', '--out_dir')
+    assert files_of(tmp_path) == before
+
+
+def test_a_run_holds_its_out_dir_and_leaves_only_its_results(train, monkeypatch, tmp_path):
+    out, seen = tmp_path / 'out', []
+    out.mkdir()
+    for name in ('film.mkv.part', 'ckpt.pt.7.part'):
+        (out / name).write_bytes(b'')
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: seen.append(json.loads((out / 'run.lock').read_bytes())))
+        assert train(*SHORT, '--max_iters=4', out=out).returncode == 0
+    assert [holder['process'] for holder in seen] == [os.getpid()]
+    assert set(files_of(out)) == {'film.mkv.part', 'ckpt.pt', 'log.jsonl'}
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        at_step(patch, 2, die)
+        train(*SHORT, '--max_iters=4', out=out)
+    assert not (out / 'run.lock').exists()  # as in a notebook, whose process goes on
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_run(train, monkeypatch, tmp_path):
+    def full(path, mode, **how):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: patch.setattr(checkpoint, 'open', full, raising=False))
+        done = train(*SHORT, '--max_iters=6', out=tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('could not be appended (No space left on device)') == 4
+    assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 6
+    assert [row['step'] for row in learned(tmp_path / 'out')] == [0, 0, 1, 2]
+
+
+def test_data_that_has_changed_is_said_on_resume(train, tmp_path):
+    data = prepare(tmp_path / 'data')
+    assert train(*SHORT, '--max_iters=2', out=tmp_path / 'out', data=data).returncode == 0
+    again = ('--init_from=resume', '--max_iters=4')
+    assert 'has changed' not in train(*again, out=tmp_path / 'out', data=data).stdout
+    prepare(data, train=corpus(1500, seed=2))
+    done = train(*again[:1], '--max_iters=6', out=tmp_path / 'out', data=data)
+    assert done.returncode == 0 and f'{data} has changed since' in done.stdout
 
 
 # -----------------------------------------------------------------------------
@@ -779,6 +847,25 @@ def test_what_may_change_on_resume(train, tmp_path):
     assert [row['step'] for row in learned(out) if 'loss' in row] == [0, 1, 2, 3, 7]
     done = train('--init_from=resume', '--batch_size=3', out=out)
     assert_one_line(done, '6 rows here and 4 in', 'batch_size * gradient_accumulation_steps')
+
+
+def test_a_step_is_split_on_resume_as_before(train, monkeypatch, tmp_path):
+    """Dropout follows the rows, so the bits show how a step was split. plan.py may have other constants by then."""
+    straight, out = tmp_path / 'straight', tmp_path / 'out'
+    args = (*SHORT, '--batch_size=6', '--dropout=0.2', '--decay_lr=False')
+    monkeypatch.setattr(plan, 'MICRO_BATCH_TOKENS', 0)
+    monkeypatch.setattr(plan, 'ACTIVATION_BYTES', 1)
+    done = train(*args, '--max_iters=4', out=straight)
+    assert done.values['shape'][:2] == done.values['steps'].reader.shape[:2] == (6, 2)
+    assert 'cpu_micro_batch_size = 2   (plan.py)' in done.stdout
+    assert train(*args, '--max_iters=2', out=out).returncode == 0
+    monkeypatch.setattr(plan, 'ACTIVATION_BYTES', 2**30)
+    done = train('--init_from=resume', '--max_iters=4', out=out)
+    assert done.values['shape'][:2] == (6, 2)
+    assert_same_bits(trained(out)['model'], trained(straight)['model'])
+    assert train(*args, '--max_iters=0', out=tmp_path / 'whole').values['shape'][:2] == (6, 6)
+    given = ('--init_from=resume', '--max_iters=5', '--cpu_micro_batch_size=3')
+    assert train(*given, out=out).values['shape'][:2] == (6, 3)
 
 
 def test_one_evaluation_at_the_end(train, tmp_path):
@@ -845,11 +932,22 @@ def test_log_has_the_promised_keys(train, tmp_path):
     assert not any(key.startswith('val') and key != 'val' for row in rows for key in row)
 
 
+def test_what_a_model_makes_moves_no_cursor(train, tmp_path):
+    """The log keeps it as it is."""
+    data = prepare(tmp_path / 'data', train='\x1b[2J\x07' * 100, val='\x1b[2J\x07' * 50)
+    done = train(*SHORT, '--max_iters=1', '--sample_prompts=\x1b[2J', out=tmp_path / 'out', data=data)
+    assert 'sample | [2J | ' in done.stdout and not set('\x1b\x07') & set(done.stdout)
+    samples = [row for row in log_of(tmp_path / 'out') if 'prompt' in row]
+    assert samples and all(row['prompt'] == '\x1b[2J' for row in samples)
+
+
 def test_prompts_that_cannot_be_continued_are_left_out(train, tmp_path):
-    prompts = '|'.join(['the ', 'the ' * 5, '', 'Ω'])
+    prompts = '|'.join(['the ', 'the ' * 5, '', 'Ω', r'a\|b'])
     done = train(*SHORT, '--max_iters=1', f'--sample_prompts={prompts}', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
-    for name, why in ((repr('the ' * 5), '20 tokens'), ("''", '0 tokens'), ("'Ω'", 'unknown character')):
+    reasons = {repr('the ' * 5): '20 tokens', "''": '0 tokens', "'Ω'": 'unknown character'}
+    reasons["'a|b'"] = "unknown character '|'"
+    for name, why in reasons.items():
         assert f'sample_prompts: {name} is left out' in done.stdout and why in done.stdout
     assert {row['prompt'] for row in learned(tmp_path / 'out') if 'prompt' in row} == {'the '}
     done = train(*SHORT, '--max_iters=1', '--sample_prompts=Ω', out=tmp_path / 'none')

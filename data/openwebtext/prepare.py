@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
+import console
 from batches import Writer
 from configurator import configure
 from data.download import SUFFIXES, documents, download
@@ -39,7 +40,7 @@ tries = 5  # attempts at each download
 def raw_files() -> list[Path]:
     """The files in raw/: the user's own, or those of the hub's list, downloaded unless they are there."""
     listing = RAW / 'files.json'
-    own = sorted(path for path in RAW.glob('*') if path.suffix in SUFFIXES)
+    own = sorted(path for path in RAW.glob('*') if path.suffix.lower() in SUFFIXES)
     if own and not listing.exists():  # the list comes first in a download, so that half of one is never taken for these
         return own
     mend = f'put .parquet, .jsonl or .txt files with the documents into {RAW}'
@@ -50,6 +51,8 @@ def raw_files() -> list[Path]:
 def main() -> None:
     if val_every < 2:
         raise SystemExit(f'--val_every={val_every}: at least 2, the documents between two that are kept for validation')
+    if num_workers < 0:
+        raise SystemExit(f'--num_workers={num_workers}: expected at least 0, which is one a core')
     tokenizer, files = gpt2(FOLDER), raw_files()
     texts = (text for path in tqdm(files, desc='encoding', unit=' files') for text in documents(path) if text)
     begin, seen, totals = np.array([tokenizer.bos], dtype=np.uint16), 0, {'train': 0, 'val': 0}
@@ -72,5 +75,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()

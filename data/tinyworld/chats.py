@@ -242,6 +242,9 @@ def ramble(rng: random.Random, content):
 
 
 if __name__ == '__main__':
+    import console
+
+    console.set_up(must_finish=False)
     RNG = random.Random(1)
     for NAME in SKILLS:
         print(f'\n{NAME}')

@@ -4,9 +4,10 @@ The data of every stage from tinyworld, a world of our own: seconds, no network.
 $ python data/tinyworld/prepare.py             writes games, pretrain, mid, sft, dpo and problems.jsonl beside this file
 $ python data/tinyworld/prepare.py --seed=2    the same world, told and asked about otherwise
 
-The five folders share one tokenizer, trained here. problems.jsonl holds the questions that evaluation asks, none of
-which stands anywhere in what is trained on (asserted for every document), and those that reinforcement learning
-practises on, of which only the answer is given. It is written last.
+The five folders share one tokenizer, trained here unless --tokenizer names that of a model.
+problems.jsonl holds the questions that evaluation asks, none of which stands anywhere in what is
+trained on (asserted for every document), and those that reinforcement learning practises on, of
+which only the answer is given. It is written last.
 """
 
 import json
@@ -18,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import runtime
+import checkpoint
+import console
+import disk
 from batches import Writer
 from configurator import configure
 from conversation import SPECIAL, Chat
@@ -33,6 +36,7 @@ PRACTICE = ('two_step', 'three_step')  # the skills that reinforcement learning 
 
 # how much of what. Tokens are reached and passed by less than a document, pairs and problems are exact
 seed = 1  # another gives other data, of the same world
+tokenizer = ''  # '' trains one; to train a model further: its folder, a .pt file, or a tok.json
 vocab_size = 1536  # ids in all, the special tokens counted
 tokenizer_bytes = 600_000  # of text that the tokenizer is trained on
 games_tokens = 500_000  # games that teach to look back
@@ -129,6 +133,18 @@ def limited(documents: Iterator, size: int) -> Iterator:
 # writing
 
 
+def read_tokenizer():
+    """The tokenizer that the setting names; None where one is to be trained."""
+    if not tokenizer:
+        return None
+    given = checkpoint.load_tokenizer(tokenizer)
+    missing = [name for name in SPECIAL if name not in given.special]
+    if missing:
+        what = f'--tokenizer={tokenizer}: it lacks {" ".join(missing)}'
+        raise SystemExit(f'{what}; leave --tokenizer out to train one')
+    return given
+
+
 def train_tokenizer(avoid: HeldOut):
     """Merges from plain text and from the conversations of mid and of sft, a third each. A digit is a token."""
     sources = (plain(rng_of('tokenizer'), avoid), mixed('mid', 'tokenizer', avoid), mixed('sft', 'tokenizer', avoid))
@@ -164,29 +180,31 @@ def write(name: str, tokenizer, sources: dict, avoid: HeldOut, max_tokens=(0, 0)
 
 
 def main() -> None:
+    given = read_tokenizer()
     (FOLDER / 'problems.jsonl').unlink(missing_ok=True)  # it says that all the rest is there
     held_out = {skill: draw_problems(skill, 'val', val_problems) for skill in SKILLS}
     avoid = HeldOut(key for problems in held_out.values() for key in problems)
     practice = {skill: draw_problems(skill, 'train', rl_problems // len(PRACTICE), avoid) for skill in PRACTICE}
-    tokenizer = train_tokenizer(avoid)
+    chosen = given or train_tokenizer(avoid)
 
     texts = {split: text.games(rng_of('games', split)) for split in SPLITS}
-    write('games', tokenizer, texts, avoid, max_tokens=(games_tokens, val_tokens // 2))
+    write('games', chosen, texts, avoid, max_tokens=(games_tokens, val_tokens // 2))
     texts = {split: plain(rng_of('pretrain', split), avoid) for split in SPLITS}
-    write('pretrain', tokenizer, texts, avoid, max_tokens=(pretrain_tokens, val_tokens * 3 // 2))
+    write('pretrain', chosen, texts, avoid, max_tokens=(pretrain_tokens, val_tokens * 3 // 2))
     for stage, tokens in (('mid', mid_tokens), ('sft', sft_tokens)):
         sources = {split: mixed(stage, split, avoid) for split in SPLITS}
-        write(stage, tokenizer, sources, avoid, max_tokens=(tokens, val_tokens))
+        write(stage, chosen, sources, avoid, max_tokens=(tokens, val_tokens))
     sources = {split: pairs(split, avoid) for split in SPLITS}
-    write('dpo', tokenizer, sources, avoid, max_documents=(2 * dpo_pairs, 2 * val_pairs))
+    write('dpo', chosen, sources, avoid, max_documents=(2 * dpo_pairs, 2 * val_pairs))
 
     problems = [problem for found in (*held_out.values(), *practice.values()) for problem in found.values()]
-    with runtime.replacing(FOLDER / 'problems.jsonl') as file:
+    with disk.replacing(FOLDER / 'problems.jsonl') as file:
         file.write(''.join(json.dumps(problem, ensure_ascii=False) + '\n' for problem in problems).encode('utf-8'))
     counts = Counter(f'{problem["split"]} {problem["skill"]}' for problem in problems)
     print(f'{FOLDER / "problems.jsonl"}: {", ".join(f"{name} {count:,}" for name, count in counts.items())}')
 
 
 if __name__ == '__main__':
+    console.set_up(must_finish=True)
     configure(globals())
     main()

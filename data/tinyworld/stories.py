@@ -15,7 +15,17 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data.tinyworld.facts import ANIMALS, BY_NAME, DAYS, MONTHS, PEOPLE, SEASONS, THINGS, VILLAGE, Person
+from data.tinyworld.facts import (
+    ANIMALS,
+    BY_NAME,
+    DAYS,
+    MONTHS,
+    PEOPLE,
+    SEASONS,
+    THINGS,
+    VILLAGE,
+    Person,
+)
 
 PRONOUNS = {'f': ('she', 'her', 'her'), 'm': ('he', 'his', 'him')}
 MONTHS_OF = {season: [MONTHS[3 * i - 1], MONTHS[3 * i], MONTHS[3 * i + 1]] for i, season in enumerate(SEASONS)}

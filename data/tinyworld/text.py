@@ -526,4 +526,7 @@ def show(seed: int, size: int = 1_000_000):
 
 
 if __name__ == '__main__':
+    import console
+
+    console.set_up(must_finish=False)
     show(seed=0)

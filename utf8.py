@@ -1,0 +1,27 @@
+"""
+Text that UTF-8 can hold, made so where it enters a program: JSON, a setting, an argument.
+
+JSON can spell half an emoji ("\\ud83d"), and bytes of an argument that are not UTF-8 become characters that no file can
+be written with. Left alone, either ends a program at its next line of JSON, hours later.
+
+    >>> valid_text('half \\ud83d, whole \\ud83d\\ude00')
+    'half \ufffd, whole 😀'
+"""
+
+
+def valid_text(value):
+    """
+    A str as UTF-8 can hold it: surrogate pairs are joined, a lone surrogate becomes U+FFFD. Of parsed JSON (dicts and
+    lists of any depth) all texts, keys too. Anything else is returned as it is.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode('utf-8')
+            return value
+        except UnicodeEncodeError:
+            return value.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
+    if isinstance(value, list):
+        return [valid_text(item) for item in value]
+    if isinstance(value, dict):
+        return {valid_text(key): valid_text(item) for key, item in value.items()}
+    return value
