@@ -38,6 +38,7 @@ import batches
 import console
 import plan
 import runtime
+import shards
 import tokenizer as tokenizers
 from configurator import configure
 from model import GPT, PRESETS, GPTConfig
@@ -225,7 +226,7 @@ def make_model(vocab_size: int, machine: Machine):
     return raw_model, model, learner
 
 
-def train(data: batches.Data, machine: Machine, figures: dict) -> dict:
+def train(data: shards.Data, machine: Machine, figures: dict) -> dict:
     """Seconds of a step, its rates, and their share of the machine's limit."""
     # 1) Model and data
     raw_model, model, learner = make_model(data.tokenizer.vocab_size, machine)
@@ -308,7 +309,7 @@ def show_train(found: dict) -> None:
 # the data, and the loader
 
 
-def write_random_text(folder: str) -> batches.Data:
+def write_random_text(folder: str) -> shards.Data:
     """A data folder of random ids. BOS begins documents, for the aligned loader."""
     # a character for each id; surrogates are skipped
     characters = ''.join(chr(i if i < 0xD800 else i + 0x800) for i in range(vocab_size))
@@ -316,9 +317,9 @@ def write_random_text(folder: str) -> batches.Data:
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, vocab_size, count, dtype=np.uint16)
     ids[rng.random(count) < 1 / DOCUMENT] = BOS
-    with batches.Writer(folder, tokenizers.CharTokenizer(characters)) as out:
+    with shards.Writer(folder, tokenizers.CharTokenizer(characters)) as out:
         out.write('train', ids, len(ids))
-    return batches.Data(folder)
+    return shards.Data(folder)
 
 
 def rows_per_second(steps, device: str) -> float:
@@ -334,7 +335,7 @@ def rows_per_second(steps, device: str) -> float:
     return 1 / median(seconds[warmup:])
 
 
-def loader(data: batches.Data, machine: Machine, figures: dict) -> dict:
+def loader(data: shards.Data, machine: Machine, figures: dict) -> dict:
     """Rows per second of Stream, plain and aligned to documents, alone and read ahead by a thread
     onto the device."""
     # 1) Measure

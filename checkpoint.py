@@ -9,7 +9,7 @@ A checkpoint is a dict of plain values and tensors:
     stage, step, seconds   where the run stands: `step` steps are done
     config                 all settings of the run
     parent, kept           the checkpoint it started from; what the stage wants back on resume
-    data                   batches.Data.hash of its data, None if that has no meta.json
+    data                   shards.Data.hash of its data, None if that has no meta.json
     best, about            the best validation loss so far; what a chat says of the model
 
 $ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the optimizer, in half precision
@@ -203,7 +203,7 @@ def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume
 
 
 def compare_data(state: dict, path: Path, dataset: str, now: str | None) -> None:
-    """On resume, say if the data has changed. now: its batches.Data.hash."""
+    """On resume, say if the data has changed. now: its shards.Data.hash."""
     if state.get('data') in (None, now):  # None: not known, as in older checkpoints
         return
     what = f'{dataset} has changed since {path} was saved'

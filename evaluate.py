@@ -34,9 +34,10 @@ import plan
 import runtime
 import tasks
 import tokenizer as tokenizers
-from batches import Data, Reader, Shape, Stream, another_tokenizer, mixture
+from batches import Reader, Shape, Stream
 from engine import Engine, Sample, Sampling
 from model import GPT, GPTConfig
+from shards import Data, another_tokenizer, mixture
 from utf8 import valid_text
 
 # -----------------------------------------------------------------------------

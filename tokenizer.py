@@ -661,7 +661,7 @@ if __name__ == '__main__':
     import console
     from configurator import configure
     from console import visible, wants_colour
-    from data.download import SUFFIXES, pieces
+    from data.documents import SUFFIXES, pieces
 
     # To train one
     input = ''  # files to learn from, with commas, * allowed: .txt, .jsonl and .parquet with "text"

@@ -35,6 +35,7 @@ import console
 import evaluate
 import plan
 import runtime
+import shards
 import tasks
 import tokenizer as tokenizers
 from configurator import configure
@@ -315,7 +316,7 @@ with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
     if device == 'cpu':
         runtime.keep_freed_memory()
     data_root = Path(__file__).resolve().parent / 'data'
-    for name, _ in batches.mixture(dataset) if ranks.local_rank == 0 else ():
+    for name, _ in shards.mixture(dataset) if ranks.local_rank == 0 else ():
         embedded = data_root / name.split('/')[0] / 'prepare.py'
         last = EMBEDDED.get(embedded.parent.name)
         if last and not embedded.with_name(last).exists():
@@ -329,9 +330,9 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
     if start and (resume or init_optimizer) and not start.get('optimizer'):
         mend = f'start from it: --init_from={path} and another --out_dir' if resume else 'leave --init_optimizer out'
         raise SystemExit(f"{path} holds no optimizer's state; {mend}")
-    data = batches.open_data(data_root, dataset)
+    data = shards.open_data(data_root, dataset)
     if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        raise batches.another_tokenizer(dataset, path)
+        raise shards.another_tokenizer(dataset, path)
     if resume and master:
         checkpoint.compare_data(start, path, dataset, data.hash)
     kind = (data.meta or {}).get('kind')
@@ -343,9 +344,9 @@ with runtime.one_voice(ranks):  # a second time, for now the embedded data is th
     fields |= dict(vocab_size=data.tokenizer.vocab_size, bos=data.tokenizer.bos if isolate else -1)
     model_config = GPTConfig(**fields)
     for split in ('train', 'val'):
-        shards = data.split(split)
+        ids = data.split(split)
         if stage == 'pretrain':
-            batches.count_rows(shards, block_size)  # the later stages fill rows up
+            batches.count_rows(ids, block_size)  # the later stages fill rows up
     if device == 'cpu' and not cpu_micro_batch_size:  # stored, so that a run resumes with the same bits
         config.assign('cpu_micro_batch_size', plan.cpu_rows(model_config), 'plan.py', where='', explicit=False)
     plan.check_memory(model_config, config, device, dtype, ranks)

@@ -18,26 +18,24 @@ import torch
 
 import batches
 import conversation
+import disk
+import shards as shards_module
 from batches import (
     Ahead,
-    Data,
     Packed,
     Pairs,
     Reader,
     Rollouts,
     Shape,
-    Shards,
     Stream,
-    Writer,
     best_fit,
     count_spoken,
     find_documents,
-    mixture,
-    open_data,
 )
 from conversation import Chat
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
+from shards import Data, Shards, Writer, mixture, open_data
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, GPT2Tokenizer
 from tools import calculate
 
@@ -146,7 +144,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_keeps_the_old_data(tmp_path, 
     def full(*_, **how):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for owner, name in ((batches, 'open'), (pathlib.Path, 'mkdir'), (batches.disk, 'sync')):
+    for owner, name in ((shards_module, 'open'), (pathlib.Path, 'mkdir'), (disk, 'sync')):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
             patch.setattr(owner, name, full, raising=False)
             write(tmp_path, documents(30))
@@ -1293,7 +1291,8 @@ MEMORY = """
 import sys
 from pathlib import Path
 
-from batches import Ahead, Data, Shape, Stream
+from batches import Ahead, Shape, Stream
+from shards import Data
 
 
 def resident():

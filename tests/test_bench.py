@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import batches
+import shards
 from tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,7 @@ def figures(load, capsys):
 
 def write_data(folder):
     rng = np.random.default_rng(0)
-    with batches.Writer(folder, CharTokenizer('abcdefghij')) as out:
+    with shards.Writer(folder, CharTokenizer('abcdefghij')) as out:
         for split in ('train', 'val'):
             out.write(split, rng.integers(0, 10, 300), 300)
 
@@ -96,7 +97,7 @@ def test_three_steps_give_the_weights_of_train(tmp_path, monkeypatch, load, chan
 
     bench = load(**settings)
     data, machine = (
-        batches.Data(tmp_path / 'data'),
+        shards.Data(tmp_path / 'data'),
         bench.Machine('cpu', settings.get('dtype', 'float32'), False),
     )
     raw_model, model, optimizer = bench.make_model(data.tokenizer.vocab_size, machine)

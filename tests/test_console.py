@@ -12,9 +12,9 @@ import time
 import pytest
 from conftest import ROOT
 
-import batches
 import checkpoint
 import console
+import shards
 from tokenizer import CharTokenizer
 
 TRAIN = [
@@ -130,7 +130,7 @@ def corpora(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     text = 'the low, the lower and the lowest of them. ' * 100
     tokenizer = CharTokenizer(text)
-    with batches.Writer(folder, tokenizer) as out:
+    with shards.Writer(folder, tokenizer) as out:
         for split in ('train', 'val'):
             out.write(split, tokenizer.encode(text), len(text))
     return folder

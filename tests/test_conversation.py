@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import conversation
-from batches import Writer
 from console import visible
 from conversation import SPECIAL, Chat, check, read_messages, read_rows, show
+from shards import Writer
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
 CORPUS = ['user\nassistant\nsystem\n the quick brown fox 12 + 34 = 46, 你好世界 ' * 20]

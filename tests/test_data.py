@@ -20,6 +20,7 @@ import tasks
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
 from data import download as downloads
+from data.documents import documents as read_documents
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = 'First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, spëak 你好🌍!\n' * 40
@@ -208,10 +209,10 @@ def test_openwebtext_from_parquet(tree, oracle):
     assert texts_of(splits['val'], tokenizer) == documents[9::10]
     (folder / 'raw' / '00000.parquet').write_bytes(b'PAR1 and no more')
     with pytest.raises(SystemExit, match=r'00000\.parquet: no parquet'):
-        list(downloads.documents(folder / 'raw' / '00000.parquet'))
+        list(read_documents(folder / 'raw' / '00000.parquet'))
     parquet.write_table(pyarrow.table({'text': ['one', None]}), folder / 'raw' / '00000.parquet')
     with pytest.raises(SystemExit, match=r'00000\.parquet: "text" must be a string, got None'):
-        list(downloads.documents(folder / 'raw' / '00000.parquet'))
+        list(read_documents(folder / 'raw' / '00000.parquet'))
 
 
 def test_openwebtext_errors(tree, refused):
@@ -323,7 +324,7 @@ def test_bad_documents_are_named(name, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SystemExit) as error:
-        total = sum(map(len, downloads.documents(tmp_path / name)))
+        total = sum(map(len, read_documents(tmp_path / name)))
         raise SystemExit(f'{name}: {total} characters')  # what custom/prepare.py makes of it, see below
     assert message in str(error.value) and '\n' not in str(error.value)
 
@@ -331,8 +332,8 @@ def test_bad_documents_are_named(name, tmp_path):
 def test_a_suffix_may_be_in_capitals_and_a_file_begin_with_a_mark(tmp_path):
     (tmp_path / 'A.TXT').write_bytes(b'\xef\xbb\xbfone')
     (tmp_path / 'B.JSONL').write_bytes(b'\xef\xbb\xbf\n{"text": "two", "messages": null}\n')
-    assert list(downloads.documents(tmp_path / 'A.TXT')) == ['one']
-    assert list(downloads.documents(tmp_path / 'B.JSONL')) == ['two']
+    assert list(read_documents(tmp_path / 'A.TXT')) == ['one']
+    assert list(read_documents(tmp_path / 'B.JSONL')) == ['two']
 
 
 def test_custom_errors(tree, refused):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dial import Depth, Run
 
-from batches import Writer
+from shards import Writer
 from tokenizer import train_bpe
 
 

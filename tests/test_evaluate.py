@@ -21,10 +21,11 @@ import evaluate
 import plan
 import runtime
 import tasks
-from batches import Batch, Data, Pairs, Shape, Stream, Writer
+from batches import Batch, Pairs, Shape, Stream
 from conversation import SPECIAL, Chat
 from engine import Engine
 from model import GPT, PRESETS, GPTConfig
+from shards import Data, Writer
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 from tools import calculate
 

@@ -25,6 +25,7 @@ CORE = [path for path in CODE if path.parent == ROOT]
 LAYERS = {
     'base': 'utf8 console disk segments',  # what several leaves need; the standard library and numpy
     'leaf': 'model moe tokenizer conversation optim tools configurator runtime runlog',
+    'lower': 'shards',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'upper': 'evaluate',
     'program': 'train sample serve bench report dial compare bench_tokenizer',
@@ -33,9 +34,10 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split(
 MAY_IMPORT = {
     'base': (),
     'leaf': ('base',),
-    'middle': ('base', 'leaf'),
-    'upper': ('base', 'leaf', 'middle'),
-    'program': ('base', 'leaf', 'middle', 'upper'),
+    'lower': ('base', 'leaf'),
+    'middle': ('base', 'leaf', 'lower'),
+    'upper': ('base', 'leaf', 'lower', 'middle'),
+    'program': ('base', 'leaf', 'lower', 'middle', 'upper'),
 }
 PACKAGES = {'torch', 'numpy', 'tiktoken', 'requests', 'tqdm', 'regex'}
 UNIX_ONLY = {'fcntl', 'resource', 'termios', 'pwd', 'grp', 'readline', 'tty', 'pty', 'syslog'}

@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import optim
 import runtime
-from batches import Data, Shape, Stream, Writer
+from batches import Shape, Stream
 from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
+from shards import Data, Writer
 from tokenizer import CharTokenizer
 
 TINY = dict(vocab_size=26, block_size=16, n_layer=2, n_head=4, n_embd=32)

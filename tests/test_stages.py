@@ -39,6 +39,7 @@ import checkpoint
 import evaluate
 import plan
 import runtime
+import shards
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
 from model import GPT, GPTConfig
@@ -80,7 +81,7 @@ def some_chats(rng):
 
 def write(folder, chat, conversations):
     """train and val of some conversations, one in four in val."""
-    with batches.Writer(folder, chat.tokenizer) as out:
+    with shards.Writer(folder, chat.tokenizer) as out:
         for i, messages in enumerate(conversations):
             out.write('val' if i // 2 % 4 == 0 else 'train', chat.render(messages), 8)
     return folder
@@ -311,9 +312,9 @@ def test_the_log_says_what_is_needed_to_understand_a_stage(straight, stage):
 def test_sft_learns_from_what_the_assistant_says_alone(straight, world):
     """Trap 3 where the log shows it; that no other target counts is test_batches.py's."""
     supervised, chat = steps_of(straight('sft'), 'supervised'), world.chat
-    shards = batches.Data(world.folder / 'chats').split('train')
-    ids = shards.read(0, len(shards))
-    steps = batches.Packed(shards, chat, batches.Shape(8, 8, 64))
+    text = shards.Data(world.folder / 'chats').split('train')
+    ids = text.read(0, len(text))
+    steps = batches.Packed(text, chat, batches.Shape(8, 8, 64))
     assert sum(supervised[: len(steps)]) >= chat.is_spoken(ids).sum() > 0  # an epoch, and the rest of its last step
     assert 0 < min(supervised) <= max(supervised) < 8 * 64 / 2
 
@@ -389,7 +390,7 @@ def test_the_optimizer_goes_on_where_the_stage_before_left_it(train, world, runs
     optimizer = Optimizer(model, settings.optimizer, (settings.beta1, settings.beta2), settings.weight_decay, *rates)
     optimizer.load_state_dict(state['optimizer'])
     shape = batches.Shape(8, 8, 64, seed=settings.seed)
-    for batch in batches.Packed(batches.Data(world.folder / 'chats').split('train'), world.chat, shape)[0]:
+    for batch in batches.Packed(shards.Data(world.folder / 'chats').split('train'), world.chat, shape)[0]:
         (batch.weights * model(batch.inputs, batch.targets)).sum().backward()
     optimizer.reduce()
     optimizer.step(3e-3, optimizer.norm(), settings.grad_clip)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import tasks
-from batches import Data
 from conversation import Chat
 from data.tinyworld import facts, prepare, problems, text, wordings
 from data.tinyworld.chats import SKILLS, STAGES, draw
 from data.tinyworld.letters import SPELLABLE
 from data.tinyworld.wordings import HeldOut, canonical, is_held_out, typed, vary
+from shards import Data
 from tokenizer import CharTokenizer
 from tools import calculate
 

@@ -33,6 +33,7 @@ import model as models
 import optim
 import plan
 import runtime
+import shards
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
 from tokenizer import CharTokenizer, from_dict
@@ -67,7 +68,7 @@ def corpus(count, seed=0):
 def prepare(folder, train=None, val=None):
     train, val = train or corpus(1500), val or corpus(300, seed=1)
     tokenizer = CharTokenizer(train + val)
-    with batches.Writer(folder, tokenizer) as out:
+    with shards.Writer(folder, tokenizer) as out:
         for split, text in (('train', train), ('val', val)):
             out.write(split, tokenizer.encode(text), len(text.encode('utf-8')))
     return folder

@@ -47,10 +47,10 @@ import console
 import segments
 import tasks
 import tokenizer as tokenizers
-from batches import Writer, refuse_to_replace
 from configurator import configure
 from conversation import SPECIAL, Chat, plain_message, read_messages, read_rows
-from data.download import documents
+from data.documents import documents
+from shards import Writer, refuse_to_replace
 
 DATA = Path(__file__).resolve().parents[1]
 

@@ -22,9 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 import console
-from batches import Writer
 from configurator import configure
-from data.download import SUFFIXES, documents, download
+from data.documents import SUFFIXES, documents
+from data.download import download
+from shards import Writer
 from tokenizer import gpt2
 
 FOLDER = Path(__file__).resolve().parent

@@ -12,9 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import console
-from batches import Writer
 from configurator import configure
-from data.download import download, read_text
+from data.documents import read_text
+from data.download import download
+from shards import Writer
 from tokenizer import CharTokenizer
 
 FOLDER = Path(__file__).resolve().parent

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 import console
-from batches import Writer
 from configurator import configure
+from shards import Writer
 from tokenizer import train_bpe
 
 FOLDER = Path(__file__).resolve().parent

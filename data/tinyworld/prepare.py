@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import checkpoint
 import console
 import disk
-from batches import Writer
 from configurator import configure
 from conversation import SPECIAL, Chat
 from data.tinyworld import facts, text
 from data.tinyworld.chats import CARELESS, SKILLS, STAGES, draw, pair
 from data.tinyworld.wordings import Example, HeldOut, canonical, said_by_user
+from shards import Writer
 from tokenizer import PATTERN, train_bpe
 
 FOLDER = Path(__file__).resolve().parent
