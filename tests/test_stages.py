@@ -202,9 +202,9 @@ def split_step(batch_size, times):
 @pytest.fixture
 def listen(monkeypatch):
     """The list that the ids of every answer go to that Rollouts learns from."""
-    heard, original = [], batches.Rollouts.lay
+    heard, original = [], batches.Rollouts.lay_out
 
-    def lay(self, prompt, answer):
+    def lay_out(self, prompt, answer):
         heard.append([*prompt, *answer.ids])
         return original(self, prompt, answer)
 
@@ -247,13 +247,13 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
 import batches, runtime
-here, leave, heard, original = runtime.join(), runtime.leave, [], batches.Rollouts.lay
+here, leave, heard, original = runtime.join(), runtime.leave, [], batches.Rollouts.lay_out
 runtime.join, runtime.machine = lambda: here, lambda device: {{}}
 runtime.leave = lambda: (runtime.undo_changes(), dist.barrier())
-def lay(self, prompt, answer):
+def lay_out(self, prompt, answer):
     heard.append([*prompt, *answer.ids])
     return original(self, prompt, answer)
-batches.Rollouts.lay = lay
+batches.Rollouts.lay_out = lay_out
 for argv in json.loads(Path(sys.argv[1]).read_text(encoding='utf-8')):
     sys.argv = ['train.py', *argv]
     runpy.run_path({program!r}, run_name='__main__')
