@@ -208,7 +208,7 @@ def listen(monkeypatch):
         heard.append([*prompt, *answer.ids])
         return original(self, prompt, answer)
 
-    monkeypatch.setattr(batches.Rollouts, 'lay', lay)
+    monkeypatch.setattr(batches.Rollouts, 'lay_out', lay_out)
     return heard
 
 
