@@ -306,6 +306,10 @@ class Optimizer:
             self.loss_scale.mul_(torch.where(ok, torch.where(grow, 2.0, 1.0), 0.5))
             c['good'].mul_(~grow)
 
+    def forget_skips(self) -> None:
+        """For a resumed run: the skipped steps in a row from before do not count."""
+        self.counters['most_in_a_row'].copy_(self.counters['in_a_row'])
+
     def state_dict(self) -> dict:
         """The whole state, whatever the number of ranks; all ranks call it together. Save it at
         once: tensors that live on the CPU are not copied and change with the next step."""

@@ -1,19 +1,31 @@
 """
-A run's log, out_dir/log.jsonl: reading it, and what its keys mean.
+A run's log, out_dir/log.jsonl: writing it, reading it, and what its keys mean.
 
-The first line holds the settings, the command and the machine. Every other line is a JSON object
-with the step it belongs to:
+The first line holds the settings with their sources, the command and the machine. Every other line
+is a JSON object with the step it belongs to:
 
     {"step": 40, "seconds": 3.1, "loss": 4.17, "lr": 0.004, ...}              a step of training
     {"step": 50, "seconds": 3.9, "val": 4.02, "mean": 0.12, ...}              an evaluation
     {"step": 50, "seconds": 3.9, "prompt": "Who are you?", "text": "..."}     a sample
 """
 
+import datetime
+import itertools
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import NamedTuple
+
+import console
+import disk
+from utf8 import valid_text
+
+FILES = ('best.pt', 'log.jsonl', 'ckpt.pt')  # that a run writes into its out_dir
 
 # Keys that any stage may log
 COMMON = {
@@ -36,16 +48,132 @@ METRICS = {
 RESERVED = COMMON | METRICS.keys()
 
 
+# -----------------------------------------------------------------------------
+# writing
+
+
+def set_aside(folder: str | Path) -> None:
+    """Before a new run takes the out_dir of an earlier one: rename its files to .old, .old2, …"""
+    folder = Path(folder)
+    found = [name for name in FILES if (folder / name).exists()]
+    if not set(found) - {'log.jsonl'}:
+        return
+    endings = itertools.chain(('.old',), (f'.old{n}' for n in itertools.count(2)))
+    free = next(e for e in endings if not any((folder / (name + e)).exists() for name in FILES))
+    print(f'{folder} holds an earlier run, kept as {", ".join(name + free for name in found)}')
+    for name in found:
+        with disk.writing(folder / (name + free)):
+            (folder / name).replace(folder / (name + free))
+
+
+class RunLog:
+    """Writes each line to log.jsonl, to wandb if wanted, and last to the console."""
+
+    def __init__(self, path: Path, to_file: bool):
+        self.path = path
+        self.to_file = to_file  # False: the run leaves no trace
+        self.wandb = None
+
+    def start(self, facts: dict, step: int | None) -> None:
+        """A new log, with the facts on its first line. On resume at `step`: the old log without the
+        lines from there on, which will be written again."""
+        rows = [facts]
+        if step is not None:
+            rows = [row for row in read_log(self.path) if row.get('step', -1) < step] or rows
+        with disk.replacing(self.path) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows)
+
+    def start_wandb(self, project: str, name: str, config: dict) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise SystemExit(
+                'wandb_log is True and wandb is not installed; run: pip install wandb'
+            ) from None
+        self.wandb = wandb.init(project=project, name=name, config=config)
+
+    def write(self, line: str, /, **row) -> None:
+        """line: for the reader. row: for log.jsonl and wandb."""
+        if self.to_file:
+            self.append(row)
+        if self.wandb:
+            self.wandb.log(row, step=row['step'])
+        print(console.printable(line), flush=True)  # it may quote a model
+
+    def append(self, row: dict) -> None:
+        """If the disk is full, the run continues without this line: checkpoints matter more."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, 'ab') as file:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b'\n')
+        except OSError as error:
+            print(
+                f'{self.path}: a line could not be appended ({error.strerror}); the run goes on',
+                flush=True,
+            )
+            with suppress(OSError):  # half a line would make all later ones unreadable
+                os.truncate(self.path, size)
+
+
+class Clock:
+    """The time of a run, and the speed of its steps without the pauses between them."""
+
+    def __init__(self, seconds_before: float, step: int):
+        now = perf_counter()
+        self.started = now - seconds_before  # as if a resumed run had never stopped
+        self.lap_started = now  # later by each pause
+        self.lap_step = step
+        self.lap_tokens = 0
+        self.pause = 0.0  # seconds of the last evaluation
+
+    def seconds(self) -> float:
+        return round(perf_counter() - self.started, 3)
+
+    @contextmanager
+    def paused(self, evaluating: bool) -> Iterator[None]:
+        began = perf_counter()
+        yield
+        spent = perf_counter() - began
+        self.lap_started += spent
+        if evaluating:
+            self.pause = spent
+
+    def lap(self, step: int) -> tuple[float, float]:
+        """(tokens per step, steps per second) since the last lap; `step` is the next step."""
+        now = perf_counter()
+        steps = step - self.lap_step
+        tokens = self.lap_tokens / steps
+        speed = steps / (now - self.lap_started)
+        self.lap_started = now
+        self.lap_step = step
+        self.lap_tokens = 0
+        return tokens, speed
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    return str(datetime.timedelta(seconds=round(max(0.0, seconds)))).removeprefix('0:')
+
+
+# -----------------------------------------------------------------------------
+# reading
+
+
 def read_log(path: Path) -> list[dict]:
     """The lines of a log. A last line that a crash cut short does not count."""
     rows = []
     # str.splitlines would split at U+2028 too
     for line in path.read_bytes().split(b'\n') if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            rows.append(valid_text(json.loads(line)))
         except ValueError:  # no JSON, or half a character
             break
     return rows
+
+
+def was_measured(path: Path, step: int) -> bool:
+    """Whether the log holds an evaluation of this step."""
+    return any(row.get('step') == step and 'val' in row for row in read_log(path))
 
 
 class Stage(NamedTuple):

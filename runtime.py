@@ -1,9 +1,9 @@
 """
-What the machine is and how its processes agree: ranks, device, number type, threads, seeds, files that survive a crash.
+The machine and the processes: ranks, device, number type, threads, memory, seeds, signals.
 
-torchrun starts one process per GPU (or, on a CPU, as many as asked for) and tells each its place by environment
-variables; this is the only file that reads any. Words among processes (stop now, so many seconds, an error's text)
-go through gloo on the CPU, gradients through device_group(): nccl on CUDA, gloo elsewhere.
+torchrun starts one process per GPU (on a CPU, as many as asked for) and tells each its rank by
+environment variables. Messages among processes (stop now, elapsed seconds, an error's text) go
+through gloo on the CPU; gradients go through device_group(): NCCL on CUDA, gloo elsewhere.
 """
 
 import ctypes
@@ -24,15 +24,15 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-# Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from the makers' data sheets. First match wins.
+# Dense bf16 peak in FLOP/s (fp16 for cards without bf16), from data sheets. The first match counts
 PEAK_FLOPS = {
-    'B200': 2250e12, 'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'A100': 312e12,
-    'A10G': 70e12, 'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12,
-    'V100': 125e12, 'T4': 65e12,
+    'B200': 2250e12, 'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12,
+    'A100': 312e12, 'A10G': 70e12, 'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12,
+    'RTX 3090': 71e12, 'V100': 125e12, 'T4': 65e12,
 }  # fmt: skip
-# Compilers: the variable that names one, and what they are called
-CC, CXX = ('CC', 'gcc', 'clang'), ('CXX', 'g++', 'clang++', 'cl')
-
+# Compilers: the environment variable that names one, then the usual names
+CC = ('CC', 'gcc', 'clang')
+CXX = ('CXX', 'g++', 'clang++', 'cl')
 
 # -----------------------------------------------------------------------------
 # ranks
@@ -48,18 +48,24 @@ class Ranks(NamedTuple):
 
 
 def join() -> Ranks:
-    """Join the other processes, if torchrun started any. First thing a program does, so that one can speak for all."""
+    """Join the other processes, if torchrun started any. Call it first in a program, so that ranks
+    can report errors once."""
     names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')
-    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in zip(names, Ranks())))
+    numbers = [int(os.environ.get(name, default)) for name, default in zip(names, Ranks())]
+    ranks = Ranks(*numbers)
     if ranks.world_size > 1:
         dist.init_process_group('gloo', timeout=PATIENCE)
     return ranks
 
 
 def leave() -> None:
-    """End the process group, all ranks at once. A gloo process that leaves without, or before the others are done with
-    it, now and then aborts at exit or makes another abort. They wait for each other by torchrun's store: a barrier of
-    gloo's can fail in one rank when another has come out of it and left (github.com/pytorch/gloo/issues/155)."""
+    """
+    End the process group, on all ranks together, and undo what the run changed in its process.
+
+    A gloo process that exits earlier than the others now and then aborts, or makes another one
+    abort. A gloo barrier does not help: it can fail on one rank after another has passed it and
+    left (github.com/pytorch/gloo/issues/155). So ranks wait for each other by torchrun's store.
+    """
     if dist.is_initialized():
         store, rank, world_size = next(dist.rendezvous('env://'))
         store.set(f'rank {rank} is done', '')
@@ -69,9 +75,9 @@ def leave() -> None:
 
 
 @contextmanager
-def one_voice(ranks: Ranks) -> Iterator[None]:
-    """Around what all ranks do together: if one ends with SystemExit, its message is printed once and all ranks leave
-    with status 1. (What else goes wrong on one rank is torchrun's to notice, which then ends them all.)"""
+def errors_once(ranks: Ranks) -> Iterator[None]:
+    """Around code that all ranks run: if a rank raises SystemExit, its message is printed once and
+    all ranks exit with status 1. Other exceptions are for torchrun, which then ends all ranks."""
     error = None
     try:
         yield
@@ -87,12 +93,13 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
     if any(errors):
         if ranks.rank == 0:
             print(next(e for e in errors if e), file=sys.stderr, flush=True)
-        leave()  # together: a rank that left before would make torchrun end rank 0 before it has spoken
+        # together: when a rank exits, torchrun ends rank 0, perhaps before it has printed
+        leave()
         raise SystemExit(1)
 
 
 def add_up(numbers: list[float]) -> list[float]:
-    """The sums over all ranks, in float64, equal everywhere."""
+    """The sums over all ranks, in float64, equal on every rank."""
     if not dist.is_initialized():
         return list(numbers)
     t = torch.tensor(numbers, dtype=torch.float64)
@@ -101,39 +108,74 @@ def add_up(numbers: list[float]) -> list[float]:
 
 
 def device_group(backend: str, device: str, ranks: Ranks) -> dist.ProcessGroup | None:
-    """The process group for tensors of the device; None is the default group, or none where there is one process."""
-    backend = ('nccl' if device.startswith('cuda') else 'gloo') if backend == 'auto' else backend
-    if ranks.world_size == 1 or backend == 'gloo' or not device.startswith('cuda'):
+    """The process group for tensors on the device. None: the default group, or a single process."""
+    on_cuda = device.startswith('cuda')
+    if backend == 'auto':
+        backend = 'nccl' if on_cuda else 'gloo'
+    if ranks.world_size == 1 or backend == 'gloo' or not on_cuda:
         return None
     return dist.new_group(backend=backend, timeout=PATIENCE)
 
 
 # -----------------------------------------------------------------------------
-# device, numbers, threads
+# device, number type, compiler
+
+
+class Machine(NamedTuple):
+    """What a program runs on, as chosen from its settings."""
+
+    device: str  # cpu | cuda:0 | mps
+    dtype: str  # float32 | bfloat16 | float16 | float64
+    compile: bool
+    why_dtype: str
+    why_compile: str
+
+
+def choose_machine(device: str, dtype: str, compile: bool | None, ranks: Ranks) -> Machine:
+    device = choose_device(device, ranks)
+    dtype, why_dtype = choose_dtype(dtype, device)
+    compile, why_compile = choose_compile(compile, device)
+    return Machine(device, dtype, compile, why_dtype, why_compile)
 
 
 def choose_device(device: str, ranks: Ranks = Ranks()) -> str:  # noqa: B008
-    """'auto' -> cuda, mps or cpu, whatever there is; cuda becomes this process's own card, cuda:0 where it is alone."""
-    there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    """'auto' -> cuda, mps or cpu, the first that exists. 'cuda' -> this process's card, cuda:0 for
+    a single process. SystemExit for a device that does not exist."""
+    # 1) The kind
+    available = {
+        'cuda': torch.cuda.is_available(),
+        'mps': torch.backends.mps.is_available(),
+        'cpu': True,
+    }
     if device == 'auto':
-        device = next(d for d, ok in there.items() if ok and (d != 'mps' or ranks.world_size == 1))
+        usable = [d for d, ok in available.items() if ok and (d != 'mps' or ranks.world_size == 1)]
+        device = usable[0]
     kind = device.split(':')[0]
-    if kind not in there or kind != 'cuda' and device != kind:  # mps and the CPU have no numbers
-        raise SystemExit(f"device is '{device}', expected auto, {', '.join(there)}, or one card such as cuda:1")
-    if not there[kind]:
-        raise SystemExit(f"device is '{device}', which this machine does not offer; use --device=cpu")
-    if device == 'cuda':  # without a number torch.cuda.set_device refuses it
+    if kind not in available or kind != 'cuda' and device != kind:  # only cuda has numbers
+        expected = f'auto, {", ".join(available)}, or one card such as cuda:1'
+        raise SystemExit(f"device is '{device}', expected {expected}")
+    if not available[kind]:
+        raise SystemExit(
+            f"device is '{device}', which this machine does not offer; use --device=cpu"
+        )
+    # 2) The card
+    if device == 'cuda':  # torch.cuda.set_device needs a number
         device = f'cuda:{ranks.local_rank}'
     if kind == 'cuda':
-        cards, card = torch.cuda.device_count(), device.partition(':')[2] or '0'
+        cards = torch.cuda.device_count()
+        card = device.partition(':')[2] or '0'
         if not card.isdecimal() or int(card) >= cards:
-            raise SystemExit(f"device is '{device}', expected cuda:0 to cuda:{cards - 1}: one process for each card")
+            raise SystemExit(
+                f"device is '{device}', expected cuda:0 to cuda:{cards - 1}: "
+                'one process for each card'
+            )
         torch.cuda.set_device(device)
     return device
 
 
 def choose_dtype(dtype: str, device: str) -> tuple[str, str]:
-    """(dtype, why). bf16 needs compute capability 8.0; torch.cuda.is_bf16_supported() says yes to emulation too."""
+    """(dtype, why). bf16 needs compute capability 8.0: torch.cuda.is_bf16_supported() is true for
+    cards that only emulate it."""
     allowed = ('auto', 'float32', 'bfloat16', 'float16', 'float64')
     if dtype not in allowed:
         raise SystemExit(f"dtype is '{dtype}', expected one of {', '.join(allowed)}")
@@ -162,7 +204,7 @@ def choose_compile(compile: bool | None, device: str) -> tuple[bool, str]:
             import triton  # noqa: F401
         except ImportError:
             return False, 'Triton is not installed'
-        if os.name == 'posix' and not compiler(*CC):  # on Windows Triton brings its own
+        if os.name == 'posix' and not compiler(*CC):  # on Windows Triton has its own
             return False, 'no C compiler was found'
     if device.startswith('cpu') and not compiler(*CXX):
         return False, 'no C++ compiler was found'
@@ -170,23 +212,26 @@ def choose_compile(compile: bool | None, device: str) -> tuple[bool, str]:
 
 
 def compiler(variable: str, *names: str) -> str | None:
-    """The one that an environment variable names, else the first of names that is installed."""
-    return next(filter(None, map(shutil.which, (os.environ.get(variable, names[0]), *names))), None)
+    """The compiler that an environment variable names, else the first installed one of names."""
+    candidates = (os.environ.get(variable, names[0]), *names)
+    return next(filter(None, map(shutil.which, candidates)), None)
 
 
 def autocast(dtype: str, device: str) -> AbstractContextManager:
-    """The whole of mixed precision: matrix products in the fast dtype, parameters and sums in float32."""
+    """Mixed precision: matrix products in the fast dtype, parameters and sums in float32."""
     if dtype in ('float32', 'float64'):
         return nullcontext()
     return torch.autocast(device.split(':')[0], getattr(torch, dtype))
 
 
 def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
-    """Threads, TF32, determinism."""
+    """Set threads, TF32 and determinism."""
     if device == 'cpu':
-        if ranks.world_size > 1:  # torchrun gives each one thread; alone, torch takes all cores or OMP_NUM_THREADS
+        # torchrun gives each rank one thread. Alone, torch takes all cores, or OMP_NUM_THREADS
+        if ranks.world_size > 1:
             torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
-        deterministic = True  # compiled code sums the embedding's gradient with atomics otherwise, at no visible gain
+        # otherwise compiled code sums the embedding's gradient with atomics, without visible gain
+        deterministic = True
     undo_at_end(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision('high')
     if deterministic:
@@ -195,12 +240,21 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
         undo_at_end(setattr, fills, 'fill_uninitialized_memory', fills.fill_uninitialized_memory)
         undo_at_end(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         torch.use_deterministic_algorithms(True)
-        fills.fill_uninitialized_memory = False  # 3 % of a small step; none is read
+        fills.fill_uninitialized_memory = False  # saves 3 % of a small step; none is read
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed dropout by (seed, step, rank), so that resuming needs no generator's state."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63)
+
+
+# -----------------------------------------------------------------------------
+# memory and speed
 
 
 def memory(device: str) -> int | None:
-    """Bytes that programs on the device may use at most: of the card, or of the machine and of this process's control
-    group. None where they are not known (Windows)."""
+    """Bytes that a program may use on the device: the card's, or the smaller of the machine's and
+    the control group's. None where unknown (Windows)."""
     if device.startswith('cuda'):
         return torch.cuda.get_device_properties(device).total_memory
     limits = control_group_limits()
@@ -210,17 +264,23 @@ def memory(device: str) -> int | None:
 
 
 def control_group_limits(root: Path = Path('/')) -> list[int]:  # noqa: B008
-    """The memory limits of this process's control groups and of those above them, in bytes (Linux: cgroup 1 and 2)."""
-    table, limits = root / 'proc/self/cgroup', []
-    for line in table.read_text(encoding='utf-8').splitlines() if table.exists() else ():
+    """The memory limits in bytes of this process's control groups and of the groups above them
+    (Linux, cgroup 1 and 2)."""
+    table = root / 'proc/self/cgroup'
+    if not table.exists():
+        return []
+    limits = []
+    for line in table.read_text(encoding='utf-8').splitlines():
         _, controllers, path = line.split(':', 2)
-        # in a container the path may be the host's: then the limit is at the top
         if not controllers:
-            top, name = root / 'sys/fs/cgroup', 'memory.max'
+            top = root / 'sys/fs/cgroup'
+            name = 'memory.max'
         elif 'memory' in controllers.split(','):
-            top, name = root / 'sys/fs/cgroup/memory', 'memory.limit_in_bytes'
+            top = root / 'sys/fs/cgroup/memory'
+            name = 'memory.limit_in_bytes'
         else:
             continue
+        # in a container the path may be the host's; the limit is then at the top
         group = top / path.strip('/')
         files = [folder / name for folder in (group, *group.parents) if folder.is_relative_to(top)]
         texts = [file.read_text(encoding='utf-8').strip() for file in files if file.exists()]
@@ -229,45 +289,52 @@ def control_group_limits(root: Path = Path('/')) -> list[int]:  # noqa: B008
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what a step frees for the next step. By default glibc returns it to the kernel, which clears
-    every page before it hands it out again: with large micro-batches a third of a step's processor time.
+    """
+    Make malloc keep the memory that a step frees, for the next step. Does nothing without glibc.
 
-    For programs that use their memory until they end; a server should return it. Does nothing without glibc.
+    By default glibc returns it to the kernel, which clears every page before it hands it out again:
+    with large micro-batches a third of a step's processor time. For programs that need their memory
+    until they end; a server should return it.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
+        mmap_threshold = -3  # M_MMAP_THRESHOLD
         mallopt(trim_threshold, -1)  # never return the end of the heap
-        mallopt(mmap_threshold, 2**25)  # the most that glibc accepts: larger blocks are always mapped and unmapped
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout of a step is a function of (seed, step, rank): resuming needs no generator's state."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63)
+        mallopt(mmap_threshold, 2**25)  # glibc's maximum; larger blocks are mapped and unmapped
 
 
 def peak_flops(device: str) -> float | None:
-    """FLOP/s of the card by its name, or None where the name is not known."""
+    """FLOP/s of the card by its name; None for an unknown card."""
     if not device.startswith('cuda'):
         return None
     name = torch.cuda.get_device_name(device)
-    found = [flops for card, flops in PEAK_FLOPS.items() if re.search(rf'\b{card}\b', name)]  # an L40 is no L4
-    return found[0] if found else None
+    # whole words: an L40 is not an L4
+    return next((x for card, x in PEAK_FLOPS.items() if re.search(rf'\b{card}\b', name)), None)
 
 
-def machine(device: str) -> dict:
-    """What a run was done on, and how fast that is now: plain values for the log and the report.
-
-    matmul_gflops: float32 products of 2048 x 2048 matrices, the median of three or of 0.3 s of them, after one to warm
-    up, with the threads and the precision that set_up has chosen: call it after that. It moves no random stream.
+def machine_facts(device: str) -> dict:
     """
-    names = [torch.cuda.get_device_name(device)] if device.startswith('cuda') else []
-    cpuinfo = Path('/proc/cpuinfo')  # Linux; platform.processor() is empty there
-    if not names and cpuinfo.exists():
-        names = re.findall(r'model name\s*: *(.+)', cpuinfo.read_text(encoding='utf-8', errors='replace'))
+    The machine and its current speed, as plain values for the log and the report.
+
+    matmul_gflops: float32 products of 2048 x 2048 matrices, the median of three or of 0.3 seconds,
+    after one to warm up. Call it after set_up, which chooses threads and precision. It does not
+    touch the random streams.
+    """
+    # 1) Name
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')  # Linux, where platform.processor() is empty
+    if device.startswith('cuda'):
+        name = torch.cuda.get_device_name(device)
+    elif cpuinfo.exists():
+        text = cpuinfo.read_text(encoding='utf-8', errors='replace')
+        found = re.search(r'model name\s*: *(.+)', text)
+        name = found.group(1) if found else name
+
+    # 2) Speed
     side = 2048
     a, b = torch.rand(2, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    wait = torch.accelerator.synchronize if device != 'cpu' else lambda: None
+    wait = (lambda: None) if device == 'cpu' else torch.accelerator.synchronize
     laps = []
     while len(laps) < 4 or sum(laps[1:]) < 0.3:
         wait()
@@ -276,25 +343,29 @@ def machine(device: str) -> dict:
         wait()
         laps.append(perf_counter() - started)
     return dict(
-        device=device, name=names[0] if names else platform.processor() or platform.machine(), cores=os.cpu_count(),
-        threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(),
-        system=platform.system(), matmul_gflops=round(2 * side**3 / median(laps[1:]) / 1e9, 1),
+        device=device, name=name, cores=os.cpu_count(), threads=torch.get_num_threads(),
+        torch=torch.__version__, python=platform.python_version(), system=platform.system(),
+        matmul_gflops=round(2 * side**3 / median(laps[1:]) / 1e9, 1),
     )  # fmt: skip
 
 
 def with_threads(number: int) -> dict[str, str]:
-    """The environment of a child process that is to use this many threads."""
+    """The environment of a child process that shall use this many threads."""
     return os.environ | {'OMP_NUM_THREADS': str(number)}
 
 
-UNDO = ExitStack()  # undoes what programs have changed for their whole process
+# -----------------------------------------------------------------------------
+# signals, errors, and what a run changes for its whole process
+
+UNDO = ExitStack()
 
 
 def undo_at_end(undo: Callable, *arguments) -> None:
-    """Call undo(*arguments) when the run is over: its process may go on, as a notebook's does.
+    """
+    Call undo(*arguments) at the end of the run: its process may go on, as a notebook's does.
 
-    That is in leave(), after a SystemExit in one_voice(), after an uncaught exception, and at the end
-    of a notebook's cell, however that ends.
+    The end is leave(), a SystemExit within errors_once(), an uncaught exception, or the end of a
+    notebook's cell.
     """
     UNDO.callback(undo, *arguments)
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
@@ -307,13 +378,15 @@ def undo_changes() -> None:
 
 
 def catch_signals() -> list[int]:
-    """The list that Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) are appended to, so that a
-    step can be finished. A second Ctrl-C ends at once. An ignored SIGHUP, as under nohup, stays so."""
+    """
+    A list to which Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) are appended, so that a step
+    can be finished. A second Ctrl-C ends at once. A SIGHUP that is ignored (nohup) stays so.
+    """
     asked = []
     # torchrun catches SIGHUP even under nohup, passes it to its ranks and soon kills them
     by_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ
 
-    def note(number, frame):
+    def append(number, frame):
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
@@ -322,36 +395,23 @@ def catch_signals() -> list[int]:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         ignored = name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN
         if number and (by_torchrun or not ignored):
-            before = signal.signal(number, note)
+            before = signal.signal(number, append)
             undo_at_end(signal.signal, number, before or signal.SIG_DFL)  # None: set by C code
     return asked
 
 
-def explain_out_of_memory(mend: str) -> None:
-    """From here on a program that runs out of memory ends with one line that says what to do, on any device."""
+def explain_out_of_memory(hint: str) -> None:
+    """From now on report out of memory in one line with this hint, on any device."""
 
-    def last_words(kind, error, trace):
+    def final_message(kind, error, trace):
         undo_changes()
-        of_torch = issubclass(kind, RuntimeError) and re.search('out of memory|allocate memory', str(error))
-        if of_torch or issubclass(kind, MemoryError):
-            print(f'{(str(error) or "out of memory").splitlines()[0]:.200}; {mend}', file=sys.stderr)
+        torch_says_so = re.search('out of memory|allocate memory', str(error))
+        if issubclass(kind, RuntimeError) and torch_says_so or issubclass(kind, MemoryError):
+            first_line = (str(error) or 'out of memory').splitlines()[0]
+            print(f'{first_line:.200}; {hint}', file=sys.stderr)
         else:
             before(kind, error, trace)
 
     before = sys.excepthook
     undo_at_end(setattr, sys, 'excepthook', before)
-    sys.excepthook = last_words
-
-
-def clock(seconds: float) -> str:
-    """3725 -> '1:02:05'."""
-    return str(datetime.timedelta(seconds=round(max(0.0, seconds)))).removeprefix('0:')
-
-
-def start_wandb(project: str, name: str, config: dict):
-    """A run of Weights & Biases."""
-    try:
-        import wandb
-    except ImportError:
-        raise SystemExit('wandb_log is True and wandb is not installed; run: pip install wandb') from None
-    return wandb.init(project=project, name=name, config=config)
+    sys.excepthook = final_message

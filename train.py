@@ -1,16 +1,16 @@
 """
-Train a language model with one loop, whatever the stage of its life.
+Train a language model: one loop for every stage.
 
-$ python train.py                                                           # the embedded world's first stage
-$ python train.py config/tinyworld_sft.py --init_from=out/tinyworld/mid     # a later stage goes on from an earlier one
-$ python train.py config/shakespeare_char_cpu.py --seed=1                   # a config file, and one setting more
-$ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # eight GPUs, the result of one
-$ python train.py --init_from=resume --out_dir=out/pretrain                 # go on where it stopped
+$ python train.py                                            # the first stage of the embedded world
+$ python train.py config/tinyworld_sft.py                    # settings from a config file
+$ python train.py config/shakespeare_char_cpu.py --seed=1    # and one more
+$ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # on eight GPUs
+$ python train.py --init_from=resume --out_dir=out/pretrain  # continue where it stopped
 
 On two nodes, with N = 0 on the first, whose address is A, and N = 1 on the second:
 $ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py config/train_gpt2.py
 
-Read the settings, the losses, the stages, and the few lines of "one step" near the end. The rest is bookkeeping.
+Read the settings, the losses, the stages, the set-up and the loop. Bookkeeping follows below them.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,12 @@ import checkpoint
 import console
 import evaluate
 import plan
+import runlog
 import runtime
 import shards
 import tasks
 import tokenizer as tokenizers
-from configurator import configure
+from configurator import Settings, check_ranges, configure
 from conversation import Chat
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
@@ -47,565 +49,766 @@ from tools import calculate
 from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
-# settings: config files and --name=value arguments override them. Where nanoGPT has one, it has nanoGPT's name
+# settings: overridden by config files and --name=value. Names are nanoGPT's where it has one
 # what to run, and on what
-stage = 'pretrain'  # one of the functions under "stages" below
-init_from = 'scratch'  # scratch | resume (from out_dir) | an earlier run's out_dir, for weights, architecture and rates
-init_optimizer = False  # take the optimizer's moments from there too
-auto_resume = False  # go on if out_dir holds a checkpoint of this stage, else do as init_from says
-out_dir = 'out/pretrain'  # where ckpt.pt and log.jsonl go
-dataset = 'tinyworld/pretrain'  # a folder under data/ (or an absolute path); a mixture: 'smoltalk,mmlu:3'
-eval_only = False  # measure once and leave
-seed = 1337  # of the weights, the order of the data and dropout
+stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
+init_from = (
+    'scratch'  # scratch | resume | an earlier run's out_dir: its weights, architecture, rates
+)
+init_optimizer = False  # also take the optimizer's moments from there
+auto_resume = False  # resume if out_dir has a checkpoint of this stage, else as init_from says
+out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
+dataset = (
+    'tinyworld/pretrain'  # a folder in data/, an absolute path, or a mixture: 'smoltalk,mmlu:3'
+)
+eval_only = False  # measure once and exit
+seed = 1337  # of the weights, the order of the data, and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
-compile = None  # torch.compile; None: on CUDA only, elsewhere it costs a short run more than it saves
+compile = None  # torch.compile; None: on CUDA only, where it pays for short runs too
 deterministic = False  # same bits each time on CUDA too, slower (a CPU always is)
-backend = 'auto'  # of gradients among ranks: auto is nccl on CUDA, gloo elsewhere
+backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
 # the model
-preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given, see PRESETS in model.py
-depth = 0  # the dial: layers, and by them width, heads, rates, batch and horizon, see plan.py; 0 is off
-n_layer = 4  # blocks
-n_head = 4  # attention heads
-n_kv_head = 0  # heads of keys and values; 0 is n_head, fewer make the cache smaller (GQA)
-n_embd = 128  # width
+preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
+depth = 0  # the dial: sets layers, width, heads, rates, batch and horizon, see plan.py; 0 is off
+n_layer = 4
+n_head = 4
+n_kv_head = 0  # heads of keys and values (GQA: fewer, for a smaller cache); 0 is n_head
+n_embd = 128
 head_dim = 0  # 0 is n_embd / n_head
-n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, 8/3 * n_embd for swiglu
-block_size = 128  # tokens of a row, and the longest context
-dropout = 0.0  # for many epochs over little data: 0.1 to 0.2
-bias = False  # biases in linear layers and LayerNorm, as in OpenAI's GPT-2
+n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, or 8/3 * n_embd for swiglu
+block_size = 128  # tokens per row, and the longest context
+dropout = 0.0  # 0.1 to 0.2 for many epochs over little data
+bias = False  # in linear layers and LayerNorm, as in GPT-2
 norm = 'rms'  # rms | rms_gain | layer
-norm_eps = 1e-6  # added to the mean square
+norm_eps = 1e-6
 positions = 'rope'  # rope | learned
-rope_theta = 10000.0  # slowest turn of RoPE; more for long contexts
-qk_norm = 'rms'  # none | rms | rms_gain: of queries and keys
+rope_theta = 10000.0  # larger for long contexts
+qk_norm = 'rms'  # none | rms | rms_gain
 mlp = 'relu2'  # relu2 | gelu | swiglu
 tied_head = False  # the head is the embedding table
 embed_norm = True  # a norm right after the embedding
 softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
-init_std = 0.0  # of the first weights; 0 is 1 / sqrt(fan-in)
+init_std = 0.0  # of the initial weights; 0 is 1 / sqrt(fan-in)
 zero_init = True  # output projections and an untied head start at zero
-# a step, and what it changes
-batch_size = 16  # rows of a micro-batch, at most; out of memory: lower it and raise the next as much
-gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows, over all ranks
-cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the size of the model, see plan.py
-isolate = False  # the documents of a row do not see each other; on CUDA that takes a slower attention than Flash
-optimizer = 'muon'  # muon (for the matrices inside the layers, AdamW for the rest) | adamw
-muon_iterations = 5  # 5 | 3 products that make an update orthogonal; 3 cost less and do as well in small models
-learning_rate = 4e-3  # AdamW's, and Muon's update is scaled to match it
-embedding_rate = 1.0  # the embeddings' rate, in learning rates
-head_rate = 1.0  # the head's rate (a tied table's too), in learning rates
+# a step
+batch_size = 16  # rows of a micro-batch, at most; out of memory: halve it and double the next
+gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
+cpu_micro_batch_size = (
+    0  # rows of a micro-batch on a CPU, at most; 0: by the model's size, see plan.py
+)
+isolate = False  # attention stays within a document; on CUDA slower than Flash Attention
+optimizer = 'muon'  # muon (matrices inside the layers; AdamW for the rest) | adamw
+muon_iterations = 5  # 5 | 3; 3 is cheaper and as good in small models
+learning_rate = 4e-3  # of AdamW; Muon's update is scaled to match
+embedding_rate = 1.0  # the embeddings' rate, as a multiple of learning_rate
+head_rate = 1.0  # the head's rate (and a tied table's), likewise
 weight_decay = 0.1  # of everything two-dimensional
-beta1 = 0.9  # AdamW's memory of the gradient
-beta2 = 0.95  # AdamW's memory of its square; 0.99 where a step has few tokens
-grad_clip = 1.0  # longest gradient, the rest is cut off; 0 is off
-dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts as a preference
-rl_skills = ''  # rl: the skills of problems.jsonl to learn, separated by commas; '' is all it has
-rl_samples = 16  # rl: answers to each question, which are compared with each other
+beta1 = 0.9
+beta2 = 0.95  # 0.99 where a step has few tokens
+grad_clip = 1.0  # largest norm of the gradient; 0 is off
+dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts
+rl_skills = ''  # rl: skills of problems.jsonl to practise, separated by commas; '' is all
+rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
-max_skips = 10  # a step whose gradient is not finite is skipped; so many in a row end the run (seen at logs and saves)
-# how long, and how fast when
+max_skips = 10  # stop after this many steps in a row with a gradient that is not finite
+# length and schedule
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = 0.0  # seconds of the run; where set, the schedule follows the clock if that is ahead of the steps
+time_limit = (
+    0.0  # seconds of the run; the schedule then follows the clock if it is ahead of the steps
+)
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
 warmdown = 0.5  # share of the run that the linear warm-down takes
 lr_decay_iters = 0  # steps until min_lr is reached; 0 is the end of the run
-min_lr = 0.0  # where the decay ends
-# what to see of it
-eval_interval = 250  # steps between evaluations; the first before step 0, the last at the end; 0: only the last
-eval_iters = -1  # evaluate on the first eval_iters * batch_size rows of the validation data; -1 is all of it
+min_lr = 0.0
+# evaluation and log
+eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
+eval_iters = -1  # evaluate on the first eval_iters * batch_size validation rows; -1 is all
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
-always_save_checkpoint = True  # False: keep the best validation loss as best.pt, beside ckpt.pt, the latest
-eval_problems = 50  # held-out problems of each skill that are answered at each evaluation of a chat; 0 is off
+always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
+eval_problems = 50  # held-out problems per skill answered at each evaluation of a chat; 0 is off
 max_new_tokens = 160  # longest answer to those
-sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # at each evaluation; '' is off; \| is a |
+sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
-wandb_project = 'flatgpt'  # its project
-wandb_run_name = ''  # its name there; '' is out_dir
+wandb_project = 'flatgpt'
+wandb_run_name = ''  # '' is out_dir
+
+
+# On resume every setting comes from the checkpoint. These may be given anew
+MAY_CHANGE = {
+    'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit', 'lr_decay_iters',
+    'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'always_save_checkpoint',
+    'eval_problems', 'max_new_tokens', 'sample_prompts', 'max_skips', 'wandb_log', 'wandb_project',
+    'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'batch_size',
+    'gradient_accumulation_steps', 'cpu_micro_batch_size',
+}  # fmt: skip
+# A later stage takes these from the stage before, unless they are given
+RECIPE = {
+    'isolate', 'optimizer', 'muon_iterations', 'learning_rate', 'embedding_rate', 'head_rate',
+    'weight_decay', 'beta1', 'beta2', 'grad_clip',
+}  # fmt: skip
 
 # -----------------------------------------------------------------------------
-# losses: (model, batch) -> this micro-batch's share of the step's loss, {name: share of a number for the log}
-# model(inputs, targets) is the negative log-likelihood of every target, (B, T)
+# losses: (model, batch) -> (this micro-batch's share of the step's loss, {name: share} for the log)
+# model(inputs, targets) returns the negative log-likelihood of every target, (B, T), in nats
 
 
 def weighted_nll(model, batch):
-    """For all stages that learn from tokens: a target's weight says how much of the whole step's loss it is. Equal in
-    pretraining, 0 where the user speaks in sft, the answer's advantage in rl, which makes this REINFORCE."""
+    """For all stages that learn from tokens. A target's weight is its share of the step: equal in
+    pretraining, 0 where the user speaks in sft, the answer's advantage in rl (REINFORCE)."""
     return (batch.weights * model(batch.inputs, batch.targets)).sum(), batch.metrics
 
 
 def preference_loss(model, batch):
-    """DPO (Rafailov et al., 2023): rows alternate chosen, rejected. A model like its reference is at ln 2 = 0.6931."""
-    logp = -(batch.weights * model(batch.inputs, batch.targets)).sum(dim=1)  # of the whole answer, in nats
+    """DPO (Rafailov et al., 2023). Rows alternate chosen, rejected. It starts at ln 2 = 0.6931,
+    where the model equals its reference."""
+    logp = -(batch.weights * model(batch.inputs, batch.targets)).sum(dim=1)  # (B,) of whole answers
     chosen, rejected = (dpo_beta * (logp - batch.reference)).view(-1, 2).unbind(dim=1)
-    share = batch.share[::2]
-    of_chosen, of_rejected = (batch.share * logp.detach()).view(-1, 2).sum(dim=0)
-    return (share * -F.logsigmoid(chosen - rejected)).sum(), {
-        'accuracy': (share * (chosen > rejected)).sum(), 'margin': (share * (chosen - rejected)).sum().detach(),
-        'logp_chosen': of_chosen, 'logp_rejected': of_rejected,
-    }  # fmt: skip
+    share = batch.share[::2]  # (B / 2,) of each pair
+    logp_chosen, logp_rejected = (batch.share * logp.detach()).view(-1, 2).sum(dim=0)
+    return (share * -F.logsigmoid(chosen - rejected)).sum(), dict(
+        accuracy=(share * (chosen > rejected)).sum(),
+        margin=(share * (chosen - rejected)).sum().detach(),
+        logp_chosen=logp_chosen,
+        logp_rejected=logp_rejected,
+    )
 
 
 # -----------------------------------------------------------------------------
-# stages. Each takes what the run has built and returns (steps, loss, measure); the loop never asks which one it runs
+# stages. Each returns (steps, loss, measure); the loop never asks which stage it runs
 #   steps    steps[i] yields the micro-batches of step i, for any i; len(steps) is one epoch
 #   loss     one of the losses above
 #   measure  () -> {name: number}, the evaluation; 'val' is the number to keep small
-# run has model (compiled, in mixed precision), raw_model, data, device, shape, val_shape and val_rows (0: all), kept, a
-# dict of what the stage wants back on resume, and notes, a list of texts for the log. prompt (text -> ids), engine and
-# temperature are for the samples in the log, plain text where the stage does not converse
+
+
+@dataclass
+class Run:
+    """What main() builds. Stages use it; converse() sets chat and engine."""
+
+    config: Settings
+    ranks: runtime.Ranks
+    machine: runtime.Machine
+    data: shards.Data
+    raw_model: GPT
+    model: Callable  # (inputs, targets) -> (B, T) nats; compiled, in mixed precision
+    shape: batches.Shape  # of a training step
+    engine: Engine  # writes samples and answers
+    about: dict  # for the chat: what the model knows, what to ask it
+    parent: dict | None  # the checkpoint that the weights came from
+    chat: Chat | None = None  # the conversation format; None in pretraining
+    # the stage
+    steps: Sequence | None = None
+    loss: Callable | None = None
+    measure: Callable | None = None
+    kept: dict = field(default_factory=dict)  # what it needs back on resume
+    notes: list[dict] = field(default_factory=list)  # texts for the log
+    # training
+    optimizer: Optimizer | None = None
+    first_step: int = 0
+    num_steps: int = 0
+    why_num_steps: str = ''
+    decay_iters: int = 0  # steps until min_lr
+    best: float = math.inf  # lowest validation loss so far
+    # the log
+    log: runlog.RunLog | None = None
+    clock: runlog.Clock | None = None
+    prompts: dict[str, list[int]] = field(default_factory=dict)  # to sample from
+    signals: list[int] = field(default_factory=list)  # that ask the run to stop
+
+    @property
+    def master(self) -> bool:
+        """Whether this rank prints and writes files."""
+        return self.ranks.rank == 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.shape.rows_per_step * self.shape.block_size
+
+    def validation(self, reader, *arguments):
+        """A reader of the held-out rows, at most eval_iters * batch_size, all in one step."""
+        shape = self.shape._replace(rows_per_step=0)
+        limit = max(0, eval_iters * batch_size)
+        return reader(self.data.split('val'), *arguments, shape, shuffle=False, limit=limit)
+
+    def ahead(self, reader):
+        """The reader's steps on the device; a thread prepares the next step meanwhile."""
+        return batches.Ahead(reader, self.machine.device)
+
+    def autocast(self):
+        return runtime.autocast(self.machine.dtype, self.machine.device)
 
 
 def pretrain(run):
-    """Text, every token of it."""
-    bos, train, val = run.data.tokenizer.bos, run.data.split('train'), run.data.split('val')
-    steps = batches.Stream(train, run.shape, bos=bos)
-    val = batches.Stream(val, run.val_shape, shuffle=False, limit=run.val_rows)
-    text = evaluate.Text(run.model, weighted_nll, val, run.data, run.device)
-    return batches.Ahead(steps, run.device), weighted_nll, text  # a thread prepares the next step meanwhile
+    """Text: every token counts."""
+    steps = batches.Stream(run.data.split('train'), run.shape, bos=run.data.tokenizer.bos)
+    val = run.validation(batches.Stream)
+    measure = evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
+    return run.ahead(steps), weighted_nll, measure
 
 
 def mid(run):
-    """The format of a conversation, the calculator, multiple choice: only the data are others than those of sft."""
+    """The conversation format, the calculator, multiple choice: same code as sft, other data."""
     return sft(run)
 
 
 def sft(run):
-    """Conversations, of which only what the assistant says counts."""
+    """Conversations: only what the assistant says counts."""
     skills = converse(run)
-    steps, text = batches.Packed(run.data.split('train'), run.chat, run.shape), answers(run)
-    return batches.Ahead(steps, run.device), weighted_nll, lambda: {**text(), **skills()}
+    steps = batches.Packed(run.data.split('train'), run.chat, run.shape)
+    text = assistant_text(run)
+    return run.ahead(steps), weighted_nll, lambda: {**text(), **skills()}
 
 
 def dpo(run):
-    """Two answers to one question, of which the first is better. The reference is the model that the run started from:
-    its log-probability of each answer is all that is kept of it."""
+    """Pairs of answers, of which the first is better. The reference is the model that the run
+    started from; only its log-probability of each answer is kept."""
     skills = converse(run)
     steps = batches.Pairs(run.data.split('train'), run.chat, run.shape)
-    all_val = batches.Pairs(run.data.split('val'), run.chat, run.val_shape, shuffle=False)
+    val_shape = run.shape._replace(rows_per_step=0)
+    all_val = batches.Pairs(run.data.split('val'), run.chat, val_shape, shuffle=False)
     run.raw_model.eval()  # without dropout
     for name, reader in dict(train=steps, val=all_val).items():
         if name not in run.kept:
-            logps = evaluate.log_probabilities(run.model, reader, run.device)
+            logps = evaluate.log_probabilities(run.model, reader, run.machine.device)
             run.kept[name] = torch.tensor(logps, dtype=torch.float64)
         reader.reference = run.kept[name].numpy()
     run.raw_model.train()
-    val = batches.Pairs(run.data.split('val'), run.chat, run.val_shape, shuffle=False, limit=run.val_rows)
-    val.reference = all_val.reference[: val.num_rows]  # of all is kept, since the limit may differ on resume
-    measure = evaluate.Total(run.model, preference_loss, val, run.device)
-    return batches.Ahead(steps, run.device), preference_loss, lambda: {**measure(), **skills()}
+    val = run.validation(batches.Pairs, run.chat)
+    val.reference = all_val.reference[: val.num_rows]  # all are kept: a resume may evaluate more
+    measure = evaluate.Total(run.model, preference_loss, val, run.machine.device)
+    return run.ahead(steps), preference_loss, lambda: {**measure(), **skills()}
 
 
 def rl(run):
-    """Questions of which only the answer is known: ask several times, and do more of what did better than the mean."""
+    """Questions with a known answer: ask each several times, do more of what beats the mean."""
     skills = converse(run)
     if not run.data.problems:
-        what = f'{dataset} has no problems.jsonl, nor has the folder above it, expected the questions to learn from'
-        raise SystemExit(f'{what}; take a --dataset with one, such as tinyworld/sft')
-    problems = tasks.load(run.data.problems, 'train', [name for name in rl_skills.split(',') if name])
-    shape = run.shape._replace(batch_size=batch_size)  # answers are short: whole batches, on a CPU too
+        raise SystemExit(
+            f'{dataset} has no problems.jsonl, nor has the folder above it, expected the questions '
+            'to learn from; take a --dataset with one, such as tinyworld/sft'
+        )
+    names = [name for name in rl_skills.split(',') if name]
+    problems = tasks.load(run.data.problems, 'train', names)
+
+    def generate(prompts, numbers, n, seed):  # see Rollouts
+        with run.autocast():
+            return writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
+
+    # answers are short, so a micro-batch has batch_size rows on a CPU too
+    shape = run.shape._replace(batch_size=batch_size)
     steps = batches.Rollouts(
-        functools.partial(generate, run), tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
-        runtime.add_up, run.notes.append, run.device,
+        generate, tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
+        runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
-    rows, slots = max(shape.batch_size, rl_samples), steps.shape.block_size  # one shape, so the same bits always
-    run.writer = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate, rows=rows, slots=slots)
-    text = answers(run)
+    # one shape for all forward passes, so that the same answers come out to the bit
+    writer = Engine(
+        run.raw_model, run.data.tokenizer, run.chat, calculate,
+        rows=max(batch_size, rl_samples), slots=steps.shape.block_size,
+    )  # fmt: skip
+    text = assistant_text(run)
     return steps, weighted_nll, lambda: {**text(), **skills()}
 
 
 def converse(run):
-    """What the stages after pretraining share: a chat format, and held-out problems to answer at each evaluation."""
+    """For the stages after pretraining: the chat format, and held-out problems to evaluate."""
     run.chat = Chat(run.data.tokenizer)
-    run.prompt = lambda text: run.chat.prompt([{'role': 'user', 'content': text}])
-    run.temperature = 0.0
     run.engine = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate)
-    asked = run.data.problems and eval_problems
-    problems = tasks.load(run.data.problems, 'val', limit=eval_problems) if asked else []
+    problems = []
+    if run.data.problems and eval_problems:
+        problems = tasks.load(run.data.problems, 'val', limit=eval_problems)
     return evaluate.Skills(run.engine, run.chat, problems, max_new_tokens)
 
 
-def answers(run):
-    """The evaluation of conversations: the loss of what the assistant says in those held out."""
-    val = batches.Packed(run.data.split('val'), run.chat, run.val_shape, shuffle=False, limit=run.val_rows)
-    return evaluate.Text(run.model, weighted_nll, val, run.data, run.device)
+def assistant_text(run):
+    """The evaluation of conversations: the loss of what the assistant says in held-out ones."""
+    val = run.validation(batches.Packed, run.chat)
+    return evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
 
 
-def generate(run, prompts, numbers, n, seed):
-    """n answers to each prompt from the model as it is now, in batches of one shape: see Rollouts."""
-    with runtime.autocast(dtype, device):
-        return run.writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
-
-
-STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # a new stage is one more function, and its name here
+STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # to add a stage, add it here
 
 # -----------------------------------------------------------------------------
-# settings that nobody gave come from the checkpoint the run starts from, else from the preset and the depth
-read_checkpoint = functools.cache(checkpoint.load)
+# set-up: whatever can be wrong is checked before the model is built
 
 
-def origin(settings):
-    """(path of the checkpoint to start from or None, whether this is a resume)."""
-    here = Path(settings['out_dir'], 'ckpt.pt')
-    found = settings['auto_resume'] and here.exists() and read_checkpoint(here)['stage'] == settings['stage']
-    if found or settings['init_from'] == 'resume':
-        return here, True
-    if settings['init_from'] == 'scratch':
-        return None, False
-    path = Path(settings['init_from'])
-    return path if path.suffix == '.pt' else path / 'ckpt.pt', False
+def main():
+    console.set_up(must_finish=True)
+    ranks = runtime.join()
+    # 1) Settings and machine
+    with runtime.errors_once(ranks):
+        config = configure(globals(), derive=derive)
+        check(config)
+        machine = runtime.choose_machine(device, dtype, compile, ranks)
+        runtime.set_up(machine.device, ranks, deterministic)
+        if machine.device == 'cpu':
+            runtime.keep_freed_memory()
+        if ranks.local_rank == 0:
+            prepare_embedded_data()
+    # 2) Checkpoint, data, architecture, model
+    with runtime.errors_once(ranks):  # again: the embedded data exists by now
+        path, resume = origin(config)
+        start = read_checkpoint(path) if path else {}
+        data = open_data(start, path, resume, ranks)
+        model_config = architecture(config, data, machine, ranks)
+        if ranks.rank == 0 and not eval_only:
+            runtime.undo_at_end(checkpoint.claim(out_dir).release)  # no other run may write there
+    runtime.explain_out_of_memory('halve --batch_size and double --gradient_accumulation_steps')
+    run = build_model(config, ranks, machine, data, model_config, start, path)
+    # 3) Where it continues, the stage, the optimizer
+    if resume:
+        run.first_step = start['step']
+        run.kept = start['kept']
+        run.best = min(start['best'], checkpoint.best_of(out_dir))
+        run.parent = start['parent']
+    with runtime.errors_once(ranks):
+        run.steps, run.loss, run.measure = STAGES[stage](run)
+        run.num_steps, run.why_num_steps = plan.horizon(
+            config, config.explicit, len(run.steps), run.raw_model.num_params(), run.tokens_per_step
+        )
+        run.decay_iters = lr_decay_iters or run.num_steps
+        run.optimizer = build_optimizer(run)
+        if resume or init_optimizer and start:
+            run.optimizer.load_state_dict(start['optimizer'])
+            run.optimizer.forget_skips()
+    seconds_before = start['seconds'] if resume else 0.0
+    del start
+    read_checkpoint.cache_clear()
+    # 4) Train
+    if begin_log(run, resume, seconds_before):
+        train(run)
+    runtime.leave()
+    return run
 
 
-def derive(settings, explicit):
-    path, resume = origin(settings)
-    if path is None:
-        return plan.derive(settings, explicit)
-    return checkpoint.inherit(read_checkpoint(path), path, settings, explicit, resume)
+def build_model(config, ranks, machine, data, model_config, start, path):
+    """A Run with its model. The weights come from the checkpoint `start`, read from `path`, or are
+    drawn on the CPU: the same for every device and rank."""
+    param_dtype = torch.float64 if machine.dtype == 'float64' else torch.float32
+    torch.manual_seed(seed)
+    raw_model = GPT(model_config).to(param_dtype)
+    if start:
+        checkpoint.restore(raw_model, start, path)
+    raw_model.to(machine.device)
+    compiled_model = torch.compile(raw_model, dynamic=False) if machine.compile else raw_model
 
+    def model(inputs, targets):
+        with runtime.autocast(machine.dtype, machine.device):
+            return compiled_model(inputs, targets)
 
-def check(config):
-    """Choices and ranges that no other file owns, all that is wrong with them said at once."""
-    choices = dict(
-        stage=tuple(STAGES), optimizer=('muon', 'adamw'), schedule=('warmdown', 'cosine'),
-        backend=('auto', 'gloo', 'nccl'),
+    about = {name: x for name, x in (data.meta or {}).items() if name in ('about', 'prompts')}
+    shape = batches.Shape(
+        gradient_accumulation_steps * batch_size,
+        plan.micro_batch_rows(model_config, config, machine.device),
+        block_size, ranks.rank, ranks.world_size, seed, param_dtype,
     )  # fmt: skip
-    least = dict(
-        batch_size=1, gradient_accumulation_steps=1, eval_interval=0, log_interval=1, max_skips=1, eval_iters=-1,
-        seed=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
-        time_limit=0, save_interval=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
-        embedding_rate=0, head_rate=0, beta1=0, beta2=0, cpu_micro_batch_size=0,
+    return Run(
+        config, ranks, machine, data, raw_model, model, shape,
+        engine=Engine(raw_model, data.tokenizer),
+        about=about or start.get('about', {}),
+        parent=checkpoint.identity(path),
     )  # fmt: skip
-    wrong = [
-        f"{k} is '{config[k]}', expected one of {', '.join(ok)}" for k, ok in choices.items() if config[k] not in ok
-    ]
-    wrong += [f'{k} is {config[k]}, expected at least {low}' for k, low in least.items() if config[k] < low]
-    wrong += [f'{k} is {config[k]}, expected less than 1' for k in ('beta1', 'beta2') if config[k] >= 1]
-    most = dict(warmdown=1, seed=2**63 - 1)
-    wrong += [f'{k} is {config[k]}, expected at most {high}' for k, high in most.items() if config[k] > high]
-    if config['min_lr'] > config['learning_rate']:
-        wrong.append(f'min_lr is {config["min_lr"]}, expected at most learning_rate = {config["learning_rate"]}')
-    if config['eval_iters'] == 0:
-        wrong.append('eval_iters is 0, expected 1 or more, or -1 for all validation rows')
-    later = config['stage'] in STAGES and config['stage'] != 'pretrain'
-    if later and config['init_from'] == 'scratch' and not config['eval_only']:
-        wrong.append(f"stage {config['stage']} goes on from an earlier one; give that run's out_dir as --init_from")
-    if config['wandb_log'] and not importlib.util.find_spec('wandb'):
-        wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
-    if wrong:
-        raise SystemExit('; '.join(wrong))
 
 
 # -----------------------------------------------------------------------------
-# the machine, the data and the checkpoint are checked before the model is built. From here on device, dtype and the
-# like say what was chosen; config keeps what was asked for
-EMBEDDED = {'tinyworld': 'problems.jsonl'}  # made by a program alone, so prepared without asking: its last file
-console.set_up(must_finish=True)
-ranks = runtime.join()
-with runtime.one_voice(ranks):  # an error on any rank is said once and ends all
-    config = configure(globals(), derive=derive)
-    check(config)
-    device = runtime.choose_device(device, ranks)
-    dtype, why_dtype = runtime.choose_dtype(dtype, device)
-    compile, why_compile = runtime.choose_compile(compile, device)
-    runtime.set_up(device, ranks, deterministic)
-    if device == 'cpu':
-        runtime.keep_freed_memory()
-    data_root = Path(__file__).resolve().parent / 'data'
-    for name, _ in shards.mixture(dataset) if ranks.local_rank == 0 else ():
-        embedded = data_root / name.split('/')[0] / 'prepare.py'
-        last = EMBEDDED.get(embedded.parent.name)
-        if last and not embedded.with_name(last).exists():
-            print(f'preparing the embedded data: python {embedded}', flush=True)
-            if subprocess.run([sys.executable, embedded]).returncode:
-                raise SystemExit(f'{embedded} failed')
-master = ranks.rank == 0  # prints, and writes files
-with runtime.one_voice(ranks):  # a second time, for now the embedded data is there
-    path, resume = origin(config)
-    start = read_checkpoint(path) if path else {}
-    if start and (resume or init_optimizer) and not start.get('optimizer'):
-        mend = f'start from it: --init_from={path} and another --out_dir' if resume else 'leave --init_optimizer out'
-        raise SystemExit(f"{path} holds no optimizer's state; {mend}")
-    data = shards.open_data(data_root, dataset)
-    if start and tokenizers.from_dict(start['tokenizer']).hash != data.tokenizer.hash:
-        raise shards.another_tokenizer(dataset, path)
-    if resume and master:
-        checkpoint.compare_data(start, path, dataset, data.hash)
-    kind = (data.meta or {}).get('kind')
-    if kind and (kind == 'preferences') != (stage == 'dpo'):
-        raise SystemExit(f'{dataset} holds {kind}; preferences are for --stage=dpo and for no other, stage is {stage}')
-    fields = {field.name: config[field.name] for field in dataclasses.fields(GPTConfig) if field.name in config}
-    if isolate and data.tokenizer.bos is None:
-        raise SystemExit(f'{dataset} has no token that begins a document, so --isolate=True cannot tell them apart')
-    fields |= dict(vocab_size=data.tokenizer.vocab_size, bos=data.tokenizer.bos if isolate else -1)
-    model_config = GPTConfig(**fields)
-    for split in ('train', 'val'):
-        ids = data.split(split)
-        if stage == 'pretrain':
-            batches.count_rows(ids, block_size)  # the later stages fill rows up
-    if device == 'cpu' and not cpu_micro_batch_size:  # stored, so that a run resumes with the same bits
-        config.assign('cpu_micro_batch_size', plan.cpu_rows(model_config), 'plan.py', where='', explicit=False)
-    plan.check_memory(model_config, config, device, dtype, ranks)
-    if master and not eval_only:
-        runtime.undo_at_end(checkpoint.claim(out_dir).release)  # no other run may write there meanwhile
-
-# -----------------------------------------------------------------------------
-# model, stage, optimizer
-runtime.explain_out_of_memory('lower --batch_size and raise --gradient_accumulation_steps as much')
-param_dtype = torch.float64 if dtype == 'float64' else torch.float32
-torch.manual_seed(seed)
-raw_model = GPT(model_config).to(param_dtype)  # on the CPU, so that every device and rank starts from the same weights
-if start:
-    checkpoint.restore(raw_model, start, path)
-raw_model.to(device)
-compiled_model = torch.compile(raw_model, dynamic=False) if compile else raw_model
+# the loop
 
 
-def model(inputs, targets):
-    with runtime.autocast(dtype, device):
-        return compiled_model(inputs, targets)
+def train(run):
+    step = run.first_step
+    while True:
+        stop, seconds = between_steps(run, step)  # save, evaluate, sample where due
+        if stop:
+            break
+
+        # ---- one step: all the learning happens in these lines ------------------
+        runtime.seed_step(seed, step, run.ranks.rank)
+        lr = rate(step, progress(run, step, seconds), run.decay_iters)
+        sums = {}  # loss and metrics of this rank, added up over micro-batches
+        for batch in run.steps[step]:
+            loss, metrics = run.loss(run.model, batch)
+            (loss * run.optimizer.loss_scale).backward()
+            for name, x in {'loss': loss.detach(), **metrics}.items():
+                sums[name] = sums.get(name, 0) + x
+            run.clock.lap_tokens += batch.inputs.numel()
+        run.optimizer.reduce()  # SUM over ranks
+        norm = run.optimizer.norm()
+        run.optimizer.step(lr, norm, grad_clip)  # nothing moves where norm is not finite
+        # -------------------------------------------------------------------------
+
+        if step % log_interval == 0:
+            log_step(run, step, seconds, sums, norm, lr)
+        step += 1
+    if stop == 'asked' and run.master and not eval_only:
+        print(
+            f'stopped after {step:,} steps as asked; '
+            f'continue with: python train.py --init_from=resume --out_dir={out_dir}'
+        )
 
 
-rows_per_step = gradient_accumulation_steps * batch_size
-tokens_per_step = rows_per_step * block_size
-micro_batch_size = plan.micro_batch_rows(model_config, config, device)
-shape = batches.Shape(rows_per_step, micro_batch_size, block_size, ranks.rank, ranks.world_size, seed, param_dtype)
-run = SimpleNamespace(model=model, raw_model=raw_model, data=data, device=device, shape=shape, kept={}, notes=[])
-run.val_shape, run.val_rows = shape._replace(rows_per_step=0), max(0, eval_iters * batch_size)
-run.prompt = lambda text: [i for i in (data.tokenizer.bos,) if i is not None] + data.tokenizer.encode(text)
-run.engine, run.temperature = Engine(raw_model, data.tokenizer), 0.8  # of the samples in the log
-run.best, seconds_before, first_step = math.inf, 0.0, 0
-if resume:
-    run.kept, seconds_before, first_step = start['kept'], start['seconds'], start['step']
-    run.best = min(start['best'], checkpoint.best_of(out_dir))
-parent = start['parent'] if resume else checkpoint.identity(path)
-with runtime.one_voice(ranks):
-    steps, loss_fn, measure = STAGES[stage](run)
-    sizes = len(steps), raw_model.num_params(), tokens_per_step
-    max_iters, why_max_iters = plan.horizon(config, config.explicit, *sizes)
-    group = runtime.device_group(backend, device, ranks)
-    optimizer = Optimizer(
-        raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate, muon_iterations,
-        ranks.rank, ranks.world_size, group, fp16=dtype == 'float16', compile=compile and device != 'cpu',
-    )  # fmt: skip
-    if resume or init_optimizer and start:
-        optimizer.load_state_dict(start['optimizer'])
-        optimizer.counters['most_in_a_row'].copy_(optimizer.counters['in_a_row'])  # earlier ones were lived through
-about = {name: (data.meta or {})[name] for name in ('about', 'prompts') if name in (data.meta or {})}
-about = about or start.get('about', {})  # what a chat says of the model
-del start
-read_checkpoint.cache_clear()  # what was in it has been copied
-decay_iters = lr_decay_iters or max_iters
-
-
-def rate(step, progress):
-    """Linear warm-up, then a cosine, or constant and linear from progress 1 - warmdown on; at progress 1 min_lr.
-
-    progress is the share of the run that is over, by steps or by time_limit's clock, whichever is further.
-    """
+def rate(step, progress, decay_iters):
+    """The learning rate: linear warm-up; then a cosine, or constant until progress 1 - warmdown and
+    linear from there; min_lr at progress 1."""
     if step < warmup_iters:
         return learning_rate * (step + 1) / (warmup_iters + 1)
     if not decay_lr:
         return learning_rate
     left = max(0.0, 1.0 - progress)
     if schedule == 'cosine':
-        height = 0.5 - 0.5 * math.cos(math.pi * min(1.0, left / max(1e-9, 1.0 - warmup_iters / decay_iters)))
+        turn = min(1.0, left / max(1e-9, 1.0 - warmup_iters / decay_iters))
+        height = 0.5 - 0.5 * math.cos(math.pi * turn)
     else:
         height = min(1.0, left / warmdown) if warmdown else 1.0
     return min_lr + height * (learning_rate - min_lr)
 
 
+def progress(run, step, seconds):
+    """The share of the schedule that is over, by steps or, if that is ahead, by time_limit."""
+    by_clock = seconds / time_limit if time_limit else 0.0
+    return max(step / run.decay_iters, by_clock)
+
+
 # -----------------------------------------------------------------------------
-# log, checkpoints, evaluation, samples
-log_path, checkpoint_path = Path(out_dir, 'log.jsonl'), Path(out_dir, 'ckpt.pt')
-wandb_run = None  # where it is asked for, it begins with the training loop
+# settings: where they come from, and what they may be
 
 
-def usable_prompts():
-    """{prompt: ids} of sample_prompts. One that cannot be continued is named now, not in the middle of the run."""
+def origin(settings):
+    """(the checkpoint to start from or None, whether this is a resume)."""
+    here = Path(settings['out_dir'], 'ckpt.pt')
+    same_stage = (
+        settings['auto_resume']
+        and here.exists()
+        and read_checkpoint(here)['stage'] == settings['stage']
+    )
+    if same_stage or settings['init_from'] == 'resume':
+        return here, True
+    if settings['init_from'] == 'scratch':
+        return None, False
+    earlier = Path(settings['init_from'])
+    return earlier if earlier.suffix == '.pt' else earlier / 'ckpt.pt', False
+
+
+read_checkpoint = functools.cache(checkpoint.load)
+
+
+def derive(settings, explicit):
+    """Settings that are not given follow from the checkpoint, or else from preset and depth."""
+    path, resume = origin(settings)
+    if path is None:
+        return plan.derive(settings, explicit)
+    rules = checkpoint.Rules(MAY_CHANGE, RECIPE)
+    return checkpoint.inherit(read_checkpoint(path), path, settings, explicit, resume, rules)
+
+
+def check(settings):
+    """Report everything wrong with the settings at once."""
+    choices = dict(
+        stage=tuple(STAGES), optimizer=('muon', 'adamw'), schedule=('warmdown', 'cosine'),
+        backend=('auto', 'gloo', 'nccl'),
+    )  # fmt: skip
+    least = dict(
+        batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0, eval_interval=0,
+        eval_iters=-1, log_interval=1, save_interval=0, max_skips=1, seed=0, learning_rate=0,
+        min_lr=0, embedding_rate=0, head_rate=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0,
+        warmup_iters=0, warmdown=0, lr_decay_iters=0, time_limit=0, eval_problems=0,
+        max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
+    )  # fmt: skip
+    most = dict(warmdown=1, seed=2**63 - 1)
+    wrong = []
+    if settings['min_lr'] > settings['learning_rate']:
+        limit = f'learning_rate = {settings["learning_rate"]}'
+        wrong.append(f'min_lr is {settings["min_lr"]}, expected at most {limit}')
+    if settings['eval_iters'] == 0:
+        wrong.append('eval_iters is 0, expected 1 or more, or -1 for all validation rows')
+    later_stage = settings['stage'] in STAGES and settings['stage'] != 'pretrain'
+    if later_stage and settings['init_from'] == 'scratch' and not settings['eval_only']:
+        hint = 'give its out_dir as --init_from'
+        wrong.append(f'stage {settings["stage"]} starts from an earlier stage; {hint}')
+    if settings['wandb_log'] and not importlib.util.find_spec('wandb'):
+        wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
+    check_ranges(settings, choices, least, most, below=dict(beta1=1, beta2=1), wrong=wrong)
+
+
+# -----------------------------------------------------------------------------
+# data, architecture, optimizer
+
+DATA = Path(__file__).resolve().parent / 'data'
+EMBEDDED = {'tinyworld': 'problems.jsonl'}  # data that a program makes, and the file it writes last
+
+
+def prepare_embedded_data():
+    """Only data that needs no download is prepared without asking."""
+    for name, _ in shards.mixture(dataset):
+        program = DATA / name.split('/')[0] / 'prepare.py'
+        last = EMBEDDED.get(program.parent.name)
+        if last and not program.with_name(last).exists():
+            print(f'preparing the embedded data: python {program}', flush=True)
+            if subprocess.run([sys.executable, program]).returncode:
+                raise SystemExit(f'{program} failed')
+
+
+def open_data(start, path, resume, ranks):
+    """The data set, if it fits the stage and the checkpoint `start` at `path`."""
+    if start and (resume or init_optimizer) and not start.get('optimizer'):
+        hint = 'leave --init_optimizer out'
+        if resume:
+            hint = f'start from it: --init_from={path} and another --out_dir'
+        raise SystemExit(f"{path} holds no optimizer's state; {hint}")
+    data = shards.open_data(DATA, dataset)
+    if start:
+        shards.check_tokenizer(data, tokenizers.from_dict(start['tokenizer']).hash, path)
+    if resume and ranks.rank == 0:
+        checkpoint.compare_data(start, path, dataset, data.hash)
+    shards.check_kind(data, stage)
+    if isolate:
+        shards.check_isolate(data)
+    for split in ('train', 'val'):
+        ids = data.split(split)
+        if stage == 'pretrain':
+            batches.count_rows(ids, block_size)  # the other stages pad their rows
+    return data
+
+
+def architecture(config, data, machine, ranks):
+    """The model's config, if it can fit into memory."""
+    names = [f.name for f in dataclasses.fields(GPTConfig) if f.name in config]
+    model_config = GPTConfig(
+        vocab_size=data.tokenizer.vocab_size,
+        bos=data.tokenizer.bos if isolate else -1,
+        **{name: config[name] for name in names},
+    )
+    if machine.device == 'cpu' and not cpu_micro_batch_size:
+        # stored in the checkpoint, so that a resume gives the same bits
+        rows = plan.cpu_rows(model_config)
+        config.assign('cpu_micro_batch_size', rows, 'plan.py', where='', explicit=False)
+    plan.check_memory(model_config, config, machine.device, machine.dtype, ranks)
+    return model_config
+
+
+def build_optimizer(run):
+    return Optimizer(
+        run.raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
+        muon_iterations, run.ranks.rank, run.ranks.world_size,
+        group=runtime.device_group(backend, run.machine.device, run.ranks),
+        fp16=run.machine.dtype == 'float16',
+        compile=run.machine.compile and run.machine.device != 'cpu',
+    )  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# between two steps
+
+
+def between_steps(run, step):
+    """Save, evaluate and sample where due. Returns ('', or 'over' or 'asked' to stop; seconds)."""
+    # 1) What all ranks must agree on: whether a signal came, and rank 0's clock
+    asked, seconds = runtime.add_up([len(run.signals), run.clock.seconds() * run.master])
+    out_of_time = time_limit and seconds >= time_limit
+    over = eval_only or step >= run.num_steps or out_of_time
+    saving_step = step % (save_interval or eval_interval or math.inf) == 0
+    due = step > run.first_step and saving_step
+    saves = not eval_only and (over or asked or due)
+    evaluates = not asked and (over or eval_interval and step % eval_interval == 0)
+
+    # 2) This waits for the device, so that its last steps are not part of the pause
+    if saves or evaluates:
+        stop_if_stuck(run, step)
+
+    # 3) Save first: evaluation may fail
+    with run.clock.paused(evaluates):
+        if saves:
+            save(run, 'ckpt.pt', step, seconds, run.optimizer.state_dict())
+        if evaluates:
+            evaluate_model(run, step, seconds)
+        if evaluates and run.prompts:
+            log_samples(run, step, seconds)
+    if asked:
+        return 'asked', seconds
+    return 'over' if over else '', seconds
+
+
+def save(run, name, step, seconds, optimizer_state=None):
+    """The weights after `step` steps; with the optimizer's state, all that a resume needs."""
+    with runtime.errors_once(run.ranks):
+        if run.master:
+            checkpoint.save(Path(out_dir, name), dict(
+                model=run.raw_model.state_dict(),
+                model_config=dataclasses.asdict(run.raw_model.config),
+                optimizer=optimizer_state, tokenizer=run.data.tokenizer.to_dict(), stage=stage,
+                step=step, seconds=seconds, config=dict(run.config), best=run.best, kept=run.kept,
+                parent=run.parent, about=run.about, data=run.data.hash,
+            ))  # fmt: skip
+
+
+def evaluate_model(run, step, seconds):
+    """Measure and log. Keep the best as best.pt, if wanted."""
+    run.raw_model.eval()
+    began = perf_counter()
+    with run.autocast():
+        numbers = run.measure()
+    spent = round(perf_counter() - began, 3)
+    run.raw_model.train()
+    if run.master:
+        shown = ' | '.join(f'{name} {x:.4f}' for name, x in numbers.items())
+        line = f'step {step:,}/{run.num_steps:,} | {shown}'
+        run.log.write(line, step=step, seconds=seconds, **numbers, evaluation_seconds=spent)
+    keeps_best = not (always_save_checkpoint or eval_only)
+    if keeps_best and step and numbers['val'] < run.best:
+        run.best = numbers['val']
+        save(run, 'best.pt', step, seconds)
+
+
+def log_samples(run, step, seconds):
+    """What the model makes of a few fixed prompts."""
+    sampling = Sampling(temperature=0.0 if run.chat else 0.8, seed=seed)
+    with run.autocast():
+        samples = run.engine.generate(list(run.prompts.values()), max_new_tokens, sampling)
+    for prompt, answer in zip(run.prompts, samples):
+        text = run.chat.transcript(answer.ids) if run.chat else answer.text
+        line = f'sample | {prompt} | {text}'
+        run.log.write(line, step=step, seconds=seconds, prompt=prompt, text=text)
+
+
+def log_step(run, step, seconds, sums, norm, lr):
+    """One line: the step's loss over all ranks, the speed, and how long the rest will take."""
+    stop_if_stuck(run, step)
+    # 1) Numbers. Reading them waits for the device
+    sums = {name: float(x) for name, x in sums.items()}
+    norm = float(norm)
+    tokens, speed = run.clock.lap(step + 1)
+    with run.clock.paused(evaluating=False):
+        totals = dict(zip(sums, runtime.add_up(list(sums.values()))))
+        skipped = int(run.optimizer.counters['skipped'])
+        tokens_per_second = tokens * run.ranks.world_size * speed
+        numbers = dict(
+            lr=lr, norm=norm, skipped=skipped, tokens_per_second=round(tokens_per_second),
+            tokens_per_step=round(tokens * run.ranks.world_size),
+        )  # fmt: skip
+
+        # 2) The rest of the run, and the share of the card's peak
+        left = (run.num_steps - step - 1) / speed
+        left += run.clock.pause * math.ceil((run.num_steps - step) / (eval_interval or math.inf))
+        left = min(left, time_limit - seconds) if time_limit else left
+        peak = runtime.peak_flops(run.machine.device)
+        mfu = 'n/a'
+        if peak:
+            flops = run.raw_model.flops_per_token() * tokens_per_second / run.ranks.world_size
+            mfu = f'{flops / peak:.1%}'
+
+        # 3) The line, and a text of the stage
+        if run.master:
+            shown = ' | '.join(f'{name} {x:.4f}' for name, x in totals.items())
+            shown += f' | {skipped} skipped' if skipped else ''
+            line = (
+                f'step {step:,}/{run.num_steps:,} | {shown} | norm {norm:.3f} | lr {lr:.2e} | '
+                f'{tokens_per_second:,.0f} tokens/s | MFU {mfu} | {runlog.duration(left)} left'
+            )
+            run.log.write(line, step=step, seconds=seconds, **totals, **numbers)
+            for note in run.notes[-1:]:
+                line = 'sample | ' + ' | '.join(map(str, note.values()))
+                run.log.write(line, step=step, seconds=seconds, **note)
+        run.notes.clear()
+
+
+def stop_if_stuck(run, step):
+    """After max_skips steps in a row without a finite gradient, the checkpoint on the disk is
+    better than the weights in memory."""
+    if run.optimizer.counters['most_in_a_row'] < max_skips:
+        return
+    hint = 'look at the data'
+    saved = Path(out_dir, 'ckpt.pt')
+    if saved.exists():
+        hint = f'{saved} is older: use --init_from={out_dir} with another --out_dir'
+    with runtime.errors_once(run.ranks):
+        raise SystemExit(
+            f'step {step}: the gradient was not finite {max_skips} times in a row; {hint}, or a '
+            'lower --learning_rate'
+        )
+
+
+# -----------------------------------------------------------------------------
+# the beginning of the log
+
+
+def begin_log(run, resume, seconds_before):
+    """Say what will run and start the log. False if a resumed run has nothing left to do."""
+    run.log = runlog.RunLog(Path(out_dir, 'log.jsonl'), to_file=not eval_only)
+    if run.master:
+        run.prompts = usable_prompts(run)
+    # 1) Finished before?
+    finished = run.first_step >= run.num_steps or time_limit and seconds_before >= time_limit
+    if resume and not eval_only and finished:
+        if runlog.was_measured(run.log.path, run.first_step):
+            if run.master:
+                where = f'step {run.first_step:,} of {run.num_steps:,}'
+                print(f'{Path(out_dir, "ckpt.pt")} is at {where}: nothing is left to do')
+            return False
+
+    # 2) What will run, and the first line of the log
+    if run.master:
+        introduce(run)
+    if run.master and not eval_only:
+        if not resume:
+            runlog.set_aside(out_dir)
+        run.log.start(
+            dict(
+                config=dict(run.config), sources=run.config.sources,
+                command=valid_text(sys.argv[1:]),
+                machine=runtime.machine_facts(run.machine.device),
+            ),
+            run.first_step if resume else None,
+        )  # fmt: skip
+        if wandb_log:
+            run.log.start_wandb(wandb_project, wandb_run_name or out_dir, dict(run.config))
+    run.signals = runtime.catch_signals()
+    run.clock = runlog.Clock(seconds_before, run.first_step)
+    return True
+
+
+def usable_prompts(run):
+    """{prompt: ids} of sample_prompts, without those that the model cannot continue."""
     usable = {}
     for text in re.split(r'(?<!\\)\|', sample_prompts) if sample_prompts else []:
         text = text.replace('\\|', '|')
         try:
-            ids = run.prompt(text)
+            if run.chat:
+                ids = run.chat.prompt([{'role': 'user', 'content': text}])
+            else:
+                bos = run.data.tokenizer.bos
+                ids = ([] if bos is None else [bos]) + run.data.tokenizer.encode(text)
             if not 0 < len(ids) <= block_size:
-                raise ValueError(f'it has {len(ids)} tokens, expected 1 to block_size = {block_size}')
+                expected = f'1 to block_size = {block_size}'
+                raise ValueError(f'it has {len(ids)} tokens, expected {expected}')
             usable[text] = ids
-        except (ValueError, SystemExit) as error:  # the latter where GPT-2's tokenizer cannot be downloaded
+        except (ValueError, SystemExit) as error:  # SystemExit: GPT-2's tokenizer is not available
             print(f'sample_prompts: {text!r} is left out: {error}')
     return usable
 
 
-prompts = usable_prompts() if master else {}
-
-
-def log(line, /, **row):
-    """One line for log.jsonl, one point for wandb, and last one line for the reader."""
-    if not eval_only:  # it leaves no trace
-        checkpoint.append_log(log_path, row)
-    if wandb_run:
-        wandb_run.log(row, step=row['step'])
-    print(console.printable(line), flush=True)  # it may quote a model
-
-
-def save(path, step, seconds, optimizer_state=None):
-    """The weights after `step` steps, and with the optimizer's state all it takes to go on."""
-    with runtime.one_voice(ranks):
-        if master:
-            checkpoint.save(path, dict(
-                model=raw_model.state_dict(), model_config=dataclasses.asdict(model_config), optimizer=optimizer_state,
-                tokenizer=data.tokenizer.to_dict(), stage=stage, step=step, seconds=seconds, config=dict(config),
-                best=run.best, kept=run.kept, parent=parent, about=about, data=data.hash,
-            ))  # fmt: skip
-
-
-def evaluate_model(step, seconds):
-    """Measure and log; where best.pt is asked for and this is the best so far, keep it."""
-    raw_model.eval()
-    began = perf_counter()
-    with runtime.autocast(dtype, device):
-        numbers = measure()
-    raw_model.train()
-    spent = dict(evaluation_seconds=round(perf_counter() - began, 3))
-    if master:
-        shown = ' | '.join(f'{name} {x:.4f}' for name, x in numbers.items())
-        log(f'step {step:,}/{max_iters:,} | {shown}', step=step, seconds=seconds, **numbers, **spent)
-    if not (always_save_checkpoint or eval_only) and step and numbers['val'] < run.best:
-        run.best = numbers['val']
-        save(Path(out_dir, 'best.pt'), step, seconds)
-
-
-def sample(step, seconds):
-    """What the model makes of a few fixed prompts."""
-    sampling, chat = Sampling(run.temperature, seed=seed), run.engine.chat
-    with runtime.autocast(dtype, device):
-        samples = run.engine.generate(list(prompts.values()), max_new_tokens, sampling)
-    for prompt, answer in zip(prompts, samples):
-        text = chat.transcript(answer.ids) if chat else answer.text
-        log(f'sample | {prompt} | {text}', step=step, seconds=seconds, prompt=prompt, text=text)
-
-
-def report(step, seconds, sums, norm, lr, tokens, speed, pause):
-    """One line about a step: its loss over all ranks, how fast it went, and how long the rest will take.
-
-    tokens: of a step on this rank, the mean since the last report; speed: of those steps, in steps per second; pause:
-    seconds of the last evaluation.
-    """
-    totals = dict(zip(sums, runtime.add_up(list(sums.values()))))
-    skipped = int(optimizer.counters['skipped'])
-    tokens_per_second = tokens * ranks.world_size * speed
-    left = (max_iters - step - 1) / speed + pause * math.ceil((max_iters - step) / eval_every)
-    left = min(left, time_limit - seconds) if time_limit else left
-    peak = runtime.peak_flops(device)
-    mfu = f'{raw_model.flops_per_token() * tokens_per_second / peak / ranks.world_size:.1%}' if peak else 'n/a'
-    shown = ' | '.join([f'{name} {x:.4f}' for name, x in totals.items()] + [f'{skipped} skipped'] * (skipped > 0))
-    shown += (
-        f' | norm {norm:.3f} | lr {lr:.2e} | {tokens_per_second:,.0f} tokens/s | MFU {mfu} | {runtime.clock(left)} left'
-    )
-    numbers = dict(lr=lr, norm=norm, skipped=skipped, tokens_per_second=round(tokens_per_second))
-    numbers['tokens_per_step'] = round(tokens * ranks.world_size)
-    if master:
-        log(f'step {step:,}/{max_iters:,} | {shown}', step=step, seconds=seconds, **totals, **numbers)
-        for note in run.notes[-1:]:
-            log('sample | ' + ' | '.join(map(str, note.values())), step=step, seconds=seconds, **note)
-    run.notes.clear()
-
-
-def give_up_if_stuck(step):
-    """Where max_skips gradients in a row were not finite, what is on the disk is better than what is in memory."""
-    if optimizer.counters['most_in_a_row'] >= max_skips:
-        what, mend = f'step {step}: the gradient was not finite {max_skips} times in a row', 'look at the data'
-        if checkpoint_path.exists():
-            mend = f'{checkpoint_path} is from before: use --init_from={out_dir} with another --out_dir'
-        with runtime.one_voice(ranks):
-            raise SystemExit(f'{what}; {mend}, or a lower --learning_rate')
-
-
-def introduce():
+def introduce(run):
     """What will run, on what, and why."""
-    fused = device.startswith('cuda') and dtype in ('bfloat16', 'float16') and not isolate
-    attention = 'fused attention' if fused else "torch's attention"
-    how = f'{"compiled" if compile else "eager"} ({why_compile}), {attention}, {torch.get_num_threads()} threads'
-    print(config.describe())
-    print(f'{device} x {ranks.world_size}, {dtype} ({why_dtype}), {how}')
-    print(f'{raw_model.num_params():,} parameters, {max_iters:,} steps ({why_max_iters}) of {tokens_per_step:,} tokens')
-    if data.meta is None:
-        print(f"{dataset} has no meta.json: GPT-2's encoding is assumed, and bits per byte are not known")
+    machine = run.machine
+    on_card = machine.device.startswith('cuda') and machine.dtype in ('bfloat16', 'float16')
+    attention = 'fused attention' if on_card and not isolate else "torch's attention"
+    how = 'compiled' if machine.compile else 'eager'
+    print(run.config.describe())
+    print(
+        f'{machine.device} x {run.ranks.world_size}, {machine.dtype} ({machine.why_dtype}), '
+        f'{how} ({machine.why_compile}), {attention}, {torch.get_num_threads()} threads'
+    )
+    print(
+        f'{run.raw_model.num_params():,} parameters, {run.num_steps:,} steps ({run.why_num_steps}) '
+        f'of {run.tokens_per_step:,} tokens'
+    )
+    if run.data.meta is None:
+        print(f"{dataset} has no meta.json: GPT-2's encoding is assumed, bits per byte are unknown")
     if time_limit:
-        print('time_limit is set: the schedule may follow the clock, so this run cannot be repeated to the bit')
+        print('time_limit is set: the schedule may follow the clock, so runs differ in their bits')
 
 
-# -----------------------------------------------------------------------------
-# training loop
-finished = first_step >= max_iters or (time_limit and seconds_before >= time_limit)
-if resume and not eval_only and finished and checkpoint.was_measured(log_path, first_step):
-    if master:
-        print(f'{checkpoint_path} is at step {first_step:,} of {max_iters:,}: nothing is left to do')
-    runtime.leave()
-    raise SystemExit(0)
-if master:
-    introduce()
-    if not resume and not eval_only:
-        checkpoint.set_aside(out_dir)  # an earlier run's files get another name
-    if not eval_only:
-        facts = dict(config=dict(config), command=valid_text(sys.argv[1:]), machine=runtime.machine(device))
-        checkpoint.start_log(log_path, facts, first_step if resume else None)
-if wandb_log and master and not eval_only:
-    wandb_run = runtime.start_wandb(wandb_project, wandb_run_name or out_dir, dict(config))
-asked_to_stop = runtime.catch_signals()
-step = logged_step = first_step
-tokens, pause = 0, 0.0
-eval_every = eval_interval or math.inf
-logged_at = perf_counter()  # later by each pause, so that the speed is that of the steps alone
-started = logged_at - seconds_before  # as if the run had never stopped
-while True:
-    # what the ranks must agree on: whether somebody asked to stop, and rank 0's clock
-    asked, seconds = runtime.add_up([len(asked_to_stop), round(perf_counter() - started, 3) * master])
-    over = eval_only or step >= max_iters or (time_limit and seconds >= time_limit)
-    due = step > first_step and step % (save_interval or eval_every) == 0
-    to_save = not eval_only and (over or asked or due)
-    to_evaluate = not asked and (over or eval_interval and step % eval_interval == 0)
-    if to_save or to_evaluate:
-        give_up_if_stuck(step)  # this waits for the device, so that its last steps are no part of the pause
-    paused_at = perf_counter()
-    if to_save:
-        save(checkpoint_path, step, seconds, optimizer.state_dict())  # first of all: evaluation may fail
-    if to_evaluate:
-        evaluate_model(step, seconds)
-        if prompts:
-            sample(step, seconds)
-        pause = perf_counter() - paused_at
-    logged_at += perf_counter() - paused_at
-    if over or asked:
-        break
-
-    # ---- one step: all the learning happens in these lines ----------------------
-    runtime.seed_step(seed, step, ranks.rank)
-    lr = rate(step, max(step / decay_iters, seconds / time_limit if time_limit else 0.0))
-    sums = {}
-    for batch in steps[step]:
-        loss, metrics = loss_fn(model, batch)
-        (loss * optimizer.loss_scale).backward()
-        for name, x in {'loss': loss.detach(), **metrics}.items():
-            sums[name] = sums.get(name, 0) + x
-        tokens += batch.inputs.numel()
-    optimizer.reduce()  # SUM over ranks
-    norm = optimizer.norm()
-    optimizer.step(lr, norm, grad_clip)  # unscale, clip, move, clear; nothing moves where norm is not finite
-    # -----------------------------------------------------------------------------
-
-    if step % log_interval == 0:
-        give_up_if_stuck(step)
-        sums = {name: float(x) for name, x in sums.items()}  # here the host waits for the device
-        steps_done, spent = step + 1 - logged_step, perf_counter() - logged_at
-        report(step, seconds, sums, float(norm), lr, tokens / steps_done, steps_done / spent, pause)
-        logged_at, logged_step, tokens = perf_counter(), step + 1, 0
-    step += 1
-
-if master and asked and not eval_only:
-    print(f'stopped after {step:,} steps as asked; go on with: python train.py --init_from=resume --out_dir={out_dir}')
-runtime.leave()
+if __name__ == '__main__':
+    run = main()
