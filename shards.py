@@ -191,6 +191,7 @@ class Data:
 
     def __init__(self, folder: str | Path):
         self.folder = folder = Path(folder)
+        self.name = str(folder)
         prepare = next((p for p in (folder / 'prepare.py', folder.parent / 'prepare.py') if p.exists()), None)
         self.mend = f'run: python {prepare}' if prepare else 'prepare it with data/custom/prepare.py'
         if not shard_files(folder, 'train'):
@@ -267,9 +268,9 @@ class Mixture:
     def __init__(self, parts: list[tuple[Data, int]]):
         self.parts, first = parts, parts[0][0]
         self.folder, self.tokenizer = first.folder, first.tokenizer
+        self.name = ','.join(data.name for data, _ in parts)
         for data, _ in parts:
-            if data.tokenizer.hash != first.tokenizer.hash:
-                raise another_tokenizer(data.folder, first.folder)
+            check_tokenizer(data, first.tokenizer.hash, first.folder)
         self.problems = next((data.problems for data, _ in parts if data.problems), None)
         metas = [data.meta for data, _ in parts]
         self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
@@ -287,13 +288,6 @@ class Mixture:
         lengths = [length for _, shards in laid for length in np.diff(shards.ends, prepend=0).tolist()]
         copies = [copy for copy, shards in laid for _ in shards.paths]
         return Shards(paths, lengths, self.tokenizer.vocab_size, copies)
-
-
-def another_tokenizer(data: str | Path, path: str | Path) -> SystemExit:
-    """The refusal of data whose tokenizer is not that of path: a checkpoint, or a data folder."""
-    what = f'{data} was made with another tokenizer than {path}'
-    takers = 'data/custom/prepare.py (for any text) and data/tinyworld/prepare.py'
-    return SystemExit(f'{what}; prepare it again with --tokenizer={path}, which {takers} take')
 
 
 def mixture(dataset: str) -> list[tuple[str, int]]:
@@ -341,3 +335,42 @@ class Shards:
             out.append(part)
             start, count, shard = start + len(part), count - len(part), shard + 1
         return np.concatenate(out).astype(np.int64)
+
+
+# -----------------------------------------------------------------------------
+# does the data suit the run?
+
+
+def check_tokenizer(data: Data | Mixture, tokenizer_hash: str, path: str | Path) -> None:
+    """SystemExit unless the data has the tokenizer of `path`, a checkpoint or a data folder, whose
+    hash is given."""
+    if data.tokenizer.hash != tokenizer_hash:
+        raise another_tokenizer(data.name, path)
+
+
+def another_tokenizer(name: str | Path, path: str | Path) -> SystemExit:
+    return SystemExit(
+        f'{name} was made with another tokenizer than {path}; prepare it again with '
+        f'--tokenizer={path}, which data/custom/prepare.py (for any text) and '
+        'data/tinyworld/prepare.py take'
+    )
+
+
+def check_kind(data: Data | Mixture, stage: str) -> None:
+    """SystemExit if only one of the data and the stage is about preferences. Data whose meta.json
+    names no kind suits every stage."""
+    kind = (data.meta or {}).get('kind')
+    if kind and (kind == 'preferences') != (stage == 'dpo'):
+        raise SystemExit(
+            f'{data.name} holds {kind} and stage is {stage}; '
+            'preferences are for --stage=dpo and for no other stage'
+        )
+
+
+def check_isolate(data: Data | Mixture) -> None:
+    """SystemExit if the tokenizer has no token that begins a document."""
+    if data.tokenizer.bos is None:
+        raise SystemExit(
+            f'{data.name} has no token that begins a document, '
+            'so --isolate=True cannot tell documents apart; leave it out'
+        )
