@@ -18,6 +18,7 @@ import os
 import sys
 import tokenize
 import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from utf8 import valid_text
@@ -209,6 +210,41 @@ def assignments(tree: ast.AST):
             )
         elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
             yield from assignments(node)
+
+
+def check_ranges(
+    settings: Mapping,
+    choices: Mapping[str, Iterable] = {},
+    least: Mapping[str, float] = {},
+    most: Mapping[str, float] = {},
+    below: Mapping[str, float] = {},
+    wrong: Iterable[str] = (),
+) -> None:
+    """
+    One SystemExit that names all settings with a value that is not allowed:
+
+        check_ranges(config, choices=dict(optimizer=('muon', 'adamw')), least=dict(seed=0))
+        -> optimizer is 'sgd', expected one of muon, adamw; seed is -1, expected at least 0
+
+    least and most are allowed themselves, below is not. wrong: complaints that the caller adds.
+    """
+    found = []
+    for name, allowed in choices.items():
+        if settings[name] not in allowed:
+            listed = ', '.join(map(str, allowed))
+            found.append(f'{name} is {settings[name]!r}, expected one of {listed}')
+    for name, bound in least.items():
+        if settings[name] < bound:
+            found.append(f'{name} is {settings[name]}, expected at least {bound}')
+    for name, bound in most.items():
+        if settings[name] > bound:
+            found.append(f'{name} is {settings[name]}, expected at most {bound}')
+    for name, bound in below.items():
+        if settings[name] >= bound:
+            found.append(f'{name} is {settings[name]}, expected less than {bound}')
+    found += wrong
+    if found:
+        fail('; '.join(found))
 
 
 def is_setting(name: str, value) -> bool:

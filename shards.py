@@ -7,9 +7,9 @@ Token files: writing, checking and reading them.
     data = Data('data/mine')
     ids = data.split('train').read(0, 1000)
 
-On disk: raw little-endian uint16 ids, nothing else, in train.bin or train_00000.bin,
-train_00001.bin, …, the same for val; beside them meta.json (facts about the shards) and tok.json
-(the tokenizer). nanoGPT's .bin files work as they are.
+On disk: raw ids (see id_dtype), nothing else, in train.bin or train_00000.bin, train_00001.bin, …,
+the same for val; beside them meta.json (facts about the shards) and tok.json (the tokenizer).
+nanoGPT's .bin files work as they are.
 """
 
 import hashlib
@@ -27,47 +27,75 @@ from utf8 import valid_text
 
 UNFINISHED = 'meta.json.part'  # lists the files of a folder while a Writer replaces them
 
+DTYPES = {'uint16': np.dtype('<u2'), 'uint32': np.dtype('<u4')}  # by their name in meta.json
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The type of ids in token files: little-endian uint16 where that suffices, else uint32."""
+    return DTYPES['uint16' if vocab_size <= 2**16 else 'uint32']
+
+
+# -----------------------------------------------------------------------------
+# writing
+
 
 class Writer:
     """
     Write a data folder:
 
         with Writer('data/mine', tokenizer) as out:
-            out.write('train', ids, num_bytes)    # as often as you like
-            out.write('val', ids, num_bytes)      # num_bytes: the UTF-8 bytes of the text that the ids stand for
+            out.write('train', ids, num_bytes)  # as often as needed
+            out.write('val', ids, num_bytes)    # num_bytes: the UTF-8 bytes of the ids' text
 
-    Everything goes to temporary names first; meta.json is written last, so a folder is either whole or refused by Data.
-    notes: what else meta.json is to say, such as what a model of these data knows and prompts to try.
-    Files of an earlier Writer are replaced or removed; any other file in their place is refused.
+    Everything gets temporary names first, and meta.json is written last: a folder is either whole
+    or refused by Data. Files of an earlier Writer are replaced or removed; any other file in their
+    place is refused (SystemExit).
+
+    shard_tokens: ids of a shard, at most. notes: further keys of meta.json, such as the kind of the
+    data, what a model of these data knows, and prompts to try.
     """
 
-    def __init__(self, folder: str | Path, tokenizer, shard_tokens: int = 2**27, notes: dict | None = None):
-        if tokenizer.vocab_size > 2**16:
-            raise SystemExit(f'vocab_size is {tokenizer.vocab_size}, expected at most 65536: shards hold uint16 ids')
-        self.folder, self.tokenizer, self.shard_tokens = Path(folder), tokenizer, shard_tokens
+    def __init__(
+        self, folder: str | Path, tokenizer, shard_tokens: int = 2**27, notes: dict | None = None
+    ):
+        if tokenizer.vocab_size > tokenizers.MAX_VOCAB:
+            raise SystemExit(
+                f'vocab_size is {tokenizer.vocab_size}, expected at most {tokenizers.MAX_VOCAB}'
+            )
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.dtype = id_dtype(tokenizer.vocab_size)
+        self.shard_tokens = shard_tokens
         names = [] if holds(self.folder / 'tok.json', tokenizer) else ['tok.json']
         refuse_to_replace(self.folder, names)
         with disk.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.splits, self.notes = {}, notes or {}
-        self.files = {}  # name: sha256, of what else belongs to the data
+        self.splits = {}
+        self.notes = notes or {}
+        self.files = {}  # name of an added file: its sha256
 
     def __enter__(self):
         return self
 
     def write(self, split: str, ids, num_bytes: int) -> None:
+        """Append ids, (n,), to a split. ValueError for ids outside the vocabulary."""
+        # 1) Check and count
         ids = np.asarray(ids)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
-            raise ValueError(f'ids span {ids.min()}..{ids.max()}, expected 0..{self.tokenizer.vocab_size - 1}')
+            raise ValueError(
+                f'ids span {ids.min()}..{ids.max()}, expected 0..{self.tokenizer.vocab_size - 1}'
+            )
         facts = self.splits.setdefault(split, {'tokens': 0, 'bytes': 0, 'shards': []})
         facts['tokens'] += len(ids)
         facts['bytes'] += num_bytes
-        ids = ids.astype('<u2')
+
+        # 2) Fill the last shard, then new ones
+        ids = ids.astype(self.dtype)
         while len(ids):
             shards = facts['shards']
             if not shards or shards[-1]['tokens'] == self.shard_tokens:
                 name = f'{split}_{len(shards):05d}.bin'
-                shards.append({'name': name, 'tokens': 0, 'largest_id': 0, 'sha256': hashlib.sha256()})
+                shards.append(dict(name=name, tokens=0, largest_id=0, sha256=hashlib.sha256()))
             shard = shards[-1]
             part, ids = np.split(ids, [min(len(ids), self.shard_tokens - shard['tokens'])])
             path = self.folder / (shard['name'] + '.part')
@@ -78,7 +106,7 @@ class Writer:
             shard['sha256'].update(part.tobytes())
 
     def add(self, name: str, content: bytes) -> None:
-        """One more file of the folder, such as problems.jsonl."""
+        """Add another file to the folder, such as problems.jsonl."""
         refuse_to_replace(self.folder, [name])
         self.files[name] = hashlib.sha256(content).hexdigest()
         with disk.writing(self.folder):
@@ -94,47 +122,57 @@ class Writer:
                     self.publish(shards, parts)
         finally:
             for part in parts:
-                with suppress(OSError):  # it has its final name, or never came to be
+                with suppress(OSError):  # renamed, or never created
                     part.unlink()
 
     def publish(self, shards: list[dict], parts: list[Path]) -> None:
         """Replace the folder's earlier files by the new ones."""
-        # 1) All is on the disk: if that is full, it shows here, and the old data is still whole
+        # 1) Flush to the disk: if it is full, that shows now, while the old data is still whole
         for part in parts:
             disk.sync(part)
-        # 2) The final names; a split of one shard has no number
+
+        # 2) Final names; a split of one shard has no number
         for split, facts in self.splits.items():
             if len(facts['shards']) == 1:
                 facts['shards'][0]['name'] = f'{split}.bin'
         for shard in shards:
             shard['sha256'] = shard['sha256'].hexdigest()
         names = [shard['name'] for shard in shards] + list(self.files)
-        # 3) Without meta.json the folder is refused; meanwhile a list says which files are ours
+
+        # 3) Remove meta.json, so that Data refuses the folder. Meanwhile UNFINISHED lists our files
         stale = own_files(self.folder)
         with disk.replacing(self.folder / UNFINISHED) as file:
             file.write(json.dumps(sorted(stale | {*names, 'tok.json', 'meta.json'})).encode())
         (self.folder / 'meta.json').unlink(missing_ok=True)
-        # 4) The new files for the old
+
+        # 4) Replace the old files
         self.tokenizer.save(self.folder / 'tok.json')
         for name in stale - {'tok.json', 'meta.json'}:
             (self.folder / name).unlink(missing_ok=True)
         for name, part in zip(names, parts):
             part.replace(self.folder / name)
-        # 5) What makes them valid
-        meta = {'tokenizer': 'tok.json', 'tokenizer_hash': self.tokenizer.hash, 'vocab_size': self.tokenizer.vocab_size}
+
+        # 5) Write meta.json: the folder is valid
+        meta = {
+            **self.notes,
+            'tokenizer': 'tok.json',
+            'tokenizer_hash': self.tokenizer.hash,
+            'vocab_size': self.tokenizer.vocab_size,
+            'dtype': self.dtype.name,
+            'splits': self.splits,
+            'files': self.files,
+        }
         with disk.replacing(self.folder / 'meta.json') as file:
-            meta |= {'dtype': 'uint16', 'splits': self.splits, 'files': self.files}
-            meta = {**self.notes, **meta}
             file.write(json.dumps(meta, indent=1).encode())
         (self.folder / UNFINISHED).unlink()
 
 
 def own_files(folder: Path) -> set[str]:
     """
-    The names of a data folder's files that a Writer made, which the next one may replace or remove.
+    Names of a data folder's files that a Writer made, which the next one may replace or remove.
 
-    meta.json lists them. problems.jsonl and what else came by Writer.add is text that people edit:
-    it counts while it is unchanged.
+    meta.json lists them. A file that came by Writer.add, such as problems.jsonl, is text that
+    people edit: it counts only while it is unchanged.
     """
     there = {path.name: path for path in folder.glob('*') if path.is_file()}
     source = next((name for name in ('meta.json', UNFINISHED) if name in there), None)
@@ -144,9 +182,10 @@ def own_files(folder: Path) -> set[str]:
             return there.keys() & found
         shards = [shard['name'] for facts in found['splits'].values() for shard in facts['shards']]
         listed = there.keys() & {*shards, found['tokenizer'], 'meta.json'}
-        files = found.get('files', {})  # data prepared before there was this key have none
-        return listed | {n for n, sha in files.items() if n in there and sha256_of(there[n]) == sha}
-    except (ValueError, KeyError, TypeError, AttributeError):  # a meta.json of another program
+        added = found.get('files', {})  # older data has no such key
+        unchanged = {n for n, sha in added.items() if n in there and sha256_of(there[n]) == sha}
+        return listed | unchanged
+    except (ValueError, KeyError, TypeError, AttributeError):  # another program's meta.json
         return set()
 
 
@@ -181,46 +220,88 @@ def sha256_of(path: Path) -> str:
 
 def shard_files(folder: Path, split: str) -> list[Path]:
     """train.bin, or train_00000.bin and so on."""
-    numbered = [p for p in folder.glob(f'{split}_*.bin') if p.stem.removeprefix(f'{split}_').isdigit()]
-    return [p for p in [folder / f'{split}.bin'] if p.exists()] + sorted(numbered)
+    numbered = [
+        path
+        for path in folder.glob(f'{split}_*.bin')
+        if path.stem.removeprefix(f'{split}_').isdigit()
+    ]
+    single = folder / f'{split}.bin'
+    return ([single] if single.exists() else []) + sorted(numbered)
+
+
+# -----------------------------------------------------------------------------
+# reading
 
 
 class Data:
-    """A data folder, checked: meta (None for nanoGPT's files), tokenizer, problems (the path of its problems.jsonl,
-    which may lie one folder up, or None), split(name). What is wrong is named here."""
+    """
+    A data folder, checked. SystemExit names what is wrong with it and the command that prepares it.
+
+    folder, name    its path, and that as text for messages
+    meta            the content of meta.json; None for nanoGPT's files, which are taken for GPT-2's
+    tokenizer       see tokenizer.py
+    dtype           of the ids in its files
+    problems        path of problems.jsonl, in the folder or the one above; None without one
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = folder = Path(folder)
-        prepare = next((p for p in (folder / 'prepare.py', folder.parent / 'prepare.py') if p.exists()), None)
-        self.mend = f'run: python {prepare}' if prepare else 'prepare it with data/custom/prepare.py'
+        self.name = str(folder)
+        self.hint = self.find_hint()
+
+        # 1) Shards and meta.json
         if not shard_files(folder, 'train'):
             raise self.refusal(f'no data: {folder}/train.bin does not exist')
         path = folder / 'meta.json'
         if not path.exists() and (folder / 'meta.pkl').exists():
-            what = f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here"
-            raise self.refusal(f'{what}: move its .bin files away')
+            raise self.refusal(
+                f"{folder} has nanoGPT's meta.pkl and no meta.json; pickles are not read here: "
+                'move its .bin files away'
+            )
         if not path.exists() and (folder / 'tok.json').exists():
             raise self.refusal(f'{path} is missing: the preparation of {folder} was cut short')
         places = [place / 'problems.jsonl' for place in (folder, folder.parent)]
         self.problems = next((place for place in places if place.exists()), None)
+
+        # 2) nanoGPT's files without a meta.pkl hold GPT-2's encoding
         self.meta = None
         if not path.exists():
-            self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})  # what nanoGPT's files without a meta.pkl hold
+            self.tokenizer = tokenizers.from_dict({'kind': 'gpt2'})
+            self.dtype = id_dtype(self.tokenizer.vocab_size)
             return
+
+        # 3) What meta.json says
         try:
             self.meta = valid_text(json.loads(path.read_bytes()))  # also with a byte order mark
-            tokenizer_path, expected = folder / self.meta['tokenizer'], str(self.meta['tokenizer_hash'])
-            self.facts = {
-                split: {shard['name']: (int(shard['tokens']), int(shard['largest_id'])) for shard in facts['shards']}
+            tokenizer_path = folder / self.meta['tokenizer']
+            expected = str(self.meta['tokenizer_hash'])
+            self.dtype = DTYPES[self.meta.get('dtype', 'uint16')]
+            self.facts = {  # split: {shard: (tokens, largest id)}
+                split: {
+                    shard['name']: (int(shard['tokens']), int(shard['largest_id']))
+                    for shard in facts['shards']
+                }
                 for split, facts in self.meta['splits'].items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.refusal(f'{path} cannot be read ({error!r})') from None
+
+        # 4) The tokenizer
         if not tokenizer_path.exists():
             raise self.refusal(f'{tokenizer_path} does not exist')
         self.tokenizer = tokenizers.load(tokenizer_path)
         if self.tokenizer.hash != expected:
-            raise self.refusal(f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, {path} expects {expected[:12]}')
+            raise self.refusal(
+                f'{tokenizer_path} has hash {self.tokenizer.hash[:12]}, '
+                f'{path} expects {expected[:12]}'
+            )
+
+    def find_hint(self) -> str:
+        """How to prepare the folder: by a prepare.py in it or one folder up."""
+        for place in (self.folder, self.folder.parent):
+            if (place / 'prepare.py').exists():
+                return f'run: python {place / "prepare.py"}'
+        return 'prepare it with data/custom/prepare.py'
 
     @property
     def hash(self) -> str | None:
@@ -233,111 +314,199 @@ class Data:
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
     def refusal(self, what: str) -> SystemExit:
-        return SystemExit(console.printable(f'{what}; {self.mend}'))  # it may quote meta.json
+        return SystemExit(console.printable(f'{what}; {self.hint}'))  # it may quote meta.json
 
     def split(self, name: str) -> 'Shards':
+        """The ids of a split. SystemExit if it has none, or if its files are not what meta.json
+        says."""
         paths = shard_files(self.folder, name)
-        lengths = [p.stat().st_size for p in paths]
-        for path, length in zip(paths, lengths):
-            if length % 2:
-                raise self.refusal(f'{path} has {length} bytes, expected an even number (uint16 ids)')
+        lengths = []  # ids
+        for path in paths:
+            length, rest = divmod(path.stat().st_size, self.dtype.itemsize)
+            if rest:
+                raise self.refusal(
+                    f'{path} has {path.stat().st_size} bytes, expected a multiple of '
+                    f'{self.dtype.itemsize} ({self.dtype.name} ids)'
+                )
+            lengths.append(length)
         if not sum(lengths):
             raise self.refusal(f"{self.folder} has no tokens in its split '{name}'")
         if self.meta:
             self.check(name, paths, lengths)
-        return Shards(paths, [n // 2 for n in lengths], self.tokenizer.vocab_size)
+        return Shards(paths, lengths, self.tokenizer.vocab_size, dtypes=[self.dtype] * len(paths))
 
-    def check(self, name, paths, lengths):
+    def check(self, name: str, paths: list[Path], lengths: list[int]) -> None:
+        """Compare the shards of a split with meta.json."""
         known = self.facts.get(name, {})
         if sorted(known) != [p.name for p in paths]:
-            raise self.refusal(f'{self.folder} holds {[p.name for p in paths]}, meta.json lists {sorted(known)}')
+            raise self.refusal(
+                f'{self.folder} holds {[p.name for p in paths]}, meta.json lists {sorted(known)}'
+            )
+        vocab_size = self.tokenizer.vocab_size
         for path, length in zip(paths, lengths):
             tokens, largest = known[path.name]
-            if length != 2 * tokens:
-                raise self.refusal(f'{path} has {length // 2} tokens, meta.json says {tokens}')
-            if largest >= self.tokenizer.vocab_size:
-                vocab_size = self.tokenizer.vocab_size
-                raise self.refusal(f'{path} holds the id {largest}, expected less than vocab_size = {vocab_size}')
+            if length != tokens:
+                raise self.refusal(f'{path} has {length} tokens, meta.json says {tokens}')
+            if largest >= vocab_size:
+                raise self.refusal(
+                    f'{path} holds the id {largest}, expected less than vocab_size = {vocab_size}'
+                )
 
 
 class Mixture:
-    """Data folders as one, each so many times an epoch; in use like a Data. meta: the first folder's, and what the
-    others' say besides; None if one of them has none."""
+    """
+    Several data folders read as one; used like a Data. parts: (data, how often an epoch reads it).
+
+    folder is the first part's. So is meta, extended by keys that only other parts have; None if a
+    part has none. SystemExit if the parts have different tokenizers.
+    """
 
     def __init__(self, parts: list[tuple[Data, int]]):
-        self.parts, first = parts, parts[0][0]
-        self.folder, self.tokenizer = first.folder, first.tokenizer
+        first = parts[0][0]
+        self.parts = parts
+        self.folder = first.folder
+        self.name = ','.join(data.name for data, _ in parts)
+        self.tokenizer = first.tokenizer
         for data, _ in parts:
-            if data.tokenizer.hash != first.tokenizer.hash:
-                raise another_tokenizer(data.folder, first.folder)
+            check_tokenizer(data, first.tokenizer.hash, first.folder)
         self.problems = next((data.problems for data, _ in parts if data.problems), None)
         metas = [data.meta for data, _ in parts]
-        self.meta = None if None in metas else {key: x for meta in reversed(metas) for key, x in meta.items()}
+        self.meta = None
+        if None not in metas:
+            self.meta = {}
+            for meta in reversed(metas):
+                self.meta |= meta
 
     @property
     def hash(self) -> str | None:
+        """Changes when a shard of a part changes; None if a part has no meta.json."""
         hashes = [data.hash for data, _ in self.parts]
         return None if None in hashes else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
     def split(self, name: str) -> 'Shards':
-        """Only what is learned from is repeated, what is measured is not."""
-        found = [(data.split(name), repeats if name == 'train' else 1) for data, repeats in self.parts]
-        laid = [(copy, shards) for copy in range(max(n for _, n in found)) for shards, n in found if copy < n]
-        paths = [path for _, shards in laid for path in shards.paths]
-        lengths = [length for _, shards in laid for length in np.diff(shards.ends, prepend=0).tolist()]
-        copies = [copy for copy, shards in laid for _ in shards.paths]
-        return Shards(paths, lengths, self.tokenizer.vocab_size, copies)
-
-
-def another_tokenizer(data: str | Path, path: str | Path) -> SystemExit:
-    """The refusal of data whose tokenizer is not that of path: a checkpoint, or a data folder."""
-    what = f'{data} was made with another tokenizer than {path}'
-    takers = 'data/custom/prepare.py (for any text) and data/tinyworld/prepare.py'
-    return SystemExit(f'{what}; prepare it again with --tokenizer={path}, which {takers} take')
+        """The shards of all parts, in rounds: first all parts, then those that have a second copy,
+        and so on. Only 'train' repeats; data for evaluation is read once."""
+        found = [
+            (data.split(name), repeats if name == 'train' else 1) for data, repeats in self.parts
+        ]
+        paths, lengths, copies, dtypes = [], [], [], []
+        for copy in range(max(repeats for _, repeats in found)):
+            for shards, repeats in found:
+                if copy < repeats:
+                    paths += shards.paths
+                    lengths += np.diff(shards.ends, prepend=0).tolist()
+                    copies += [copy] * len(shards.paths)
+                    dtypes += shards.dtypes
+        return Shards(paths, lengths, self.tokenizer.vocab_size, copies, dtypes)
 
 
 def mixture(dataset: str) -> list[tuple[str, int]]:
-    """'smoltalk,gsm8k:4' -> [('smoltalk', 1), ('gsm8k', 4)]: folders, and how often an epoch has each."""
+    """'smoltalk,gsm8k:4' -> [('smoltalk', 1), ('gsm8k', 4)]: folders, and how often an epoch reads
+    each."""
     parts = []
     for item in dataset.split(','):
         name, _, repeats = item.strip().rpartition(':')
-        if not (name and repeats.isdecimal()):
-            name, repeats = item.strip(), 1
+        if not (name and repeats.isdecimal()):  # no repeats: the : of a path like C:\data
+            name = item.strip()
+            repeats = 1
         if not name or int(repeats) < 1:
-            raise SystemExit(f"dataset is '{dataset}', expected names or name:repeats, such as smoltalk,gsm8k:4")
+            raise SystemExit(
+                f"dataset is '{dataset}', expected names or name:repeats, such as smoltalk,gsm8k:4"
+            )
         parts.append((name, int(repeats)))
     return parts
 
 
 def open_data(root: str | Path, dataset: str) -> Data | Mixture:
-    """The data that the setting `dataset` names: a folder under root (or an absolute path), or a mixture of such."""
+    """The data of the setting `dataset`: a folder below root (or an absolute path), or a mixture of
+    several."""
     parts = [(Data(Path(root) / name), repeats) for name, repeats in mixture(dataset)]
-    return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else Mixture(parts)
+    data, repeats = parts[0]
+    return data if len(parts) == 1 and repeats == 1 else Mixture(parts)
 
 
 class Shards:
-    """The shards of one split as one long sequence of ids. Read, not mapped: mapped pages count as this process's.
+    """
+    The shards of a split as one sequence of ids. Read, not mapped: mapped pages would count as this
+    process's memory.
 
-    copies: where a mixture repeats shards, which time each of them is read; else 0 for all.
+    lengths: ids of each shard. copies: where a mixture repeats shards, which repetition each one
+    belongs to; by default all are copy 0. dtypes: of each file; by default that of vocab_size.
     """
 
-    def __init__(self, paths: list[Path], lengths: list[int], vocab_size: int, copies: list[int] | None = None):
-        self.paths, self.vocab_size = paths, vocab_size
-        self.ends, self.copies = np.cumsum(lengths), np.array(copies or [0] * len(paths))
+    def __init__(
+        self,
+        paths: list[Path],
+        lengths: list[int],
+        vocab_size: int,
+        copies: list[int] | None = None,
+        dtypes: list[np.dtype] | None = None,
+    ):
+        self.paths = paths
+        self.vocab_size = vocab_size
+        self.ends = np.cumsum(lengths)
+        self.copies = np.array(copies or [0] * len(paths))
+        self.dtypes = dtypes or [id_dtype(vocab_size)] * len(paths)
 
     def __len__(self):
         return int(self.ends[-1])
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """(count,) int64 ids, or fewer at the end of the data."""
-        out, shard = [np.zeros(0, '<u2')], int(np.searchsorted(self.ends, start, side='right'))
+        """(count,) int64 ids, or fewer at the end of the data. SystemExit for an id outside the
+        vocabulary."""
+        parts = [np.zeros(0, self.dtypes[0])]
+        shard = int(np.searchsorted(self.ends, start, side='right'))
         while count > 0 and shard < len(self.paths):
             first = int(self.ends[shard - 1]) if shard else 0
-            part = np.fromfile(self.paths[shard], '<u2', count, offset=2 * (start - first))
+            dtype = self.dtypes[shard]
+            offset = dtype.itemsize * (start - first)
+            part = np.fromfile(self.paths[shard], dtype, count, offset=offset)
             if part.max(initial=0) >= self.vocab_size:
                 raise SystemExit(
-                    f'{self.paths[shard]} holds the id {part.max()}, expected less than vocab_size = {self.vocab_size}'
+                    f'{self.paths[shard]} holds the id {part.max()}, '
+                    f'expected less than vocab_size = {self.vocab_size}'
                 )
-            out.append(part)
-            start, count, shard = start + len(part), count - len(part), shard + 1
-        return np.concatenate(out).astype(np.int64)
+            parts.append(part)
+            start += len(part)
+            count -= len(part)
+            shard += 1
+        return np.concatenate(parts).astype(np.int64)
+
+
+# -----------------------------------------------------------------------------
+# checks of data against a run
+
+
+def check_tokenizer(data: Data | Mixture, tokenizer_hash: str, path: str | Path) -> None:
+    """SystemExit unless the data has the tokenizer of `path`, a checkpoint or a data folder, whose
+    hash is given."""
+    if data.tokenizer.hash != tokenizer_hash:
+        raise another_tokenizer(data.name, path)
+
+
+def another_tokenizer(name: str | Path, path: str | Path) -> SystemExit:
+    return SystemExit(
+        f'{name} was made with another tokenizer than {path}; prepare it again with '
+        f'--tokenizer={path}, which data/custom/prepare.py (for any text) and '
+        'data/tinyworld/prepare.py take'
+    )
+
+
+def check_kind(data: Data | Mixture, stage: str) -> None:
+    """SystemExit if only one of the data and the stage is about preferences. Data whose meta.json
+    names no kind suits every stage."""
+    kind = (data.meta or {}).get('kind')
+    if kind and (kind == 'preferences') != (stage == 'dpo'):
+        raise SystemExit(
+            f'{data.name} holds {kind} and stage is {stage}; '
+            'preferences are for --stage=dpo and for no other stage'
+        )
+
+
+def check_isolate(data: Data | Mixture) -> None:
+    """SystemExit if the tokenizer has no token that begins a document."""
+    if data.tokenizer.bos is None:
+        raise SystemExit(
+            f'{data.name} has no token that begins a document, '
+            'so --isolate=True cannot tell documents apart; leave it out'
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configurator import PATHS, Settings, configure
+from configurator import PATHS, Settings, check_ranges, configure
 
 # A setting of every type, among what else stands in a program's globals.
 PROGRAM = dict(
@@ -503,3 +503,42 @@ def test_a_setting_is_text_that_utf8_can_hold(tmp_path):
     path = config_file(tmp_path, r"dataset = 'half \ud83d'")
     configure(namespace, argv=['--wandb_run_name=caf\udce9', path])
     assert (namespace['wandb_run_name'], namespace['dataset']) == ('caf\ufffd', 'half \ufffd')
+
+
+# ---- ranges
+
+
+def test_everything_out_of_range_is_named_at_once():
+    settings = dict(optimizer='sgd', rounds=4, seed=-1, warmdown=1.5, beta1=1.0, other=0)
+    with pytest.raises(SystemExit) as caught:
+        check_ranges(
+            settings,
+            choices=dict(optimizer=('muon', 'adamw'), rounds=(3, 5)),
+            least=dict(seed=0),
+            most=dict(warmdown=1),
+            below=dict(beta1=1),
+            wrong=['other is bad'],
+        )
+    assert caught.value.code == (
+        "optimizer is 'sgd', expected one of muon, adamw; rounds is 4, expected one of 3, 5; "
+        'seed is -1, expected at least 0; warmdown is 1.5, expected at most 1; '
+        'beta1 is 1.0, expected less than 1; other is bad'
+    )
+
+
+def test_bounds_themselves_are_in_range():
+    settings = dict(optimizer='muon', seed=0, warmdown=1.0, beta1=0.999)
+    check_ranges(settings)
+    check_ranges(
+        settings,
+        choices=dict(optimizer=('muon', 'adamw')),
+        least=dict(seed=0),
+        most=dict(warmdown=1),
+        below=dict(beta1=1),
+    )
+
+
+def test_a_value_with_a_line_break_is_named_on_one_line():
+    with pytest.raises(SystemExit) as caught:
+        check_ranges(dict(stage='a\nb'), choices=dict(stage=('sft',)))
+    assert caught.value.code == r"stage is 'a\nb', expected one of sft"
