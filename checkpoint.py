@@ -33,6 +33,7 @@ if __name__ == '__main__':
 import console
 import disk
 import tokenizer as tokenizers
+from model import GPT, GPTConfig
 from utf8 import valid_text
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}
@@ -156,6 +157,36 @@ def newest(root: str | Path = '.') -> Path | None:
     patterns = ('out/ckpt.pt', 'out/*/ckpt.pt', 'out/*/*/ckpt.pt', 'out-*/ckpt.pt')
     paths = [p for pattern in patterns for p in Path(root).glob(pattern)]
     return max(paths, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def find(out_dir: str) -> Path:
+    """
+    The checkpoint that a user's --out_dir stands for: '' is the newest run's, 'out/sft' that run's
+    (see choose), 'small.pt' that file. SystemExit if '' finds no run.
+    """
+    if out_dir.endswith('.pt'):
+        return Path(out_dir)
+    if out_dir:
+        return choose(out_dir)
+    latest = newest()
+    if latest is None:
+        raise SystemExit('no checkpoint under out/ or out-*/; to make one, run: python train.py')
+    return choose(latest.parent)
+
+
+def open_model(
+    path: str | Path, device: str, dtype: str = 'float32'
+) -> tuple[GPT, tokenizers.Tokenizer, dict]:
+    """
+    (model on the device in evaluation mode, tokenizer, the whole checkpoint as load() returns it).
+
+    dtype is the run's: 'float64' makes float64 weights, any other float32, for runtime.autocast.
+    """
+    state = load(path)
+    model = GPT(GPTConfig(**state['model_config']))
+    restore(model, state, path)
+    model.to(device, torch.float64 if dtype == 'float64' else torch.float32).eval()
+    return model, tokenizers.from_dict(state['tokenizer'], path), state
 
 
 # What may differ when a run goes on: how long it is, how often it reports, what it runs on, how a step is split

@@ -17,6 +17,7 @@ import checkpoint
 import disk
 import tokenizer as tokenizers
 from checkpoint import inherit
+from model import GPT, PRESETS, GPTConfig
 
 
 def state_of(step=1, **changes):
@@ -271,6 +272,47 @@ def test_best_counts_while_its_run_keeps_one(tmp_path):
     assert kept(tmp_path, best=100, latest=5000) == 'ckpt.pt'  # True is the default
     assert kept(tmp_path, best=100) == 'best.pt'
     assert kept(tmp_path, latest=100) == kept(tmp_path) == 'ckpt.pt'
+
+
+# ---- a model to use
+
+
+@pytest.fixture(scope='module')
+def run():
+    """A tiny model and the state of its checkpoint."""
+    torch.manual_seed(0)
+    small = dict(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3)
+    model = GPT(GPTConfig(**{**PRESETS['nano'], **small}))
+    table = tokenizers.CharTokenizer('abc').to_dict()
+    config = vars(model.config)
+    return model, state_of(7, model=model.state_dict(), model_config=config, tokenizer=table)
+
+
+def test_find_reads_an_out_dir_as_users_write_it(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.find('')
+    one_line(stop, 'no checkpoint under out/', 'python train.py')
+    assert checkpoint.find('no/such.pt') == Path('no/such.pt')  # load() says that it is missing
+    folder = Path('out', 'a')
+    folder.mkdir(parents=True)
+    checkpoint.save(folder / 'ckpt.pt', run[1])
+    assert checkpoint.find('') == checkpoint.find('out/a') == folder / 'ckpt.pt'
+    checkpoint.save(folder / 'best.pt', run[1])
+    assert checkpoint.find('') == checkpoint.find('out/a') == folder / 'best.pt'
+    assert checkpoint.find('out/a/ckpt.pt') == folder / 'ckpt.pt'
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32', 'bfloat16'])
+def test_an_opened_model_has_the_weights_that_were_saved(run, path, dtype):
+    model, state = run
+    checkpoint.save(path, state)
+    opened, tokenizer, found = checkpoint.open_model(path, 'cpu', dtype)
+    assert tokenizer.characters == 'abc' and found['step'] == 7 and not opened.training
+    kind = torch.float64 if dtype == 'float64' else torch.float32
+    for name, weight in model.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], weight.to(kind))
+        assert opened.state_dict()[name].dtype == kind
 
 
 def test_a_run_that_goes_on_says_that_its_data_has_changed(path, capsys):
