@@ -348,17 +348,22 @@ def inherit(
                 f'{name} is {settings[name]!r} here and {taken[name]!r} in {path}; {hint}'
             )
 
-    # 4) A step may be split in another way, but keeps its rows
+    # 4) A resumed step has as many rows as before
     if resume:
         now = before | {name: settings[name] for name in explicit}
-        rows_now = now['batch_size'] * now['gradient_accumulation_steps']
-        rows_before = before['batch_size'] * before['gradient_accumulation_steps']
-        if rows_now != rows_before:
-            raise SystemExit(
-                f'a step has {rows_now} rows here and {rows_before} in {path}; '
-                'keep batch_size * gradient_accumulation_steps'
-            )
+        compare_rows(now, before, path)
     return {name: (value, str(path)) for name, value in taken.items()}
+
+
+def compare_rows(now: dict, before: dict, path: Path) -> None:
+    """On resume a step may be split into other micro-batches. SystemExit if its rows differ."""
+    rows_now = now['batch_size'] * now['gradient_accumulation_steps']
+    rows_before = before['batch_size'] * before['gradient_accumulation_steps']
+    if rows_now != rows_before:
+        raise SystemExit(
+            f'a step has {rows_now} rows here and {rows_before} in {path}; '
+            'keep batch_size * gradient_accumulation_steps'
+        )
 
 
 def compare_data(state: dict, path: Path, dataset: str, now: str | None) -> None:
