@@ -1,18 +1,22 @@
 """
-Checkpoints: one file, out_dir/ckpt.pt, that a crash at any moment leaves either old and whole or new and whole.
+Checkpoints: one file, out_dir/ckpt.pt. A crash at any moment leaves the old or the new one, whole.
 
 A checkpoint is a dict of plain values and tensors:
 
-    model, model_config    weights (float32; float64 where the run was, half in a small copy), the fields of GPTConfig
-    tokenizer              what tokenizer.from_dict takes
-    optimizer              optim.Optimizer.state_dict(), None in best.pt
-    stage, step, seconds   where the run stands: `step` steps are done
-    config                 all settings of the run
-    parent, kept           the checkpoint it started from; what the stage wants back on resume
-    data                   shards.Data.hash of its data, None if that has no meta.json
-    best, about            the best validation loss so far; what a chat says of the model
+    model           the weights: float32, float64 in a float64 run, half precision in a small copy
+    model_config    the fields of GPTConfig
+    tokenizer       the argument of tokenizer.from_dict
+    optimizer       optim.Optimizer.state_dict(), None in best.pt
+    stage, step     where the run is: `step` steps are done
+    seconds         time the run has taken so far
+    config          all settings of the run
+    parent          path and hash of the checkpoint that the run started from, or None
+    kept            tensors that the stage needs again on resume
+    data            shards.Data.hash of the run's data, None if that has no meta.json
+    best            the best validation loss so far
+    about           what sample.py --chat says about the model
 
-$ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     a copy without the optimizer, in half precision
+    $ python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt     # half precision, no optimizer
 """
 
 import hashlib
@@ -24,6 +28,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -33,86 +38,140 @@ if __name__ == '__main__':
 import console
 import disk
 import tokenizer as tokenizers
+from model import GPT, GPTConfig
 from utf8 import valid_text
 
-KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}
+KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}  # every checkpoint has
 FILES = ('best.pt', 'log.jsonl', 'ckpt.pt')  # what a run writes into its out_dir
+
+# -----------------------------------------------------------------------------
+# the file
 
 
 def save(path: str | Path, state: dict) -> None:
-    """Write to a temporary name, fsync, rename. Where the disk is full, the checkpoint that was there stays."""
+    """Write a checkpoint: temporary file, fsync, rename. SystemExit if the disk is full or cannot
+    be written; the checkpoint that was there stays."""
     try:
         with disk.replacing(path) as file:
             torch.save(state, file)
-    except RuntimeError as error:  # torch's, after the file's own
+    except RuntimeError as error:  # torch raises it while it handles the file's OSError
         if not isinstance(error.__context__, OSError):
             raise
         raise disk.not_written(path, error.__context__) from error
 
 
 def load(path: str | Path, mmap: bool = False) -> dict:
-    """Read a checkpoint onto the CPU. Nothing in it is ever run as code.
-
-    mmap: read weights when they are used, so that looking at the other fields is cheap.
     """
+    Read a checkpoint onto the CPU. Nothing in the file is ever run as code.
+
+    mmap: read weights from the disk only when they are used, so that the other fields are cheap.
+    SystemExit if the file is missing, damaged, or not a checkpoint of this project.
+    """
+    # 1) Is it there?
     path = Path(path)
     if not path.exists():
-        config = Path('config', '_'.join(part for part in path.parent.parts if part != 'out') + '.py')
-        known = (Path(__file__).resolve().parent / config).exists()  # out/tinyworld/mid is config/tinyworld_mid.py's
-        made = f'python train.py {config if known else f"--out_dir={path.parent}"}'
-        raise SystemExit(f'there is no checkpoint {path}; expected the out_dir of a run; one is made by: {made}')
+        raise SystemExit(
+            f'there is no checkpoint {path}, expected the out_dir of a run; '
+            f'to make one, run: {training_command(path.parent)}'
+        )
+
+    # 2) Read it. A damaged file makes torch raise many kinds of error
     try:
         state = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    except Exception as error:  # torch raises many kinds here
-        reason = (str(error) or repr(error)).strip().splitlines()[0][:120]  # an empty file's EOFError says nothing
-        reason = console.printable(reason)  # it may quote the file
+    except Exception as error:
+        text = str(error) or repr(error)  # the EOFError of an empty file has no text
+        reason = console.printable(text.strip().splitlines()[0][:120])  # it may quote the file
         raise SystemExit(
             f'{path} is not a whole checkpoint ({reason}); delete it, or take another --out_dir'
         ) from error
+
+    # 3) Is it ours?
     missing = KEYS - set(state) if isinstance(state, dict) else KEYS
     if missing:
-        raise SystemExit(f'{path} is no checkpoint of this project: it lacks {", ".join(sorted(missing))}')
+        names = ', '.join(sorted(missing))
+        raise SystemExit(f'{path} is not a checkpoint of this project: it lacks {names}')
     return state
 
 
+def training_command(folder: Path) -> str:
+    """The command that trains into this out_dir: `python train.py config/tinyworld_mid.py` for
+    out/tinyworld/mid, because that config exists."""
+    parts = [part for part in folder.parts if part != 'out']
+    config = Path('config', '_'.join(parts) + '.py')
+    if (Path(__file__).resolve().parent / config).exists():
+        return f'python train.py {config}'
+    return f'python train.py --out_dir={folder}'
+
+
 def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a tok.json, of a .pt file, or of a folder: a run's or one of data."""
+    """The tokenizer of a tok.json, of a .pt file, or of a folder: a run's or a data set's.
+    SystemExit if none is found."""
     path = Path(path)
     if path.is_dir():
         names = ('tok.json', 'ckpt.pt', 'best.pt')
-        path = next((path / name for name in names if (path / name).exists()), path / 'tok.json')
+        found = [path / name for name in names if (path / name).exists()]
+        path = found[0] if found else path / 'tok.json'
     if path.suffix == '.pt':
         return tokenizers.from_dict(load(path, mmap=True)['tokenizer'], path)
     return tokenizers.load(path)
 
 
 def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
-    """The checkpoint's weights into a model built after its model_config."""
+    """Copy the checkpoint's weights into a model built from its model_config. SystemExit if their
+    names or shapes differ."""
     try:
         model.load_state_dict(state['model'])
     except RuntimeError as error:
-        first = console.printable(str(error).split('\n\t')[1])  # it may quote the file
-        raise SystemExit(f'{path} was made by another model.py: {first} take the one that made it') from None
+        # torch lists all differences, one per line; the first says enough. It may quote the file
+        first = console.printable(str(error).split('\n\t')[1]).strip()
+        raise SystemExit(
+            f'{path} was made by another model.py: {first} Use the one that made it'
+        ) from None
 
 
 def shrink(source: str | Path, target: str | Path) -> None:
-    """A copy that can be used and gone on from, but not resumed: weights in half precision, no optimizer."""
+    """Copy a checkpoint with weights in half precision and without the optimizer. The copy can be
+    used, and a new stage can start from it; a run cannot resume from it."""
     disk.try_writing(target)
     state = load(source)
-    kept = {name: state[name] for name in sorted(KEYS | {'about', 'parent', 'seconds'}) if name in state}
-    kept['model'] = {name: t.half() if t.is_floating_point() else t for name, t in state['model'].items()}
-    save(target, kept)
+    names = KEYS | {'about', 'parent', 'seconds'}
+    small = {name: state[name] for name in sorted(names) if name in state}
+    small['model'] = {
+        name: weight.half() if weight.is_floating_point() else weight
+        for name, weight in state['model'].items()
+    }
+    save(target, small)
+
+
+def identity(path: Path | None) -> dict | None:
+    """{'path': …, 'sha256': …} of a checkpoint, by which a later run names the one it started from.
+    None for None."""
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+    return {'path': str(path), 'sha256': digest.hexdigest()}
+
+
+# -----------------------------------------------------------------------------
+# a run's folder
 
 
 def claim(folder: str | Path) -> disk.Lock:
-    """Make out_dir and keep other runs out of it until the lock is released."""
+    """Create out_dir and lock it: other runs are refused until release(). SystemExit if it cannot
+    be created, or if another run has it."""
     folder = Path(folder)
     with disk.writing(f'out_dir {folder}'):
         folder.mkdir(parents=True, exist_ok=True)
         lock = disk.Lock(folder / 'run.lock')
-        # Remove what a killed run left of disk.replacing, and nothing else that ends in .part
-        leftover = re.compile(rf'({"|".join(map(re.escape, FILES))})\.\d+\.part')
-        for path in folder.iterdir() if lock.works else ():
+        if not lock.works:
+            return lock  # a run that is not noticed may be writing these files
+        # Remove temporary files that a killed run left, and no other file that ends in .part
+        names = '|'.join(map(re.escape, FILES))
+        leftover = re.compile(rf'({names})\.\d+\.part')  # ckpt.pt.12345.part: see disk.part_of
+        for path in folder.iterdir():
             if leftover.fullmatch(path.name):
                 path.unlink()
     return lock
@@ -132,96 +191,196 @@ def set_aside(folder: str | Path) -> None:
 
 
 def best_of(folder: str | Path) -> float:
-    """The validation loss of best.pt, or infinity. ckpt.pt may be older: it is saved before the evaluation."""
+    """The validation loss of best.pt, infinity without one. ckpt.pt may lack the latest: it is
+    saved before the evaluation."""
     path = Path(folder, 'best.pt')
     return load(path, mmap=True)['best'] if path.exists() else math.inf
 
 
 def choose(folder: str | Path) -> Path:
-    """The checkpoint of a run to use: best.pt if the run keeps one, else ckpt.pt.
-
-    With always_save_checkpoint=True a run keeps no best.pt. If it was continued so, a best.pt from
-    before was not compared with any later step: it counts only while ckpt.pt has no more steps.
     """
-    latest, best = Path(folder, 'ckpt.pt'), Path(folder, 'best.pt')
-    if not best.exists() or not latest.exists():
-        return best if best.exists() else latest
+    The checkpoint of a run to use: best.pt if the run keeps one, else ckpt.pt.
+
+    A run with always_save_checkpoint=True keeps no best.pt. Its folder may still hold one, from
+    before the run was resumed with that setting. No later step was compared with it, so it counts
+    only if ckpt.pt has no more steps.
+    """
+    latest = Path(folder, 'ckpt.pt')
+    best = Path(folder, 'best.pt')
+    if not best.exists():
+        return latest
+    if not latest.exists():
+        return best
     state = load(latest, mmap=True)
     keeps_best = not state['config'].get('always_save_checkpoint', True)
-    return best if keeps_best or state['step'] <= load(best, mmap=True)['step'] else latest
+    if keeps_best or state['step'] <= load(best, mmap=True)['step']:
+        return best
+    return latest
 
 
 def newest(root: str | Path = '.') -> Path | None:
-    """The ckpt.pt written last, in out/, out/*/, out/*/*/ or out-*/ below root."""
+    """The ckpt.pt written last in out/, out/*/, out/*/*/ or out-*/ below root, or None."""
     patterns = ('out/ckpt.pt', 'out/*/ckpt.pt', 'out/*/*/ckpt.pt', 'out-*/ckpt.pt')
-    paths = [p for pattern in patterns for p in Path(root).glob(pattern)]
-    return max(paths, key=lambda p: p.stat().st_mtime, default=None)
+    paths = [path for pattern in patterns for path in Path(root).glob(pattern)]
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 
-# What may differ when a run goes on: how long it is, how often it reports, what it runs on, how a step is split
-FREE = {
-    'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs', 'time_limit',
-    'target_param_data_ratio', 'lr_decay_iters', 'eval_interval', 'eval_iters', 'log_interval', 'save_interval',
-    'eval_problems', 'max_new_tokens', 'sample_prompts', 'always_save_checkpoint', 'wandb_log', 'wandb_project',
-    'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'max_skips', 'batch_size',
-    'gradient_accumulation_steps', 'cpu_micro_batch_size',
-}  # fmt: skip
-OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
-# What the next stage takes over from the one before, unless it says otherwise
-RECIPE = {
-    'isolate', 'optimizer', 'learning_rate', 'embedding_rate', 'head_rate', 'weight_decay', 'beta1', 'beta2',
-    'grad_clip', 'muon_iterations',
-}  # fmt: skip
-HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}  # one of them says how long: a new one replaces the old
+# -----------------------------------------------------------------------------
+# a model to use
 
 
-def inherit(state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool) -> dict[str, tuple]:
-    """{name: (value, source)} of the settings that a run takes from the checkpoint it starts from.
-
-    The architecture and the optimizer's rates; on resume everything that is not given explicitly. An architecture that
-    is given and differs is an error, on resume anything that is.
+def find(out_dir: str) -> Path:
     """
-    left_out = OWN | HORIZON if explicit & HORIZON else OWN
-    before = {name: value for name, value in state['config'].items() if name in settings and name not in left_out}
-    architecture = {n: value for n, value in state['model_config'].items() if n in settings and n != 'dropout'}
-    architecture |= {name: before[name] for name in ('preset', 'depth') if name in before}  # where it came from
-    recipe = {name: before[name] for name in RECIPE if name in before}
-    taken = before | architecture if resume else recipe | architecture
-    for name in taken:
-        free = name in (FREE if resume else RECIPE) and name not in architecture
-        # as the checkpoint's run was given it, say n_kv_head = 0, is as good as what the model made of it
-        if name in explicit and not free and settings[name] not in (taken[name], before.get(name)):
-            mend = 'leave it out' if resume else 'leave it out, or start with --init_from=scratch'
-            raise SystemExit(f'{name} is {settings[name]!r} here and {taken[name]!r} in {path}; {mend}')
+    The checkpoint that a user's --out_dir stands for: '' is the newest run's, 'out/sft' that run's
+    (see choose), 'small.pt' that file. SystemExit if '' finds no run.
+    """
+    if out_dir.endswith('.pt'):
+        return Path(out_dir)
+    if out_dir:
+        return choose(out_dir)
+    latest = newest()
+    if latest is None:
+        raise SystemExit(
+            'there is no checkpoint under out/ or out-*/; to make one, run: python train.py'
+        )
+    return choose(latest.parent)
+
+
+def open_model(
+    path: str | Path, device: str, dtype: str = 'float32'
+) -> tuple[GPT, tokenizers.Tokenizer, dict]:
+    """
+    (model on the device in evaluation mode, tokenizer, the whole checkpoint as load() returns it).
+
+    dtype is the run's: 'float64' makes float64 weights, any other float32, for runtime.autocast.
+    """
+    state = load(path)
+    model = GPT(GPTConfig(**state['model_config']))
+    restore(model, state, path)
+    model.to(device, torch.float64 if dtype == 'float64' else torch.float32).eval()
+    return model, tokenizers.from_dict(state['tokenizer'], path), state
+
+
+# -----------------------------------------------------------------------------
+# what a run takes over from the checkpoint it starts from
+
+
+class Rules(NamedTuple):
+    """Settings of a program, by how a run that starts from a checkpoint treats them."""
+
+    free: frozenset[str]  # may differ on resume
+    own: frozenset[str]  # never taken from the checkpoint
+    recipe: frozenset[str]  # a new stage takes them from the stage before, unless they are given
+    horizon: frozenset[str]  # how long to train: one that is given replaces all of the checkpoint's
+
+
+# On resume may differ: the length of the run, what it reports, the machine, how a step is split
+RULES = Rules(
+    free=frozenset({
+        'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs',
+        'time_limit', 'target_param_data_ratio', 'lr_decay_iters', 'eval_interval', 'eval_iters',
+        'log_interval', 'save_interval', 'eval_problems', 'max_new_tokens', 'sample_prompts',
+        'always_save_checkpoint', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype',
+        'compile', 'backend', 'deterministic', 'max_skips', 'batch_size',
+        'gradient_accumulation_steps', 'cpu_micro_batch_size',
+    }),
+    own=frozenset({'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}),
+    recipe=frozenset({
+        'isolate', 'optimizer', 'learning_rate', 'embedding_rate', 'head_rate', 'weight_decay',
+        'beta1', 'beta2', 'grad_clip', 'muon_iterations',
+    }),
+    horizon=frozenset({'max_iters', 'epochs', 'target_param_data_ratio'}),
+)  # fmt: skip
+
+
+def inherit(
+    state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool, rules: Rules = RULES
+) -> dict[str, tuple]:
+    """
+    {name: (value, source)}: the settings that a run takes from the checkpoint it starts from.
+
+    A new stage takes the architecture and the recipe, a resumed run takes everything but its own.
+    An explicit value that differs is an error: of the architecture always, of other settings on
+    resume, unless they are free. configure() lets explicit values win over those returned here.
+
+        state, path    the checkpoint, and its path, which becomes the source
+        settings       all settings of the new run; others of the checkpoint are ignored
+        explicit       names that the user has given
+
+    SystemExit names the setting, both values and the path.
+    """
+    # 1) The settings of the checkpoint's run. The architecture is as the model was built
+    ignored = rules.own
+    if explicit & rules.horizon:
+        ignored = ignored | rules.horizon
+    before = {
+        name: value
+        for name, value in state['config'].items()
+        if name in settings and name not in ignored
+    }
+    architecture = {
+        name: value
+        for name, value in state['model_config'].items()
+        if name in settings and name != 'dropout'
+    }
+    for name in ('preset', 'depth'):  # from which the architecture was derived
+        if name in before:
+            architecture[name] = before[name]
+
+    # 2) Those that this run takes, and which of them it may set anew
     if resume:
-        now = {**before, **{name: settings[name] for name in explicit}}
-        here, there = (s['batch_size'] * s['gradient_accumulation_steps'] for s in (now, before))
-        if here != there:
-            mend = 'keep batch_size * gradient_accumulation_steps'
-            raise SystemExit(f'a step has {here} rows here and {there} in {path}; {mend}')
+        taken = before | architecture
+        may_differ = rules.free - architecture.keys()
+    else:
+        recipe = {name: before[name] for name in rules.recipe if name in before}
+        taken = recipe | architecture
+        may_differ = rules.recipe - architecture.keys()
+
+    # 3) Compare. n_kv_head = 0 became n_head in the model: a user may give either
+    for name in taken:
+        if name not in explicit or name in may_differ:
+            continue
+        if settings[name] not in (taken[name], before.get(name)):
+            hint = 'leave it out'
+            if not resume:
+                hint += ', or start with --init_from=scratch'
+            raise SystemExit(
+                f'{name} is {settings[name]!r} here and {taken[name]!r} in {path}; {hint}'
+            )
+
+    # 4) A resumed step has as many rows as before
+    if resume:
+        now = before | {name: settings[name] for name in explicit}
+        compare_rows(now, before, path)
     return {name: (value, str(path)) for name, value in taken.items()}
 
 
+def compare_rows(now: dict, before: dict, path: Path) -> None:
+    """On resume a step may be split into other micro-batches. SystemExit if its rows differ."""
+    rows_now = now['batch_size'] * now['gradient_accumulation_steps']
+    rows_before = before['batch_size'] * before['gradient_accumulation_steps']
+    if rows_now != rows_before:
+        raise SystemExit(
+            f'a step has {rows_now} rows here and {rows_before} in {path}; '
+            'keep batch_size * gradient_accumulation_steps'
+        )
+
+
 def compare_data(state: dict, path: Path, dataset: str, now: str | None) -> None:
-    """On resume, say if the data has changed. now: its shards.Data.hash."""
-    if state.get('data') in (None, now):  # None: not known, as in older checkpoints
+    """
+    On resume, print a line if the data has changed. now: shards.Data.hash of the data.
+
+    SystemExit if the stage keeps a number for each row of the old data, as dpo does.
+    """
+    if state.get('data') in (None, now):  # None: unknown, as in older checkpoints
         return
-    what = f'{dataset} has changed since {path} was saved'
-    if state['kept']:  # dpo's reference
-        mend = f'start the stage again: --init_from={state["parent"]["path"]}, another --out_dir'
-        raise SystemExit(f'{what}, which keeps a number for each row of it; {mend}')
-    print(f'{what}: the run goes on with the data as it is now')
-
-
-def identity(path: Path | None) -> dict | None:
-    """What a later run notes of the checkpoint it started from."""
-    if path is None:
-        return None
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(2**24):
-            digest.update(chunk)
-    return {'path': str(path), 'sha256': digest.hexdigest()}
+    changed = f'{dataset} has changed since {path} was saved'
+    if state['kept']:
+        raise SystemExit(
+            f'{changed}, which keeps a number for each of its rows; start the stage again: '
+            f'--init_from={state["parent"]["path"]}, another --out_dir'
+        )
+    print(f'{changed}: the run continues with the data as it is now')
 
 
 # -----------------------------------------------------------------------------
@@ -268,6 +427,9 @@ def was_measured(path: Path, step: int) -> bool:
 if __name__ == '__main__':
     console.set_up(must_finish=True)
     if len(sys.argv) != 3:
-        raise SystemExit('expected a checkpoint and a new name: python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt')
+        raise SystemExit(
+            'expected a checkpoint and the name of its copy; '
+            'run: python checkpoint.py out/tinyworld/rl/ckpt.pt small.pt'
+        )
     shrink(*sys.argv[1:])
     print(f'{sys.argv[2]}: {Path(sys.argv[2]).stat().st_size:,} bytes')

@@ -33,10 +33,9 @@ import disk
 import plan
 import runtime
 import tasks
-import tokenizer as tokenizers
 from batches import Reader, Shape, Stream
 from engine import Engine, Sample, Sampling
-from model import GPT, GPTConfig
+from model import GPT
 from shards import Data, another_tokenizer, mixture
 from utf8 import valid_text
 
@@ -291,26 +290,6 @@ class Skills:
 # a checkpoint's table
 
 
-def find(out_dir: str) -> Path:
-    """The checkpoint of a run's folder, see checkpoint.choose; '' is the newest run's.
-    A .pt file is itself."""
-    if out_dir.endswith('.pt'):
-        return Path(out_dir)
-    newest = None if out_dir else checkpoint.newest()
-    if not out_dir and newest is None:
-        raise SystemExit('there is no checkpoint under out/ or out-*/; one is made by: python train.py')
-    return checkpoint.choose(out_dir or newest.parent)
-
-
-def load(path: str | Path, device: str, dtype: str = 'float32') -> tuple[GPT, tokenizers.Tokenizer, dict]:
-    """The model of a checkpoint on the device, its tokenizer, and the checkpoint."""
-    state = checkpoint.load(path)
-    model = GPT(GPTConfig(**state['model_config']))
-    checkpoint.restore(model, state, path)
-    model.to(device, torch.float64 if dtype == 'float64' else torch.float32).eval()
-    return model, tokenizers.from_dict(state['tokenizer'], path), state
-
-
 def problems_beside(dataset: str) -> Path:
     """The problems.jsonl of the data that a checkpoint was trained on, in its folder or one above, else tinyworld's."""
     root = Path(__file__).resolve().parent / 'data'
@@ -406,8 +385,8 @@ if __name__ == '__main__':
         if device == 'cpu':
             runtime.keep_freed_memory()
         runtime.explain_out_of_memory('lower --batch_size')
-        path = find(out_dir)
-        model, tokenizer, state = load(path, device, dtype)
+        path = checkpoint.find(out_dir)
+        model, tokenizer, state = checkpoint.open_model(path, device, dtype)
         folder = Data(data) if data else None
         if folder and folder.tokenizer.hash != tokenizer.hash:
             raise another_tokenizer(data, path)

@@ -1,4 +1,4 @@
-"""checkpoint.py: what survives a crash, what is refused, what a run takes over from the one it starts from."""
+"""checkpoint.py: what survives a crash, what is refused, which settings a run inherits."""
 
 import errno
 import hashlib
@@ -17,16 +17,25 @@ import checkpoint
 import disk
 import tokenizer as tokenizers
 from checkpoint import inherit
+from model import GPT, PRESETS, GPTConfig
 
 
 def state_of(step=1, **changes):
     model = {'a': torch.arange(5000.0), 'b': torch.tensor([float('nan'), -0.0])}
-    state = dict(model=model, model_config={'n_layer': 2}, tokenizer={'kind': 'char', 'characters': 'äb'})
-    return {**state, 'stage': 'pretrain', 'step': step, 'config': {'out_dir': 'ö ä', 'compile': None}, **changes}
+    state = dict(
+        model=model, model_config={'n_layer': 2}, tokenizer={'kind': 'char', 'characters': 'äb'}
+    )
+    return {
+        **state,
+        'stage': 'pretrain',
+        'step': step,
+        'config': {'out_dir': 'ö ä', 'compile': None},
+        **changes,
+    }
 
 
 def one_line(stop, *words):
-    """The words of an error for the user, checked to be one line that holds each of `words`."""
+    """Check that the error is one line that holds each of the words."""
     message = str(stop.value.code)
     assert '\n' not in message
     assert [word for word in map(str, words) if word not in message] == [], message
@@ -34,7 +43,7 @@ def one_line(stop, *words):
 
 @pytest.fixture
 def path(tmp_path):
-    """Of a checkpoint, below a folder whose name has a space and a letter that is not ASCII."""
+    """The path of a checkpoint, in a folder whose name has a space and a letter outside ASCII."""
     folder = tmp_path / 'my rün'
     folder.mkdir()
     return folder / 'ckpt.pt'
@@ -44,19 +53,27 @@ def path(tmp_path):
 
 
 def test_a_checkpoint_comes_back_as_it_was(path):
-    state = state_of(optimizer={'groups': [{'exp_avg': torch.randn(3, dtype=torch.float64)}]}, kept={}, best=1.5)
+    state = state_of(
+        optimizer={'groups': [{'exp_avg': torch.randn(3, dtype=torch.float64)}]}, kept={}, best=1.5
+    )
     checkpoint.save(path, state)
     back = checkpoint.load(str(path))
     bits = [(tensor.dtype, tensor.numpy().tobytes()) for tensor in back['model'].values()]
     assert bits == [(tensor.dtype, tensor.numpy().tobytes()) for tensor in state['model'].values()]
-    assert torch.equal(back['optimizer']['groups'][0]['exp_avg'], state['optimizer']['groups'][0]['exp_avg'])
+    moments = [made['optimizer']['groups'][0]['exp_avg'] for made in (back, state)]
+    assert torch.equal(*moments)
     same = set(state) - {'model', 'optimizer'}
-    assert set(back) == set(state) and {name: back[name] for name in same} == {name: state[name] for name in same}
+    assert set(back) == set(state)
+    assert {name: back[name] for name in same} == {name: state[name] for name in same}
     assert [p.name for p in path.parent.iterdir()] == ['ckpt.pt']
 
 
 def test_a_small_copy_has_the_weights_in_half_precision_and_no_optimizer(path):
-    state = state_of(optimizer={'moments': torch.ones(9)}, kept={'reference': torch.ones(9)}, about={'about': 'a'})
+    state = state_of(
+        optimizer={'moments': torch.ones(9)},
+        kept={'reference': torch.ones(9)},
+        about={'about': 'a'},
+    )
     checkpoint.save(path, state)
     small = path.with_name('small.pt')
     checkpoint.shrink(path, small)
@@ -64,11 +81,12 @@ def test_a_small_copy_has_the_weights_in_half_precision_and_no_optimizer(path):
     assert 'optimizer' not in back and 'kept' not in back and back['about'] == {'about': 'a'}
     for name, t in state['model'].items():
         half = t.half() if t.is_floating_point() else t
-        assert back['model'][name].numpy().tobytes() == half.numpy().tobytes()  # NaN is not equal to itself
+        # bytes, because NaN is not equal to itself
+        assert back['model'][name].numpy().tobytes() == half.numpy().tobytes()
 
 
 class Evil:
-    """Unpickled by somebody careless, it makes a folder."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -106,11 +124,11 @@ def test_a_damaged_file_is_named(path, damage):
 
 
 @pytest.mark.parametrize('content', [{'model': {}}, [1, 2], torch.zeros(3), {}])
-def test_somebody_elses_file_is_named(path, content):
+def test_a_file_of_another_program_is_named(path, content):
     torch.save(content, path)
     with pytest.raises(SystemExit) as stop:
         checkpoint.load(path)
-    one_line(stop, path, 'no checkpoint of this project', 'model_config', 'tokenizer')
+    one_line(stop, path, 'not a checkpoint of this project', 'model_config', 'tokenizer')
 
 
 def test_a_missing_file_is_named_with_what_makes_one(path):
@@ -119,7 +137,9 @@ def test_a_missing_file_is_named_with_what_makes_one(path):
     one_line(stop, path, f'python train.py --out_dir={path.parent}')
 
 
-@pytest.mark.parametrize('how', [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state, 2))])
+@pytest.mark.parametrize(
+    'how', [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state, 2))]
+)
 def test_code_in_a_checkpoint_is_refused_and_never_run(path, how):
     mark = path.parent / 'was here'
     how(state_of(config={'a': Evil(mark)}), path)
@@ -128,14 +148,14 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(path, how):
     one_line(stop, path)
     assert not mark.exists()
     torch.load(path, weights_only=False) if how is torch.save else pickle.loads(path.read_bytes())
-    assert mark.exists()  # it would have run
+    assert mark.exists()  # the file was able to do it
 
 
 # ---- a full disk
 
 
 class FullDisk:
-    """A file on a disk with room for so many bytes more."""
+    """A file on a disk with this much room left, in bytes."""
 
     def __init__(self, file, room):
         self.file, self.room = file, room
@@ -161,7 +181,9 @@ def test_a_full_disk_keeps_the_old_checkpoint(path, monkeypatch, room):
     checkpoint.save(path, state_of(step=1))
     assert path.stat().st_size > 20000
     with monkeypatch.context() as patch:
-        patch.setattr(disk, 'open', lambda *arguments: FullDisk(open(*arguments), room), raising=False)
+        patch.setattr(
+            disk, 'open', lambda *arguments: FullDisk(open(*arguments), room), raising=False
+        )
         with pytest.raises(SystemExit) as stop:
             checkpoint.save(path, state_of(step=2))
     one_line(stop, path, 'cannot be written (No space left on device)', 'free some space')
@@ -171,7 +193,9 @@ def test_a_full_disk_keeps_the_old_checkpoint(path, monkeypatch, room):
     assert checkpoint.load(path)['step'] == 3
 
 
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='/dev/full, a disk that is always full, is not here')
+@pytest.mark.skipif(
+    not Path('/dev/full').exists(), reason='needs /dev/full, a device that is always full'
+)
 @pytest.mark.parametrize('size', [10, 3_000_000])
 def test_a_really_full_disk_keeps_the_old_checkpoint(path, size):
     checkpoint.save(path, state_of(step=1))
@@ -196,15 +220,20 @@ checkpoint.save(sys.argv[1], dict(model={'a': torch.zeros(2**20)}))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='a limit on the size of files is set as on Linux')
+@pytest.mark.skipif(
+    not sys.platform.startswith('linux'), reason='sets a limit on file sizes as on Linux'
+)
 def test_a_real_failure_half_way_keeps_the_old_checkpoint(path, run_program):
-    """The kernel refuses the write after one of four megabytes."""
+    """The kernel refuses to write more than one of four megabytes."""
     checkpoint.save(path, state_of(step=1))
     script = path.with_name('save.py')
     script.write_text(LIMITED, encoding='utf-8')
-    done = run_program(script, path, check=False, env={'PYTHONPATH': Path(checkpoint.__file__).parent})
+    done = run_program(
+        script, path, check=False, env={'PYTHONPATH': Path(checkpoint.__file__).parent}
+    )
     assert done.returncode == 1
-    assert done.stderr.strip().count('\n') == 0 and f'{path} cannot be written' in done.stderr, done.stderr
+    assert done.stderr.strip().count('\n') == 0, done.stderr
+    assert f'{path} cannot be written' in done.stderr, done.stderr
     assert sorted(p.name for p in path.parent.iterdir()) == ['ckpt.pt', 'save.py']
     assert checkpoint.load(path)['step'] == 1
 
@@ -214,9 +243,19 @@ def test_a_real_failure_half_way_keeps_the_old_checkpoint(path, run_program):
 
 def test_newest_is_the_one_written_last(tmp_path):
     assert checkpoint.newest(tmp_path) is None
-    times = {'out/ckpt.pt': 50, 'out/x y/ckpt.pt': 40, 'out/ä/ckpt.pt': 60, 'out-shakespeare/ckpt.pt': 55}
+    times = {
+        'out/ckpt.pt': 50,
+        'out/x y/ckpt.pt': 40,
+        'out/ä/ckpt.pt': 60,
+        'out-shakespeare/ckpt.pt': 55,
+    }
     times |= {'out/x y/deeper/ckpt.pt': 58}
-    elsewhere = {'outer/ckpt.pt': 99, 'out/a/b/deepest/ckpt.pt': 98, 'ckpt.pt': 97, 'out/ä/best.pt': 96}
+    elsewhere = {
+        'outer/ckpt.pt': 99,
+        'out/a/b/deepest/ckpt.pt': 98,
+        'ckpt.pt': 97,
+        'out/ä/best.pt': 96,
+    }
     for name, time in {**times, **elsewhere}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b'')
@@ -244,7 +283,7 @@ def test_only_what_a_killed_run_left_half_written_is_removed(tmp_path, monkeypat
     users |= {'tok.json.1.part', 'a.pt'}
     for name in ours | users:
         (tmp_path / name).write_bytes(b'')
-    with monkeypatch.context() as patch:  # without a lock they may be those of a run that goes on
+    with monkeypatch.context() as patch:  # without a lock they may belong to a run that is alive
         patch.setattr(disk.Lock, 'lock', lambda self, file: not setattr(self, 'works', False))
         checkpoint.claim(tmp_path).release()
     assert {path.name for path in tmp_path.iterdir()} == ours | users
@@ -252,8 +291,8 @@ def test_only_what_a_killed_run_left_half_written_is_removed(tmp_path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == users
 
 
-def kept(folder, best=None, latest=None, **config):
-    """A folder with checkpoints of these steps."""
+def chosen(folder, best=None, latest=None, **config):
+    """The name of the file chosen from a folder with checkpoints of these steps."""
     folder.mkdir(exist_ok=True)
     for name, step in (('best.pt', best), ('ckpt.pt', latest)):
         (folder / name).unlink(missing_ok=True)
@@ -262,18 +301,59 @@ def kept(folder, best=None, latest=None, **config):
     return checkpoint.choose(folder).name
 
 
-def test_best_counts_while_its_run_keeps_one(tmp_path):
-    """best.pt of step 100 says nothing of a run that went on to step 5000 without comparing."""
+def test_best_is_chosen_while_its_run_keeps_one(tmp_path):
+    """A best.pt of step 100 says nothing about a run that reached step 5000 without comparing."""
     keeps, keeps_none = dict(always_save_checkpoint=False), dict(always_save_checkpoint=True)
-    assert kept(tmp_path, best=100, latest=5000, **keeps) == 'best.pt'
-    assert kept(tmp_path, best=100, latest=5000, **keeps_none) == 'ckpt.pt'
-    assert kept(tmp_path, best=100, latest=100, **keeps_none) == 'best.pt'
-    assert kept(tmp_path, best=100, latest=5000) == 'ckpt.pt'  # True is the default
-    assert kept(tmp_path, best=100) == 'best.pt'
-    assert kept(tmp_path, latest=100) == kept(tmp_path) == 'ckpt.pt'
+    assert chosen(tmp_path, best=100, latest=5000, **keeps) == 'best.pt'
+    assert chosen(tmp_path, best=100, latest=5000, **keeps_none) == 'ckpt.pt'
+    assert chosen(tmp_path, best=100, latest=100, **keeps_none) == 'best.pt'
+    assert chosen(tmp_path, best=100, latest=5000) == 'ckpt.pt'  # True is the default
+    assert chosen(tmp_path, best=100) == 'best.pt'
+    assert chosen(tmp_path, latest=100) == chosen(tmp_path) == 'ckpt.pt'
 
 
-def test_a_run_that_goes_on_says_that_its_data_has_changed(path, capsys):
+# ---- a model to use
+
+
+@pytest.fixture(scope='module')
+def run():
+    """A tiny model and the state of its checkpoint."""
+    torch.manual_seed(0)
+    small = dict(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3)
+    model = GPT(GPTConfig(**{**PRESETS['nano'], **small}))
+    table = tokenizers.CharTokenizer('abc').to_dict()
+    config = vars(model.config)
+    return model, state_of(7, model=model.state_dict(), model_config=config, tokenizer=table)
+
+
+def test_find_reads_an_out_dir_as_users_write_it(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.find('')
+    one_line(stop, 'no checkpoint under out/', 'python train.py')
+    assert checkpoint.find('no/such.pt') == Path('no/such.pt')  # load() says that it is missing
+    folder = Path('out', 'a')
+    folder.mkdir(parents=True)
+    checkpoint.save(folder / 'ckpt.pt', run[1])
+    assert checkpoint.find('') == checkpoint.find('out/a') == folder / 'ckpt.pt'
+    checkpoint.save(folder / 'best.pt', run[1])
+    assert checkpoint.find('') == checkpoint.find('out/a') == folder / 'best.pt'
+    assert checkpoint.find('out/a/ckpt.pt') == folder / 'ckpt.pt'
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32', 'bfloat16'])
+def test_an_opened_model_has_the_weights_that_were_saved(run, path, dtype):
+    model, state = run
+    checkpoint.save(path, state)
+    opened, tokenizer, found = checkpoint.open_model(path, 'cpu', dtype)
+    assert tokenizer.characters == 'abc' and found['step'] == 7 and not opened.training
+    kind = torch.float64 if dtype == 'float64' else torch.float32
+    for name, weight in model.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], weight.to(kind))
+        assert opened.state_dict()[name].dtype == kind
+
+
+def test_a_resumed_run_reports_changed_data(path, capsys):
     compare = lambda state, now: checkpoint.compare_data(dict(kept={}, **state), path, 'mine', now)
     for state, now in (({}, 'b'), (dict(data=None), 'b'), (dict(data='a'), 'a')):
         compare(state, now)
@@ -283,7 +363,7 @@ def test_a_run_that_goes_on_says_that_its_data_has_changed(path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert all(f'mine has changed since {path} was saved' in line for line in said)
-    with pytest.raises(SystemExit) as stop:  # dpo's reference is of the rows that were
+    with pytest.raises(SystemExit) as stop:  # dpo's reference belongs to the old rows
         state = dict(kept={'train': torch.zeros(2)}, data='a', parent={'path': 'out/sft/ckpt.pt'})
         checkpoint.compare_data(state, path, 'mine', 'b')
     one_line(stop, 'mine has changed', '--init_from=out/sft/ckpt.pt')
@@ -316,12 +396,16 @@ def test_an_earlier_run_is_set_aside(path, capsys):
     assert path.with_name('best.pt.old4').exists() and not path.with_name('best.pt').exists()
 
 
-def test_the_mend_for_a_missing_checkpoint_is_the_config_that_makes_it(tmp_path, monkeypatch):
+def test_a_missing_checkpoint_is_reported_with_its_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder, mend in (('out/tinyworld/mid', 'train.py config/tinyworld_mid.py'), ('out/mine', '--out_dir=out/mine')):
+    commands = {
+        'out/tinyworld/mid': 'train.py config/tinyworld_mid.py',
+        'out/mine': '--out_dir=out/mine',
+    }
+    for folder, command in commands.items():
         with pytest.raises(SystemExit) as stop:
             checkpoint.load(f'{folder}/ckpt.pt')
-        one_line(stop, f'there is no checkpoint {folder}/ckpt.pt', mend)
+        one_line(stop, f'{folder}/ckpt.pt', command)
 
 
 def test_weights_of_another_model_are_named(path):
@@ -336,22 +420,28 @@ def test_weights_of_another_model_are_named(path):
 def test_the_identity_of_a_checkpoint_is_its_path_and_hash(path):
     content = os.urandom(2**24 + 17)  # more than one read
     path.write_bytes(content)
-    assert checkpoint.identity(path) == {'path': str(path), 'sha256': hashlib.sha256(content).hexdigest()}
+    assert checkpoint.identity(path) == {
+        'path': str(path),
+        'sha256': hashlib.sha256(content).hexdigest(),
+    }
 
 
-# ---- what a run takes over
+# ---- settings that a run inherits
 
 SETTINGS = dict(
-    init_from='scratch', out_dir='out/a', eval_only=False, auto_resume=False, preset='nano', depth=0, n_layer=4,
-    n_kv_head=0, block_size=64, qk_norm='rms', learning_rate=1e-3, max_iters=100, epochs=0.0, seed=1,
-    device='auto', compile=None, batch_size=16, gradient_accumulation_steps=1, eval_interval=250, new_setting=7,
+    init_from='scratch', out_dir='out/a', eval_only=False, auto_resume=False, preset='nano',
+    depth=0, n_layer=4, n_kv_head=0, block_size=64, qk_norm='rms', learning_rate=1e-3, max_iters=100,
+    epochs=0.0, seed=1, device='auto', compile=None, batch_size=16, gradient_accumulation_steps=1,
+    eval_interval=250, new_setting=7,
 )  # fmt: skip
 RUN = {
-    **SETTINGS, 'out_dir': 'out/b', 'preset': 'qwen3', 'n_layer': 6, 'learning_rate': 5e-4, 'epochs': 3.0, 'seed': 2,
-    'batch_size': 8, 'gradient_accumulation_steps': 3, 'block_size': 32, 'retired_setting': 1,
+    **SETTINGS, 'out_dir': 'out/b', 'preset': 'qwen3', 'n_layer': 6, 'learning_rate': 5e-4,
+    'epochs': 3.0, 'seed': 2, 'batch_size': 8, 'gradient_accumulation_steps': 3, 'block_size': 32,
+    'retired_setting': 1,
 }  # fmt: skip
 RUN.pop('new_setting')
-MODEL = dict(vocab_size=65, n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain')  # n_kv_head: 0 became n_head
+# n_kv_head = 0 became n_head = 4 in the model
+MODEL = dict(vocab_size=65, n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain')
 STATE = dict(config=RUN, model_config=MODEL)
 WHERE = Path('out b', 'ckpt.pt')
 
@@ -362,14 +452,19 @@ def taken(resume, **given):
     return {name: value for name, (value, _) in answer.items()}
 
 
-def test_from_a_folder_come_the_architecture_and_the_recipe():
-    architecture = dict(n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain', preset='qwen3', depth=0)
+def test_a_new_stage_takes_the_architecture_and_the_recipe():
+    architecture = dict(
+        n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain', preset='qwen3', depth=0
+    )
     expected = {**architecture, 'learning_rate': 5e-4}
     assert taken(resume=False) == expected
-    assert taken(resume=False, learning_rate=1.0, batch_size=2, seed=9, max_iters=3) == expected  # what is given wins
-    rates = dict(optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5)
+    given = dict(learning_rate=1.0, batch_size=2, seed=9, max_iters=3)
+    assert taken(resume=False, **given) == expected  # explicit values win in configure()
+    rates = dict(
+        optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5
+    )
     rates |= dict(beta1=0.75, beta2=0.125, grad_clip=4.0, isolate=True, muon_iterations=3)
-    assert set(rates) == checkpoint.RECIPE
+    assert set(rates) == checkpoint.RULES.recipe
     state = dict(config={**RUN, **rates}, model_config=MODEL)
     answer = inherit(state, WHERE, {**SETTINGS, **dict.fromkeys(rates)}, frozenset(), False)
     assert {name: value for name, (value, _) in answer.items()} == {**architecture, **rates}
@@ -382,24 +477,28 @@ def test_on_resume_comes_everything_that_is_still_a_setting():
 
 
 @pytest.mark.parametrize('given', [
-    dict(n_layer=6), dict(preset='qwen3'), dict(depth=0), dict(block_size=32), dict(qk_norm='rms_gain'),
-    dict(n_kv_head=4), dict(n_kv_head=0),  # 0 is n_head, as it was then
+    dict(n_layer=6), dict(preset='qwen3'), dict(depth=0), dict(block_size=32),
+    dict(qk_norm='rms_gain'),
+    dict(n_kv_head=4), dict(n_kv_head=0),  # 0 is n_head, as in the run
     dict(out_dir='elsewhere', init_from='x', eval_only=True, auto_resume=True), dict(new_setting=8),
     dict(device='cpu'), dict(compile=True), dict(eval_interval=1),
-    dict(batch_size=24, gradient_accumulation_steps=1), dict(batch_size=4, gradient_accumulation_steps=6),
+    dict(batch_size=24, gradient_accumulation_steps=1),
+    dict(batch_size=4, gradient_accumulation_steps=6),
     dict(batch_size=8), dict(learning_rate=5e-4, seed=2),
 ])  # fmt: skip
 @pytest.mark.parametrize('resume', [True, False])
-def test_what_is_equal_or_free_may_be_given(given, resume):
-    assert taken(resume, **given) == taken(resume)  # configure() lets what is given win
+def test_equal_and_free_values_may_be_given(given, resume):
+    assert taken(resume, **given) == taken(resume)  # configure() lets explicit values win
 
 
 @pytest.mark.parametrize('given', [dict(max_iters=7), dict(epochs=4.0), dict(epochs=3.0)])
 def test_a_new_horizon_replaces_the_old_one(given):
-    """Were the old one noted beside it, the next resume would not know which of them to follow."""
+    """With both of them in the checkpoint, the next resume could not tell which one counts."""
     old = taken(resume=True)
     assert (old['max_iters'], old['epochs']) == (100, 3.0)
-    assert taken(resume=True, **given) == {name: old[name] for name in old if name not in ('max_iters', 'epochs')}
+    assert taken(resume=True, **given) == {
+        name: old[name] for name in old if name not in ('max_iters', 'epochs')
+    }
 
 
 @pytest.mark.parametrize('given, resume, here, there', [
@@ -414,7 +513,7 @@ def test_a_new_horizon_replaces_the_old_one(given):
     (dict(learning_rate=1e-3), True, 1e-3, 5e-4),
     (dict(seed=3), True, 3, 2),
 ])  # fmt: skip
-def test_what_contradicts_the_checkpoint_is_an_error_with_both_values(given, resume, here, there):
+def test_a_contradiction_is_reported_with_both_values(given, resume, here, there):
     with pytest.raises(SystemExit) as stop:
         taken(resume, **given)
     (name,) = given
@@ -426,16 +525,31 @@ def test_what_contradicts_the_checkpoint_is_an_error_with_both_values(given, res
     (dict(gradient_accumulation_steps=1), 8),
     (dict(batch_size=4, gradient_accumulation_steps=5), 20),
 ])  # fmt: skip
-def test_a_resumed_step_has_as_many_rows_as_before(given, rows):
+def test_a_resumed_step_keeps_its_number_of_rows(given, rows):
     with pytest.raises(SystemExit) as stop:
         taken(True, **given)
     one_line(stop, f'{rows} rows', f'24 in {WHERE}', 'batch_size', 'gradient_accumulation_steps')
     assert taken(False, **given) == taken(False)  # a new run is free
 
 
-def test_the_free_settings_are_settings_of_train():
-    assert set(train_settings()) >= checkpoint.FREE >= checkpoint.OWN
-    assert set(train_settings()) >= checkpoint.RECIPE | checkpoint.HORIZON
+def test_the_rules_name_settings_of_train():
+    assert set(train_settings()) >= checkpoint.RULES.free >= checkpoint.RULES.own
+    assert set(train_settings()) >= checkpoint.RULES.recipe | checkpoint.RULES.horizon
+
+
+def test_a_program_may_have_other_rules():
+    nothing = frozenset()
+    rules = checkpoint.Rules(nothing, nothing, frozenset({'seed', 'n_layer'}), nothing)
+    found = inherit(STATE, WHERE, SETTINGS, nothing, False, rules)
+    assert found['seed'] == (2, str(WHERE)) and 'learning_rate' not in found
+    with pytest.raises(SystemExit) as stop:  # free there, but of the architecture
+        inherit(STATE, WHERE, SETTINGS, frozenset({'n_layer'}), False, rules)
+    one_line(stop, 'n_layer is 4 here and 6 in')
+    with pytest.raises(SystemExit) as stop:  # free by the usual rules
+        inherit(
+            STATE, WHERE, SETTINGS, frozenset({'device', 'eval_interval', 'epochs'}), True, rules
+        )
+    one_line(stop, 'epochs is 0.0 here and 3.0 in')
 
 
 # ---- log.jsonl
@@ -446,7 +560,8 @@ def test_a_new_log_holds_the_facts(path):
     log.write_text('{"step": 1}\n', encoding='utf-8')
     facts = {'config': {'out_dir': 'ö ä', 'compile': None}, 'machine': {}}
     checkpoint.start_log(log, facts, None)
-    assert log.read_text(encoding='utf-8') == '{"config": {"out_dir": "ö ä", "compile": null}, "machine": {}}\n'
+    line = '{"config": {"out_dir": "ö ä", "compile": null}, "machine": {}}\n'
+    assert log.read_text(encoding='utf-8') == line
     assert checkpoint.read_log(log) == [facts]
 
 
@@ -482,7 +597,7 @@ def test_a_last_line_cut_anywhere_is_no_line(path):
     assert log.read_bytes() == b''.join(LINES[:3])
 
 
-def test_a_log_that_is_gone_starts_anew_on_resume(path):
+def test_a_missing_log_starts_anew_on_resume(path):
     log = path.with_name('log.jsonl')
     assert checkpoint.read_log(log) == []
     assert not checkpoint.was_measured(log, 0)
@@ -548,18 +663,22 @@ def test_the_tokenizer_of_a_file_a_run_and_a_data_folder(tmp_path, monkeypatch):
 def test_the_weights_stay_on_the_disk_when_the_tokenizer_is_read(path, monkeypatch):
     checkpoint.save(path, state_of(tokenizer=tokenizers.CharTokenizer('ab').to_dict()))
     original, asked = torch.load, []
-    monkeypatch.setattr(torch, 'load', lambda *args, **given: asked.append(given) or original(*args, **given))
+    monkeypatch.setattr(
+        torch, 'load', lambda *args, **given: asked.append(given) or original(*args, **given)
+    )
     checkpoint.load_tokenizer(path)
     checkpoint.load(path)
     assert [given['mmap'] for given in asked] == [True, False]
 
 
-def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+def test_a_missing_tokenizer_is_named(tmp_path):
     (tmp_path / 'world').mkdir()
     (tmp_path / 'world' / 'prepare.py').write_text('', encoding='utf-8')
     for name, hint in {
-        'none': 'expected a tok.json, a .pt file, or a folder that has one', '.': 'expected a tok.json',
-        'world/sft/tok.json': f'run: python {tmp_path / "world" / "prepare.py"}', 'none.pt': 'no checkpoint',
+        'none': 'expected a tok.json, a .pt file, or a folder that has one',
+        '.': 'expected a tok.json',
+        'world/sft/tok.json': f'run: python {tmp_path / "world" / "prepare.py"}',
+        'none.pt': 'no checkpoint',
     }.items():  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             checkpoint.load_tokenizer(tmp_path / name)

@@ -668,22 +668,6 @@ def test_text_is_read_in_micro_batches_as_small_as_in_training(model, folders, m
     handle.remove()
 
 
-def test_find_takes_the_best_and_load_what_was_saved(run_folder, trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match='there is no checkpoint under out/'):
-        evaluate.find('')
-    (tmp_path / 'out' / 'a').mkdir(parents=True)
-    (tmp_path / 'out' / 'a' / 'ckpt.pt').write_bytes((run_folder / 'ckpt.pt').read_bytes())
-    assert evaluate.find('') == evaluate.find('out/a') == tmp_path.joinpath('out/a/ckpt.pt').relative_to(tmp_path)
-    (tmp_path / 'out' / 'a' / 'best.pt').write_bytes((run_folder / 'ckpt.pt').read_bytes())
-    assert evaluate.find('').name == evaluate.find('out/a').name == 'best.pt'
-    assert evaluate.find('out/a/ckpt.pt').name == 'ckpt.pt'
-    model, tokenizer, state = evaluate.load(evaluate.find(''), 'cpu', 'float64')
-    assert tokenizer.hash == TOKENIZER.hash and state['step'] == 7 and not model.training
-    for name, weight in trained.state_dict().items():
-        assert torch.equal(model.state_dict()[name], weight.double())
-
-
 def test_the_problems_lie_beside_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, '__file__', str(tmp_path / 'evaluate.py'))
     data = tmp_path / 'data'
