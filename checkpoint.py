@@ -20,13 +20,9 @@ A checkpoint is a dict of plain values and tensors:
 """
 
 import hashlib
-import itertools
-import json
 import math
-import os
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +33,11 @@ if __name__ == '__main__':
 
 import console
 import disk
+import runlog
 import tokenizer as tokenizers
 from model import GPT, GPTConfig
-from utf8 import valid_text
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}  # every checkpoint has
-FILES = ('best.pt', 'log.jsonl', 'ckpt.pt')  # what a run writes into its out_dir
 
 # -----------------------------------------------------------------------------
 # the file
@@ -169,25 +164,12 @@ def claim(folder: str | Path) -> disk.Lock:
         if not lock.works:
             return lock  # a run that is not noticed may be writing these files
         # Remove temporary files that a killed run left, and no other file that ends in .part
-        names = '|'.join(map(re.escape, FILES))
+        names = '|'.join(map(re.escape, runlog.FILES))
         leftover = re.compile(rf'({names})\.\d+\.part')  # ckpt.pt.12345.part: see disk.part_of
         for path in folder.iterdir():
             if leftover.fullmatch(path.name):
                 path.unlink()
     return lock
-
-
-def set_aside(folder: str | Path) -> None:
-    """Before a new run takes an out_dir that holds a checkpoint: that run's files get the ending .old, or .old2, …"""
-    folder = Path(folder)
-    there = [name for name in FILES if (folder / name).exists()]
-    if set(there) - {'log.jsonl'}:
-        endings = itertools.chain(('.old',), (f'.old{n}' for n in itertools.count(2)))
-        free = next(e for e in endings if not any((folder / (name + e)).exists() for name in FILES))
-        print(f'{folder} holds an earlier run, kept as {", ".join(name + free for name in there)}')
-        for name in there:
-            with disk.writing(folder / (name + free)):
-                (folder / name).replace(folder / (name + free))
 
 
 def best_of(folder: str | Path) -> float:
@@ -265,43 +247,27 @@ def open_model(
 # what a run takes over from the checkpoint it starts from
 
 
+OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
+# They say how long to train: one that is given replaces all of the checkpoint's
+HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}
+
+
 class Rules(NamedTuple):
-    """Settings of a program, by how a run that starts from a checkpoint treats them."""
+    """Which settings of a checkpoint a new run may or may not have otherwise."""
 
-    free: frozenset[str]  # may differ on resume
-    own: frozenset[str]  # never taken from the checkpoint
-    recipe: frozenset[str]  # a new stage takes them from the stage before, unless they are given
-    horizon: frozenset[str]  # how long to train: one that is given replaces all of the checkpoint's
-
-
-# On resume may differ: the length of the run, what it reports, the machine, how a step is split
-RULES = Rules(
-    free=frozenset({
-        'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only', 'max_iters', 'epochs',
-        'time_limit', 'target_param_data_ratio', 'lr_decay_iters', 'eval_interval', 'eval_iters',
-        'log_interval', 'save_interval', 'eval_problems', 'max_new_tokens', 'sample_prompts',
-        'always_save_checkpoint', 'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype',
-        'compile', 'backend', 'deterministic', 'max_skips', 'batch_size',
-        'gradient_accumulation_steps', 'cpu_micro_batch_size',
-    }),
-    own=frozenset({'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}),
-    recipe=frozenset({
-        'isolate', 'optimizer', 'learning_rate', 'embedding_rate', 'head_rate', 'weight_decay',
-        'beta1', 'beta2', 'grad_clip', 'muon_iterations',
-    }),
-    horizon=frozenset({'max_iters', 'epochs', 'target_param_data_ratio'}),
-)  # fmt: skip
+    may_change: set[str]  # on resume
+    recipe: set[str]  # a new stage takes them from the stage before, unless they are given
 
 
 def inherit(
-    state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool, rules: Rules = RULES
+    state: dict, path: Path, settings: dict, explicit: frozenset, resume: bool, rules: Rules
 ) -> dict[str, tuple]:
     """
     {name: (value, source)}: the settings that a run takes from the checkpoint it starts from.
 
     A new stage takes the architecture and the recipe, a resumed run takes everything but its own.
     An explicit value that differs is an error: of the architecture always, of other settings on
-    resume, unless they are free. configure() lets explicit values win over those returned here.
+    resume, unless they may change. configure() lets explicit values win over those returned here.
 
         state, path    the checkpoint, and its path, which becomes the source
         settings       all settings of the new run; others of the checkpoint are ignored
@@ -310,9 +276,7 @@ def inherit(
     SystemExit names the setting, both values and the path.
     """
     # 1) The settings of the checkpoint's run. The architecture is as the model was built
-    ignored = rules.own
-    if explicit & rules.horizon:
-        ignored = ignored | rules.horizon
+    ignored = OWN | HORIZON if explicit & HORIZON else OWN
     before = {
         name: value
         for name, value in state['config'].items()
@@ -330,7 +294,7 @@ def inherit(
     # 2) Those that this run takes, and which of them it may set anew
     if resume:
         taken = before | architecture
-        may_differ = rules.free - architecture.keys()
+        may_differ = (rules.may_change | OWN) - architecture.keys()
     else:
         recipe = {name: before[name] for name in rules.recipe if name in before}
         taken = recipe | architecture
@@ -381,47 +345,6 @@ def compare_data(state: dict, path: Path, dataset: str, now: str | None) -> None
             f'--init_from={state["parent"]["path"]}, another --out_dir'
         )
     print(f'{changed}: the run continues with the data as it is now')
-
-
-# -----------------------------------------------------------------------------
-# log.jsonl: its first line the settings, then one object a line, each with its step
-
-
-def read_log(path: Path) -> list[dict]:
-    """The lines of a log; a last line that a crash cut short is no line."""
-    rows = []
-    for line in path.read_bytes().split(b'\n') if path.exists() else []:  # str.splitlines would cut at U+2028 too
-        try:
-            rows.append(valid_text(json.loads(line)))
-        except ValueError:  # no JSON, or half a character
-            break
-    return rows
-
-
-def start_log(path: Path, facts: dict, step: int | None) -> None:
-    """A new log, the facts of the run on its first line, or on resume at `step` the old one without the lines from
-    there on: they will come again."""
-    rows = [] if step is None else [row for row in read_log(path) if row.get('step', -1) < step]
-    with disk.replacing(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows or [facts])
-
-
-def append_log(path: Path, row: dict) -> None:
-    """Add a line. If the disk is full, the run goes on without it: the checkpoint matters more."""
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with open(path, 'ab') as file:
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b'\n')
-    except OSError as error:
-        what = f'{path}: a line could not be appended ({error.strerror}); the run goes on'
-        print(what, flush=True)
-        with suppress(OSError):  # half a line would make all later ones unreadable
-            os.truncate(path, size)
-
-
-def was_measured(path: Path, step: int) -> bool:
-    """Whether the log holds an evaluation of this step."""
-    return any(row.get('step') == step and 'val' in row for row in read_log(path))
 
 
 if __name__ == '__main__':

@@ -366,7 +366,7 @@ if __name__ == '__main__':
         if ranks.rank == 0:
             print(*map(printable, texts), **how)  # they may quote a model
 
-    with runtime.one_voice(ranks):
+    with runtime.errors_once(ranks):
         config = configure(globals())
         # Without a file the printed numbers are all there is; a rank must not leave the others
         console.set_up(must_finish=bool(json) or ranks.world_size > 1)
@@ -403,7 +403,7 @@ if __name__ == '__main__':
             say(f'no problems: {error}', file=sys.stderr)
     say(f'{path}: stage {state["stage"]}, step {state["step"]}; {source}, split {split}; on {device}, {dtype}')
     scores, numbers = {}, {}
-    with runtime.one_voice(ranks), runtime.autocast(dtype, device):
+    with runtime.errors_once(ranks), runtime.autocast(dtype, device):
         if folder:
             numbers = text_numbers(model, folder, split, batch_size, device, ranks)
             say(f'{data}, split {split}: ' + ', '.join(f'{name} {x:.4f}' for name, x in numbers.items()), flush=True)

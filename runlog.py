@@ -66,6 +66,29 @@ def set_aside(folder: str | Path) -> None:
             (folder / name).replace(folder / (name + free))
 
 
+def start_log(path: Path, facts: dict, step: int | None) -> None:
+    """A new log with the facts on its first line. On resume at `step`: the old log without the
+    lines from there on, which will be written again."""
+    rows = [facts]
+    if step is not None:
+        rows = [row for row in read_log(path) if row.get('step', -1) < step] or rows
+    with disk.replacing(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows)
+
+
+def append_log(path: Path, row: dict) -> None:
+    """If the disk is full, the run continues without this line: checkpoints matter more."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, 'ab') as file:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b'\n')
+    except OSError as error:
+        reason = f'a line could not be appended ({error.strerror})'
+        print(f'{path}: {reason}; the run goes on', flush=True)
+        with suppress(OSError):  # half a line would make all later ones unreadable
+            os.truncate(path, size)
+
+
 class RunLog:
     """Writes each line to log.jsonl, to wandb if wanted, and last to the console."""
 
@@ -73,15 +96,6 @@ class RunLog:
         self.path = path
         self.to_file = to_file  # False: the run leaves no trace
         self.wandb = None
-
-    def start(self, facts: dict, step: int | None) -> None:
-        """A new log, with the facts on its first line. On resume at `step`: the old log without the
-        lines from there on, which will be written again."""
-        rows = [facts]
-        if step is not None:
-            rows = [row for row in read_log(self.path) if row.get('step', -1) < step] or rows
-        with disk.replacing(self.path) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows)
 
     def start_wandb(self, project: str, name: str, config: dict) -> None:
         try:
@@ -95,24 +109,10 @@ class RunLog:
     def write(self, line: str, /, **row) -> None:
         """line: for the reader. row: for log.jsonl and wandb."""
         if self.to_file:
-            self.append(row)
+            append_log(self.path, row)
         if self.wandb:
             self.wandb.log(row, step=row['step'])
         print(console.printable(line), flush=True)  # it may quote a model
-
-    def append(self, row: dict) -> None:
-        """If the disk is full, the run continues without this line: checkpoints matter more."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        try:
-            with open(self.path, 'ab') as file:
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b'\n')
-        except OSError as error:
-            print(
-                f'{self.path}: a line could not be appended ({error.strerror}); the run goes on',
-                flush=True,
-            )
-            with suppress(OSError):  # half a line would make all later ones unreadable
-                os.truncate(self.path, size)
 
 
 class Clock:

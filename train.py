@@ -188,7 +188,7 @@ def preference_loss(model, batch):
 
 @dataclass
 class Run:
-    """What main() builds. Stages use it; converse() sets chat and engine."""
+    """What main() builds. Stages use it, and set engine, chat and writer."""
 
     config: Settings
     ranks: runtime.Ranks
@@ -201,6 +201,7 @@ class Run:
     about: dict  # for the chat: what the model knows, what to ask it
     parent: dict | None  # the checkpoint that the weights came from
     chat: Chat | None = None  # the conversation format; None in pretraining
+    writer: Engine | None = None  # answers the questions of rl
     # the stage
     steps: Sequence | None = None
     loss: Callable | None = None
@@ -297,7 +298,7 @@ def rl(run):
 
     def generate(prompts, numbers, n, seed):  # see Rollouts
         with run.autocast():
-            return writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
+            return run.writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
 
     # answers are short, so a micro-batch has batch_size rows on a CPU too
     shape = run.shape._replace(batch_size=batch_size)
@@ -306,7 +307,7 @@ def rl(run):
         runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
     # one shape for all forward passes, so that the same answers come out to the bit
-    writer = Engine(
+    run.writer = Engine(
         run.raw_model, run.data.tokenizer, run.chat, calculate,
         rows=max(batch_size, rl_samples), slots=steps.shape.block_size,
     )  # fmt: skip
@@ -754,14 +755,11 @@ def begin_log(run, resume, seconds_before):
     if run.master and not eval_only:
         if not resume:
             runlog.set_aside(out_dir)
-        run.log.start(
-            dict(
-                config=dict(run.config), sources=run.config.sources,
-                command=valid_text(sys.argv[1:]),
-                machine=runtime.machine_facts(run.machine.device),
-            ),
-            run.first_step if resume else None,
+        facts = dict(
+            config=dict(run.config), sources=run.config.sources, command=valid_text(sys.argv[1:]),
+            machine=runtime.machine_facts(run.machine.device),
         )  # fmt: skip
+        runlog.start_log(run.log.path, facts, run.first_step if resume else None)
         if wandb_log:
             run.log.start_wandb(wandb_project, wandb_run_name or out_dir, dict(run.config))
     run.signals = runtime.catch_signals()

@@ -30,6 +30,7 @@ import checkpoint
 import console
 import disk
 import plan
+import runlog
 import runtime
 from configurator import configure
 
@@ -93,7 +94,7 @@ def wanted(depths: Sequence[int], factors: Sequence[float], seeds: Sequence[int]
 
 def last_row(run: Run, key: str) -> dict:
     """The last line of its log with this key, or {}."""
-    rows = [row for row in checkpoint.read_log(run.folder / 'log.jsonl') if key in row]
+    rows = [row for row in runlog.read_log(run.folder / 'log.jsonl') if key in row]
     return rows[-1] if rows else {}
 
 
@@ -106,7 +107,7 @@ def check(run: Run) -> None:
     """Refuse a run that was trained with other settings: the table would show it under a rate it
     never had."""
     names = ('learning_rate', 'dataset', 'batch_size', 'block_size', 'target_param_data_ratio')
-    for first in checkpoint.read_log(run.folder / 'log.jsonl')[:1]:
+    for first in runlog.read_log(run.folder / 'log.jsonl')[:1]:
         for name in names:
             before = first['config'][name]
             expected = run.settings[name]

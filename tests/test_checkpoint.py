@@ -15,6 +15,7 @@ from test_plan import train_settings
 
 import checkpoint
 import disk
+import runlog
 import tokenizer as tokenizers
 from checkpoint import inherit
 from model import GPT, PRESETS, GPTConfig
@@ -370,11 +371,11 @@ def test_a_resumed_run_reports_changed_data(path, capsys):
 
 
 def test_an_earlier_run_is_set_aside(path, capsys):
-    checkpoint.set_aside(path.parent)
+    runlog.set_aside(path.parent)
     assert capsys.readouterr().out == ''
     for name in ('log.jsonl', 'ckpt.pt', 'input.txt'):
         path.with_name(name).write_text(name, encoding='utf-8')
-    checkpoint.set_aside(path.parent)
+    runlog.set_aside(path.parent)
     assert {p.name: p.read_text(encoding='utf-8') for p in path.parent.iterdir()} == {
         'log.jsonl.old': 'log.jsonl',
         'ckpt.pt.old': 'ckpt.pt',
@@ -384,7 +385,7 @@ def test_an_earlier_run_is_set_aside(path, capsys):
     assert f'{path.parent} holds an earlier run, kept as log.jsonl.old, ckpt.pt.old\n' == said
     for time in ('.old2', '.old3'):  # no earlier run is lost
         path.with_name('ckpt.pt').write_text(time, encoding='utf-8')
-        checkpoint.set_aside(path.parent)
+        runlog.set_aside(path.parent)
         assert f'ckpt.pt{time}' in capsys.readouterr().out
     assert {p.name: p.read_text(encoding='utf-8') for p in path.parent.glob('ckpt*')} == {
         'ckpt.pt.old': 'ckpt.pt',
@@ -392,7 +393,7 @@ def test_an_earlier_run_is_set_aside(path, capsys):
         'ckpt.pt.old3': '.old3',
     }
     path.with_name('best.pt').write_bytes(b'')  # its ckpt.pt was deleted: still another run's
-    checkpoint.set_aside(path.parent)
+    runlog.set_aside(path.parent)
     assert path.with_name('best.pt.old4').exists() and not path.with_name('best.pt').exists()
 
 
@@ -559,10 +560,10 @@ def test_a_new_log_holds_the_facts(path):
     log = path.with_name('log.jsonl')
     log.write_text('{"step": 1}\n', encoding='utf-8')
     facts = {'config': {'out_dir': 'ö ä', 'compile': None}, 'machine': {}}
-    checkpoint.start_log(log, facts, None)
+    runlog.start_log(log, facts, None)
     line = '{"config": {"out_dir": "ö ä", "compile": null}, "machine": {}}\n'
     assert log.read_text(encoding='utf-8') == line
-    assert checkpoint.read_log(log) == [facts]
+    assert runlog.read_log(log) == [facts]
 
 
 ROWS = [
@@ -581,10 +582,10 @@ LINES = [json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in ROWS]
 def test_on_resume_the_lines_from_there_on_are_dropped(path, step):
     log = path.with_name('log.jsonl')
     log.write_bytes(b''.join(LINES))
-    checkpoint.start_log(log, {'other': 2}, step)
+    runlog.start_log(log, {'other': 2}, step)
     kept = [line for row, line in zip(ROWS, LINES) if row.get('step', -1) < step]
     assert log.read_bytes() == b''.join(kept)
-    assert checkpoint.read_log(log) == [json.loads(line) for line in kept]
+    assert runlog.read_log(log) == [json.loads(line) for line in kept]
 
 
 def test_a_last_line_cut_anywhere_is_no_line(path):
@@ -592,17 +593,17 @@ def test_a_last_line_cut_anywhere_is_no_line(path):
     log = path.with_name('log.jsonl')
     for cut in range(len(LINES[4]) - 1):
         log.write_bytes(b''.join(LINES[:4]) + LINES[4][:cut])
-        assert checkpoint.read_log(log) == ROWS[:4]
-    checkpoint.start_log(log, {}, 5)
+        assert runlog.read_log(log) == ROWS[:4]
+    runlog.start_log(log, {}, 5)
     assert log.read_bytes() == b''.join(LINES[:3])
 
 
 def test_a_missing_log_starts_anew_on_resume(path):
     log = path.with_name('log.jsonl')
-    assert checkpoint.read_log(log) == []
-    assert not checkpoint.was_measured(log, 0)
-    checkpoint.start_log(log, {'config': {'a': 1}}, 20)
-    assert checkpoint.read_log(log) == [{'config': {'a': 1}}]
+    assert runlog.read_log(log) == []
+    assert not runlog.was_measured(log, 0)
+    runlog.start_log(log, {'config': {'a': 1}}, 20)
+    assert runlog.read_log(log) == [{'config': {'a': 1}}]
 
 
 class HalfWritten(io.FileIO):
@@ -616,29 +617,29 @@ class HalfWritten(io.FileIO):
 def test_a_line_that_the_disk_does_not_take_costs_no_other(path, monkeypatch, capsys):
     log = path.with_name('log.jsonl')
     for row in ROWS[:3]:
-        checkpoint.append_log(log, row)
+        runlog.append_log(log, row)
     assert log.read_bytes() == b''.join(LINES[:3])
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, 'open', HalfWritten, raising=False)
-        checkpoint.append_log(log, {'step': 5, 'loss': 1.0})
+        runlog.append_log(log, {'step': 5, 'loss': 1.0})
     said = capsys.readouterr().out
     assert said.count('\n') == 1 and str(log) in said and 'the run goes on' in said
     for row in ROWS[3:]:
-        checkpoint.append_log(log, row)
+        runlog.append_log(log, row)
     assert log.read_bytes() == b''.join(LINES)
 
 
 def test_was_measured_asks_for_an_evaluation_of_that_step(path):
     log = path.with_name('log.jsonl')
     log.write_bytes(b''.join(LINES))
-    assert [step for step in range(20) if checkpoint.was_measured(log, step)] == [0, 10]
+    assert [step for step in range(20) if runlog.was_measured(log, step)] == [0, 10]
 
 
 def test_a_log_with_half_an_emoji_can_be_written_again(tmp_path):
     log = tmp_path / 'log.jsonl'
     log.write_text('{"config": {"a": "\\ud83d"}}\n{"step": 1}\n{"step": 2}\n', encoding='utf-8')
-    checkpoint.start_log(log, {}, 2)
-    assert checkpoint.read_log(log) == [{'config': {'a': '\ufffd'}}, {'step': 1}]
+    runlog.start_log(log, {}, 2)
+    assert runlog.read_log(log) == [{'config': {'a': '\ufffd'}}, {'step': 1}]
 
 
 # ---- the tokenizer alone

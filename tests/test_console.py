@@ -14,6 +14,7 @@ from conftest import ROOT
 
 import checkpoint
 import console
+import runlog
 import shards
 from tokenizer import CharTokenizer
 
@@ -349,8 +350,8 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
         said += more
     run.stdout.close()
     try:
-        seen, deadline = len(checkpoint.read_log(out / 'log.jsonl')), time.monotonic() + 120
-        while len(checkpoint.read_log(out / 'log.jsonl')) < seen + 20 and time.monotonic() < deadline:
+        seen, deadline = len(runlog.read_log(out / 'log.jsonl')), time.monotonic() + 120
+        while len(runlog.read_log(out / 'log.jsonl')) < seen + 20 and time.monotonic() < deadline:
             assert run.poll() is None
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT
 
+import runlog
 import runtime
 from runtime import Ranks
 
@@ -241,13 +242,13 @@ def test_the_seed_of_a_step_is_a_function_of_seed_step_and_rank():
     (90061, '1 day, 1:01:01'), (float('nan'), '00:00'),
 ])  # fmt: skip
 def test_clock(seconds, text):
-    assert runtime.clock(seconds) == text
+    assert runlog.duration(seconds) == text
 
 
 def test_wandb_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(SystemExit) as stop:
-        runtime.start_wandb('project', 'name', {})
+        runlog.start_wandb('project', 'name', {})
     one_line(stop, 'wandb_log', 'pip install wandb')
 
 
@@ -258,7 +259,7 @@ def test_the_machine_is_described_in_plain_values_and_no_random_number_is_used()
     torch.manual_seed(7)
     expected = torch.rand(4)
     torch.manual_seed(7)
-    found = runtime.machine('cpu')
+    found = runtime.machine_facts('cpu')
     assert torch.equal(torch.rand(4), expected)
     assert json.loads(json.dumps(found)) == found
     assert found['name'].strip() and found['device'] == 'cpu'
@@ -279,7 +280,7 @@ def test_the_rate_is_the_median_of_enough_products_without_the_first(monkeypatch
 
     monkeypatch.setattr(torch, 'mm', mm)
     monkeypatch.setattr(runtime, 'perf_counter', lambda: now[0])
-    assert runtime.machine('cpu')['matmul_gflops'] == round(2 * 2048**3 / seconds / 1e9, 1)
+    assert runtime.machine_facts('cpu')['matmul_gflops'] == round(2 * 2048**3 / seconds / 1e9, 1)
     assert count - 2 <= len(marks) <= count
 
 
@@ -295,7 +296,7 @@ def test_the_cpu_has_a_name_on_every_system(monkeypatch, cpuinfo, processor, nam
     monkeypatch.setattr(platform, 'processor', lambda: processor)
     ticks = iter(range(1000))
     monkeypatch.setattr(runtime, 'perf_counter', lambda: next(ticks))
-    assert runtime.machine('cpu')['name'] == name
+    assert runtime.machine_facts('cpu')['name'] == name
 
 
 # ---- the process
@@ -345,7 +346,7 @@ def test_what_a_run_changes_for_its_process_is_undone_at_its_end(monkeypatch, ca
         sys.excepthook(RuntimeError, RuntimeError('out of memory\nmore'), None)
         assert capsys.readouterr().err == 'out of memory; lower it\n'
     else:
-        with pytest.raises(SystemExit), runtime.one_voice(Ranks()):
+        with pytest.raises(SystemExit), runtime.errors_once(Ranks()):
             raise SystemExit('something is wrong')
     assert process_state() == before
 
@@ -361,7 +362,7 @@ def test_one_process_needs_no_group(monkeypatch):
     runtime.leave()
     assert runtime.add_up([1.5, 2]) == [1.5, 2]
     assert runtime.device_group('auto', 'cuda', Ranks()) is None
-    with pytest.raises(SystemExit, match='as it was'), runtime.one_voice(Ranks()):
+    with pytest.raises(SystemExit, match='as it was'), runtime.errors_once(Ranks()):
         raise SystemExit('as it was')
 
 
@@ -392,13 +393,13 @@ import runtime
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one has left: each is to leave by itself
 ranks = runtime.join()
-with runtime.one_voice(ranks):
+with runtime.errors_once(ranks):
     pass
 total = runtime.add_up([ranks.rank, 1.0, ranks.rank * (2.0**40 + 1)])  # float32 would lose the 1
 n = ranks.world_size
 assert total == [n * (n - 1) / 2, n, n * (n - 1) / 2 * (2.0**40 + 1)], total
 print(f'rank {ranks.rank} is here', flush=True)
-with runtime.one_voice(ranks):
+with runtime.errors_once(ranks):
     if str(ranks.rank) in sys.argv[1]:
         raise SystemExit('the data are broken')
 print('all is well', flush=True)
@@ -419,7 +420,7 @@ def speak(tmp_path_factory, run_program):
 
 
 @pytest.mark.parametrize('ranks, failing', [(2, '01'), (3, '1')])
-def test_ranks_fail_with_one_voice(speak, ranks, failing):
+def test_ranks_fail_with_errors_once(speak, ranks, failing):
     """One message, whichever ranks fail, and each leaves with status 1: nobody is killed and nobody hangs."""
     done = speak(ranks, failing)
     assert done.returncode == 1

@@ -248,7 +248,7 @@ sys.path.insert(0, {root!r})
 import torch.distributed as dist
 import batches, runtime
 here, leave, heard, original = runtime.join(), runtime.leave, [], batches.Rollouts.lay_out
-runtime.join, runtime.machine = lambda: here, lambda device: {{}}
+runtime.join, runtime.machine_facts = lambda: here, lambda device: {{}}
 runtime.leave = lambda: (runtime.undo_changes(), dist.barrier())
 def lay_out(self, prompt, answer):
     heard.append([*prompt, *answer.ids])
@@ -355,7 +355,7 @@ def test_micro_batches_are_small_on_a_cpu_but_for_rl(train, monkeypatch, tmp_pat
     for stage, rows in (('sft', 2), ('dpo', 2), ('rl', 8)):
         done = train(stage, '--max_iters=1', '--eval_interval=0', '--eval_problems=0', out=tmp_path / stage)
         assert done.returncode == 0, done.stderr
-        steps = done.values['steps']
+        steps = done.values['run'].steps
         assert getattr(steps, 'reader', steps).micro_batch_rows == rows
     assert done.values['run'].writer.max_rows == 8
 
@@ -510,7 +510,7 @@ os.chdir({str(ROOT)!r})
 import torch
 import batches, checkpoint, conversation, engine, evaluate, optim, plan, runtime, tasks, tools
 torch.set_num_threads(1)
-runtime.machine = lambda device: {{}}
+runtime.machine_facts = lambda device: {{}}
 folder, wanted, *args = sys.argv[1:]
 
 def start(out):
@@ -585,7 +585,7 @@ def seed_step(seed, step, rank):
     original(seed, step, rank)
     stats = torch._dynamo.utils.counters['stats']
     counted.append((stats['unique_graphs'], sum(torch._dynamo.utils.counters['recompiles'].values())))
-runtime.seed_step, runtime.machine = seed_step, lambda device: {{}}
+runtime.seed_step, runtime.machine_facts = seed_step, lambda device: {{}}
 sys.argv = sys.argv[1:]
 runpy.run_path({program!r}, run_name='__main__')
 print(json.dumps(counted))

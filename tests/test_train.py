@@ -32,6 +32,7 @@ import evaluate
 import model as models
 import optim
 import plan
+import runlog
 import runtime
 import shards
 from engine import Engine, Sampling
@@ -48,7 +49,7 @@ SHORT = (*TINY, '--log_interval=1', '--eval_interval=10', '--warmup_iters=2')
 
 
 def machine(device):
-    """What stands for runtime.machine, which measures for half a second."""
+    """What stands for runtime.machine_facts, which measures for half a second."""
     return {'device': device}
 
 
@@ -106,7 +107,7 @@ def running(capture):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # set by train.py; so it is as before afterwards
-        patch.setattr(runtime, 'machine', machine)  # the real one measures for half a second
+        patch.setattr(runtime, 'machine_facts', machine)  # the real one measures for half a second
         yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -140,7 +141,7 @@ def die():
 
 
 def log_of(out):
-    return checkpoint.read_log(out / 'log.jsonl')
+    return runlog.read_log(out / 'log.jsonl')
 
 
 def learned(out):
@@ -204,7 +205,7 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 sys.argv = [{str(ROOT / 'train.py')!r}, *sys.argv[2:]]
 import runtime
-runtime.machine = lambda device: {{}}
+runtime.machine_facts = lambda device: {{}}
 """
 
 
@@ -457,13 +458,15 @@ def test_every_number_type_learns(train, tmp_path, dtype):
 
 
 def test_a_micro_batch_of_which_nothing_counts_has_loss_0_and_no_gradient(train):
-    run = train(*TINY, '--max_iters=0').values
+    values = train(*TINY, '--max_iters=0').values
+    run = values['run']
     ids = torch.randint(5, (4, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        run['raw_model'].lm_head.weight.normal_()  # it starts at zero, and then nothing has a gradient anyway
+        run.raw_model.lm_head.weight.normal_()  # it starts at zero, and then nothing has a gradient anyway
     for weight in (1.0, 0.0):
-        loss, _ = run['weighted_nll'](run['model'], batches.Batch(ids, ids.roll(-1, 1), torch.full((4, 16), weight)))
-        grads = torch.autograd.grad(loss, list(run['raw_model'].parameters()))
+        batch = batches.Batch(ids, ids.roll(-1, 1), torch.full((4, 16), weight))
+        loss, _ = values['weighted_nll'](run.model, batch)
+        grads = torch.autograd.grad(loss, list(run.raw_model.parameters()))
         assert (loss != 0) == (weight != 0) and any(g.any() for g in grads) == (weight != 0)
 
 
@@ -513,7 +516,7 @@ def nanogpt_rate(step, top, low, warmup, decay):
 def rates(train, *args):
     done = train(*TINY, '--max_iters=0', '--learning_rate=1e-3', *args)
     assert done.returncode == 0, done.stderr
-    rate, decay = done.values['rate'], done.values['decay_iters']
+    rate, decay = done.values['rate'], done.values['run'].decay_iters
     return [rate(step, step / decay) for step in range(60)]
 
 
@@ -803,7 +806,7 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(train, monkeypatch, tmp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        at_step(patch, 3, lambda: patch.setattr(checkpoint, 'open', full, raising=False))
+        at_step(patch, 3, lambda: patch.setattr(runlog, 'open', full, raising=False))
         done = train(*SHORT, '--max_iters=6', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('could not be appended (No space left on device)') == 4
@@ -857,16 +860,16 @@ def test_a_step_is_split_on_resume_as_before(train, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, 'MICRO_BATCH_TOKENS', 0)
     monkeypatch.setattr(plan, 'ACTIVATION_BYTES', 1)
     done = train(*args, '--max_iters=4', out=straight)
-    assert done.values['shape'][:2] == done.values['steps'].reader.shape[:2] == (6, 2)
+    assert done.values['run'].shape[:2] == done.values['run'].steps.reader.shape[:2] == (6, 2)
     assert 'cpu_micro_batch_size = 2   (plan.py)' in done.stdout
     assert train(*args, '--max_iters=2', out=out).returncode == 0
     monkeypatch.setattr(plan, 'ACTIVATION_BYTES', 2**30)
     done = train('--init_from=resume', '--max_iters=4', out=out)
-    assert done.values['shape'][:2] == (6, 2)
+    assert done.values['run'].shape[:2] == (6, 2)
     assert_same_bits(trained(out)['model'], trained(straight)['model'])
-    assert train(*args, '--max_iters=0', out=tmp_path / 'whole').values['shape'][:2] == (6, 6)
+    assert train(*args, '--max_iters=0', out=tmp_path / 'whole').values['run'].shape[:2] == (6, 6)
     given = ('--init_from=resume', '--max_iters=5', '--cpu_micro_batch_size=3')
-    assert train(*given, out=out).values['shape'][:2] == (6, 3)
+    assert train(*given, out=out).values['run'].shape[:2] == (6, 3)
 
 
 def test_one_evaluation_at_the_end(train, tmp_path):
