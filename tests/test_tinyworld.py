@@ -12,9 +12,11 @@ import tasks
 from batches import Data
 from conversation import Chat
 from data.tinyworld import facts, prepare, problems, text, wordings
+from data.tinyworld.careless import typed
 from data.tinyworld.chats import SKILLS, STAGES, draw
+from data.tinyworld.heldout import FEWEST, HeldOut, canonical, is_held_out
 from data.tinyworld.letters import SPELLABLE
-from data.tinyworld.wordings import HeldOut, canonical, is_held_out, typed, vary
+from data.tinyworld.wordings import vary
 from tools import calculate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +37,8 @@ def made(tmp_path_factory, run_program):
 
     def run(seed=1, hash_seed=0):
         root = tmp_path_factory.mktemp('tree')
-        for path in [*ROOT.glob('*.py'), *ROOT.glob('data/tinyworld/*.py'), ROOT / 'data/tinyworld/voices.txt']:
+        sources = ('*.py', 'data/tinyworld/*.py', 'data/tinyworld/*.txt')
+        for path in [path for pattern in sources for path in ROOT.glob(pattern)]:
             copy = root / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
@@ -217,7 +220,7 @@ def test_vary_chooses_among_all_alternatives():
     rng = random.Random(1)
     found = {vary(rng, 'a [b|c [d|]|] e|f') for _ in range(200)}
     assert found == {'a b e|f', 'a c d e|f', 'a c e|f', 'a e|f'}
-    with pytest.raises(AssertionError, match='not closed'):
+    with pytest.raises(ValueError, match='not closed'):
         vary(rng, 'in which there [is|are')
 
 
@@ -262,7 +265,7 @@ def test_the_prompts_that_judge_the_chat_are_no_voices():
     for path in ROOT.glob('assets/prompts*.jsonl'):
         prompts = {canonical(problem['messages'][-1]['content']) for problem in tasks.load(path, 'val')}
         assert len(prompts) > 50
-        assert [prompt for prompt in prompts & said if prompt.count(' ') >= wordings.FEWEST - 1] == []
+        assert [prompt for prompt in prompts & said if prompt.count(' ') >= FEWEST - 1] == []
 
 
 @pytest.mark.parametrize('mild', [False, True])
@@ -324,8 +327,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(made, world)
     for name in [*FILES, 'problems.jsonl']:
         assert (world / name).read_bytes() == (again / name).read_bytes()
         assert (world / name).read_bytes() != (another / name).read_bytes()
-    made_there = {path.name for path in world.iterdir() if path.suffix != '.py'}
-    assert made_there - {'__pycache__', 'voices.txt'} == {*FOLDERS, 'problems.jsonl'}
+    made_there = {path.name for path in world.iterdir() if path.suffix not in ('.py', '.txt')}
+    assert made_there - {'__pycache__'} == {*FOLDERS, 'problems.jsonl'}
 
 
 def test_no_held_out_question_stands_in_what_is_trained_on(world):

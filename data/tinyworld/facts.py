@@ -102,7 +102,13 @@ MONTHS = [
     'January', 'February', 'March', 'April', 'May', 'June',
     'July', 'August', 'September', 'October', 'November', 'December',
 ]  # fmt: skip
-SEASONS = ['winter', 'spring', 'summer', 'autumn']  # of December to February, March to May, and so on
+SEASONS = ['winter', 'spring', 'summer', 'autumn']  # from December on, three months each
+MONTHS_OF = {
+    season: [MONTHS[3 * i - 1], MONTHS[3 * i], MONTHS[3 * i + 1]]
+    for i, season in enumerate(SEASONS)
+}
+CYCLES = {'day': DAYS, 'month': MONTHS, 'season': SEASONS}
+SEASON_OF = {month: season for season, months in MONTHS_OF.items() for month in months}
 
 # What can be counted, bought and lost: (one, many)
 THINGS = [
@@ -118,6 +124,8 @@ MORE_THINGS = [
     ('card', 'cards'), ('lemon', 'lemons'), ('bottle', 'bottles'),
 ]  # fmt: skip
 
+EATEN = 'apple pear plum egg cake nut cookie orange banana sweet lemon'.split()
+
 # What the assistant spells and counts letters in, besides names, animals, colours, days and months
 WORDS = """
     house river bread green water mother father school garden window table chair apple banana lemon tree flower
@@ -126,27 +134,6 @@ WORDS = """
     sun door floor book hand foot head heart light night morning evening hello good small yellow purple orange
     happy kitten puppy strawberry elephant computer love animal
 """.split()
-
-# The rest of the world, of which nothing is known but these words
-ELSEWHERE = {
-    'country': 'France|Germany|Spain|Italy|China|Japan|India|Brazil|Canada|Mexico|Egypt|Russia|Peru|Kenya|Norway'
-    '|Poland|Greece|Turkey|Cuba|Chile|America|England|Australia|Africa|Europe|Portugal|Sweden|Austria|the USA',
-    'city': 'Paris|London|Berlin|Rome|Tokyo|Beijing|Madrid|Moscow|Cairo|Vienna|Sydney|Boston|Chicago|Oslo|Lima|Delhi'
-    '|New York',
-    'famous': 'Obama|Einstein|Shakespeare|Newton|Napoleon|Mozart|Picasso|Elvis|Darwin|Lincoln|Trump|Biden|Messi'
-    '|Harry Potter|Batman|Gandhi|Beethoven|Elon Musk|Bill Gates|Cleopatra|Caesar|Mickey Mouse|Taylor Swift'
-    '|the president|the king|the pope|the queen|Santa Claus|Barack Obama|Albert Einstein',
-    'beast': 'elephant|tiger|wolf|snake|whale|monkey|zebra|shark|camel|penguin|turtle|spider|dolphin|giraffe'
-    '|kangaroo|bear',
-    'subject': 'physics|chemistry|history|politics|football|the war|medicine|law|philosophy|the moon landing|gravity'
-    '|electricity|atoms|planets|dinosaurs|volcanoes|the internet|computers|phones|cars|aeroplanes|economics'
-    '|the stock market|bitcoin|religion|art history|quantum physics|space|black holes|robots|evolution|the ocean'
-    '|the brain|vitamins|viruses|democracy|taxes|insurance|basketball|chess|tennis|opera|jazz|movies|video games'
-    '|cooking',
-    'language': 'French|German|Spanish|Latin|Japanese|Italian|Russian|Arabic|Greek|Portuguese',
-    'pain': 'a cold|a headache|fever|pain|a cough|the flu',
-}  # fmt: skip
-ELSEWHERE = {kind: words.split('|') for kind, words in ELSEWHERE.items()}
 
 # The opening line of the chat, and what to try first
 ABOUT = (

@@ -24,7 +24,8 @@ from configurator import configure
 from conversation import SPECIAL, Chat
 from data.tinyworld import facts, text
 from data.tinyworld.chats import CARELESS, SKILLS, STAGES, draw, pair
-from data.tinyworld.wordings import Example, HeldOut, canonical, said_by_user
+from data.tinyworld.heldout import HeldOut, canonical, said_by_user
+from data.tinyworld.wordings import Example
 from tokenizer import PATTERN, train_bpe
 
 FOLDER = Path(__file__).resolve().parent
@@ -57,15 +58,24 @@ def rng_of(*names: str) -> random.Random:
 
 def problem_of(example: Example, skill: str, split: str) -> dict:
     """A line of problems.jsonl: the question, and what an answer is graded by."""
-    problem = {'split': split, 'skill': skill, 'messages': example.messages[:-1], 'grader': example.grader}
+    problem = {
+        'split': split,
+        'skill': skill,
+        'messages': example.messages[:-1],
+        'grader': example.grader,
+    }
     return {**problem, 'answer': example.answer, **(example.more or {})}
 
 
-def draw_problems(skill: str, split: str, number: int, avoid: HeldOut | None = None) -> dict[str, dict]:
+def draw_problems(
+    skill: str, split: str, number: int, avoid: HeldOut | None = None
+) -> dict[str, dict]:
     """So many problems by their canonical texts, all different; fewer where a skill has not so many questions."""
     rng, found = rng_of('problems', skill, split), {}
     for _ in range(6 * number):
-        example = draw(rng, skill, split == 'val', careless=0.3 * (split == 'val'), mild=True, avoid=avoid)
+        example = draw(
+            rng, skill, split == 'val', careless=0.3 * (split == 'val'), mild=True, avoid=avoid
+        )
         found.setdefault(example.key, problem_of(example, skill, split))
         if len(found) == number:
             break
@@ -81,7 +91,11 @@ def texts_of(document: str | list[dict]) -> list[str]:
     if isinstance(document, str):
         return [document]
     contents = [message['content'] for message in document]
-    return [part for content in contents for part in ([content] if isinstance(content, str) else map(text_of, content))]
+    return [
+        part
+        for content in contents
+        for part in ([content] if isinstance(content, str) else map(text_of, content))
+    ]
 
 
 def text_of(part: dict) -> str:
@@ -89,7 +103,10 @@ def text_of(part: dict) -> str:
 
 
 def count_bytes(document: str | list[dict]) -> int:
-    return sum(len(piece) if piece.isascii() else len(piece.encode('utf-8')) for piece in texts_of(document))
+    return sum(
+        len(piece) if piece.isascii() else len(piece.encode('utf-8'))
+        for piece in texts_of(document)
+    )
 
 
 def plain(rng: random.Random, avoid: HeldOut) -> Iterator[str]:
@@ -103,7 +120,9 @@ def mixed(stage: str, split: str, avoid: HeldOut) -> Iterator[list[dict]]:
     written, held_out = dict.fromkeys(shares, 0), split == 'val'
     while True:
         name = min(shares, key=lambda name: written[name] / shares[name])
-        document = draw(rng, name, held_out, CARELESS[stage], avoid=None if held_out else avoid).messages
+        document = draw(
+            rng, name, held_out, CARELESS[stage], avoid=None if held_out else avoid
+        ).messages
         written[name] += count_bytes(document)
         yield document
 
@@ -131,7 +150,11 @@ def limited(documents: Iterator, size: int) -> Iterator:
 
 def train_tokenizer(avoid: HeldOut):
     """Merges from plain text and from the conversations of mid and of sft, a third each. A digit is a token."""
-    sources = (plain(rng_of('tokenizer'), avoid), mixed('mid', 'tokenizer', avoid), mixed('sft', 'tokenizer', avoid))
+    sources = (
+        plain(rng_of('tokenizer'), avoid),
+        mixed('mid', 'tokenizer', avoid),
+        mixed('sft', 'tokenizer', avoid),
+    )
     pieces = (
         piece
         for source in sources
@@ -143,7 +166,9 @@ def train_tokenizer(avoid: HeldOut):
     return train_bpe(pieces, vocab_size, SPECIAL, pattern)
 
 
-def write(name: str, tokenizer, sources: dict, avoid: HeldOut, max_tokens=(0, 0), max_documents=(0, 0)) -> None:
+def write(
+    name: str, tokenizer, sources: dict, avoid: HeldOut, max_tokens=(0, 0), max_documents=(0, 0)
+) -> None:
     """A data folder from the documents of each split, of which it takes so many tokens or documents."""
     chat, totals = Chat(tokenizer), []
     kind = {'games': 'text', 'pretrain': 'text', 'dpo': 'preferences'}.get(name, 'conversations')
@@ -154,9 +179,15 @@ def write(name: str, tokenizer, sources: dict, avoid: HeldOut, max_tokens=(0, 0)
             while len(ids) < tokens or number < documents:
                 document = next(sources[split])
                 said = canonical(document) if isinstance(document, str) else said_by_user(document)
-                assert split == 'val' or not avoid.inside(said), f'a held-out question in {name}: {document}'
+                assert split == 'val' or not avoid.inside(said), (
+                    f'a held-out question in {name}: {document}'
+                )
                 is_text = isinstance(document, str)
-                ids += [tokenizer.bos, *tokenizer.encode(document)] if is_text else chat.render(document)
+                ids += (
+                    [tokenizer.bos, *tokenizer.encode(document)]
+                    if is_text
+                    else chat.render(document)
+                )
                 num_bytes, number = num_bytes + count_bytes(document), number + 1
             out.write(split, ids, num_bytes)
             totals.append(f'{split} {len(ids):,} ids in {number:,} documents')
@@ -167,7 +198,10 @@ def main() -> None:
     (FOLDER / 'problems.jsonl').unlink(missing_ok=True)  # it says that all the rest is there
     held_out = {skill: draw_problems(skill, 'val', val_problems) for skill in SKILLS}
     avoid = HeldOut(key for problems in held_out.values() for key in problems)
-    practice = {skill: draw_problems(skill, 'train', rl_problems // len(PRACTICE), avoid) for skill in PRACTICE}
+    practice = {
+        skill: draw_problems(skill, 'train', rl_problems // len(PRACTICE), avoid)
+        for skill in PRACTICE
+    }
     tokenizer = train_tokenizer(avoid)
 
     texts = {split: text.games(rng_of('games', split)) for split in SPLITS}
@@ -180,11 +214,19 @@ def main() -> None:
     sources = {split: pairs(split, avoid) for split in SPLITS}
     write('dpo', tokenizer, sources, avoid, max_documents=(2 * dpo_pairs, 2 * val_pairs))
 
-    problems = [problem for found in (*held_out.values(), *practice.values()) for problem in found.values()]
+    problems = [
+        problem for found in (*held_out.values(), *practice.values()) for problem in found.values()
+    ]
     with runtime.replacing(FOLDER / 'problems.jsonl') as file:
-        file.write(''.join(json.dumps(problem, ensure_ascii=False) + '\n' for problem in problems).encode('utf-8'))
+        file.write(
+            ''.join(json.dumps(problem, ensure_ascii=False) + '\n' for problem in problems).encode(
+                'utf-8'
+            )
+        )
     counts = Counter(f'{problem["split"]} {problem["skill"]}' for problem in problems)
-    print(f'{FOLDER / "problems.jsonl"}: {", ".join(f"{name} {count:,}" for name, count in counts.items())}')
+    print(
+        f'{FOLDER / "problems.jsonl"}: {", ".join(f"{name} {count:,}" for name, count in counts.items())}'
+    )
 
 
 if __name__ == '__main__':
