@@ -17,7 +17,7 @@ from data.tinyworld import facts
 from data.tinyworld.careless import typed
 from data.tinyworld.heldout import HeldOut, is_held_out
 from data.tinyworld.letters import counting, lists, spelling
-from data.tinyworld.people import ATTRIBUTES, described
+from data.tinyworld.people import described
 from data.tinyworld.problems import one_step, sums, three_step, two_step
 from data.tinyworld.questions import fact
 from data.tinyworld.stories import story
@@ -106,13 +106,13 @@ def chosen(rng: random.Random, kind: str, /, **words) -> str:
 
 
 def person_choice(rng: random.Random) -> tuple[str, str, list[str]]:
-    """An attribute of a person; the wrong choices are true of others."""
+    """A field of a person; the wrong choices are true of others."""
     person = rng.choice(facts.PEOPLE)
-    attribute = rng.choice(ATTRIBUTES)
-    values = [getattr(somebody, attribute) for somebody in facts.PEOPLE if somebody is not person]
+    field = rng.choice(facts.FIELDS)
+    values = [getattr(somebody, field) for somebody in facts.PEOPLE if somebody is not person]
     values = [value for value in values if value != person.name]
-    question = chosen(rng, attribute, **described(person))
-    return question, getattr(person, attribute), values
+    question = chosen(rng, field, **described(person))
+    return question, getattr(person, field), values
 
 
 def opposite_choice(rng: random.Random) -> tuple[str, str, list[str]]:
@@ -171,16 +171,18 @@ SKILLS = {  # a new skill: its function, its line here, its shares below
 # What the stages are made of: shares of the bytes of mid and sft, of the pairs of dpo
 STAGES = {
     'mid': {
-        'choice': 33, 'one_step': 15, 'sums': 9, 'facts': 17, 'spelling': 8, 'counting': 7, 'lists': 7,
-        'identity': 1, 'greeting': 1, 'refusal': 1, 'stories': 1,
+        'choice': 33, 'one_step': 15, 'sums': 9, 'facts': 17, 'spelling': 8, 'counting': 7,
+        'lists': 7, 'identity': 1, 'greeting': 1, 'refusal': 1, 'stories': 1,
     },
     'sft': {
-        'facts': 18, 'one_step': 9, 'two_step': 8, 'three_step': 8, 'sums': 4, 'spelling': 11, 'counting': 7,
-        'identity': 6, 'greeting': 6, 'refusal': 4, 'memory': 7, 'stories': 6, 'choice': 3, 'lists': 3,
+        'facts': 18, 'one_step': 9, 'two_step': 8, 'three_step': 8, 'sums': 4, 'spelling': 11,
+        'counting': 7, 'identity': 6, 'greeting': 6, 'refusal': 4, 'memory': 7, 'stories': 6,
+        'choice': 3, 'lists': 3,
     },
     'dpo': {
-        'facts': 25, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 5, 'spelling': 12, 'counting': 7,
-        'identity': 4, 'greeting': 4, 'refusal': 7, 'memory': 8, 'choice': 3, 'lists': 2,
+        'facts': 25, 'one_step': 9, 'two_step': 8, 'three_step': 6, 'sums': 5, 'spelling': 12,
+        'counting': 7, 'identity': 4, 'greeting': 4, 'refusal': 7, 'memory': 8, 'choice': 3,
+        'lists': 2,
     },
 }  # fmt: skip
 CARELESS = {'mid': 0.1, 'sft': 0.35, 'dpo': 0.35}

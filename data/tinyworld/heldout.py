@@ -33,7 +33,7 @@ def canonical(text: str) -> str:
 
 
 def said_by_user(messages: list[dict]) -> str:
-    """The canonical text of all that the user says; it decides whether a conversation is held out."""
+    """The canonical text of all that the user says, which decides what is held out."""
     said = [message['content'] for message in messages if message['role'] == 'user']
     return canonical(' '.join(said))
 

@@ -1,15 +1,13 @@
 """
-Questions about the people of Willowby, and the right answers: one attribute of one person, who
+Questions about the people of Willowby, and the right answers: one field of one person, who
 somebody is, everybody of whom something is true, whether it is true, and what their work is.
 """
 
 import random
 
-from data.tinyworld.facts import JOBS, PEOPLE, Person
+from data.tinyworld.facts import FIELDS, JOBS, PEOPLE, Person
 from data.tinyworld.wordings import Example, answer, ask, one
 from data.tinyworld.words import PRONOUNS, listed, mend_plurals, other
-
-ATTRIBUTES = ['job', 'home', 'pet', 'food', 'colour', 'friend']
 
 
 def described(person: Person) -> dict:
@@ -18,25 +16,25 @@ def described(person: Person) -> dict:
     return {**person._asdict(), **PRONOUNS[person.gender], 'does': does, 'place': place}
 
 
-def told(person: Person, attribute: str, value: str = '') -> str:
-    """The answer about one attribute of a person; with a value, as if that were true."""
-    person = person._replace(**{attribute: value}) if value else person
-    return answer(attribute, **person._asdict())
+def told(person: Person, field: str, value: str = '') -> str:
+    """The answer about one field of a person; with a value, as if that were true."""
+    person = person._replace(**{field: value}) if value else person
+    return answer(field, **person._asdict())
 
 
-def another_value(rng: random.Random, person: Person, attribute: str) -> str:
+def another_value(rng: random.Random, person: Person, field: str) -> str:
     """What is true of somebody else; nobody is a friend of himself."""
-    values = {getattr(somebody, attribute) for somebody in PEOPLE}
-    return rng.choice(sorted(values - {person.name, getattr(person, attribute)}))
+    values = {getattr(somebody, field) for somebody in PEOPLE}
+    return rng.choice(sorted(values - {person.name, getattr(person, field)}))
 
 
 def person_fact(rng: random.Random) -> Example:
-    """One attribute of one person."""
+    """One field of one person."""
     person = rng.choice(PEOPLE)
-    attribute = rng.choice(ATTRIBUTES)
-    wrong = told(person, attribute, another_value(rng, person, attribute))
-    question = ask(rng, attribute, **described(person))
-    return one(question, told(person, attribute), 'contains', getattr(person, attribute), wrong)
+    field = rng.choice(FIELDS)
+    wrong = told(person, field, another_value(rng, person, field))
+    question = ask(rng, field, **described(person))
+    return one(question, told(person, field), 'contains', getattr(person, field), wrong)
 
 
 def who_is(rng: random.Random) -> Example:
@@ -51,11 +49,11 @@ def who_is(rng: random.Random) -> Example:
 
 def who_has(rng: random.Random) -> Example:
     """The other way round: everybody of whom something is true."""
-    attribute = rng.choice(ATTRIBUTES)
-    value = getattr(rng.choice(PEOPLE), attribute)
-    names = [person.name for person in PEOPLE if getattr(person, attribute) == value]
+    field = rng.choice(FIELDS)
+    value = getattr(rng.choice(PEOPLE), field)
+    names = [person.name for person in PEOPLE if getattr(person, field) == value]
     strangers = [person.name for person in PEOPLE if person.name not in (*names, value)]
-    kind = f'who_{attribute}'
+    kind = f'who_{field}'
     form = 'several' if len(names) > 1 else ''
     say = lambda names: mend_plurals(answer(kind, form, names=listed(names), value=value))
     question = mend_plurals(ask(rng, kind, value=value))
@@ -70,30 +68,30 @@ def yes_no(rng: random.Random) -> Example:
     To recall it and to compare it too is more than a small model can do.
     """
     person = rng.choice(PEOPLE)
-    attribute = rng.choice(ATTRIBUTES)
-    value = getattr(person, attribute)
-    claimed = value if rng.random() < 0.5 else another_value(rng, person, attribute)
-    question = ask(rng, f'is_{attribute}', **described(person), value=claimed)
-    wrong = another_value(rng, person, attribute) if claimed == value else claimed
-    return this_and_not(question, person, attribute, wrong)
+    field = rng.choice(FIELDS)
+    value = getattr(person, field)
+    claimed = value if rng.random() < 0.5 else another_value(rng, person, field)
+    question = ask(rng, f'is_{field}', **described(person), value=claimed)
+    wrong = another_value(rng, person, field) if claimed == value else claimed
+    return this_and_not(question, person, field, wrong)
 
 
 def either(rng: random.Random) -> Example:
     """Is it this or that?"""
     person = rng.choice(PEOPLE)
-    attribute = rng.choice(ATTRIBUTES)
-    wrong = another_value(rng, person, attribute)
-    first, second = rng.sample((getattr(person, attribute), wrong), 2)
-    question = ask(rng, f'or_{attribute}', **described(person), first=first, second=second)
-    return this_and_not(question, person, attribute, wrong)
+    field = rng.choice(FIELDS)
+    wrong = another_value(rng, person, field)
+    first, second = rng.sample((getattr(person, field), wrong), 2)
+    question = ask(rng, f'or_{field}', **described(person), first=first, second=second)
+    return this_and_not(question, person, field, wrong)
 
 
-def this_and_not(question: str, person: Person, attribute: str, wrong: str) -> Example:
+def this_and_not(question: str, person: Person, field: str, wrong: str) -> Example:
     """The right answer has the right value in it and not the wrong one."""
-    right = getattr(person, attribute)
-    mistaken = told(person, attribute, wrong)
+    right = getattr(person, field)
+    mistaken = told(person, field, wrong)
     more = {'absent': [wrong]}
-    return one(question, told(person, attribute), 'contains', right, mistaken, more=more)
+    return one(question, told(person, field), 'contains', right, mistaken, more=more)
 
 
 def work(rng: random.Random) -> Example:

@@ -140,7 +140,7 @@ def do_steps(steps: list[str], numbers: dict[str, int]) -> list[tuple[str, str]]
 
 
 def conjugate(text: str, first: bool, past: bool) -> str:
-    """'Ben buys~' is 'Ben buys', or 'bought' in the past; 'I buys~' is 'I buy'; ^ is never first."""
+    """'Ben buys~' -> 'Ben buys', or 'Ben bought'; 'I buys~' -> 'I buy'; 'Tom gives^' never 'give'."""
 
     def bend(match):
         verb, mark = match[1], match[2]

@@ -16,16 +16,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.tinyworld.facts import (
-    ANIMALS, BY_NAME, COLOURS, CYCLES, DAYS, JOBS, MONTHS, MONTHS_OF, OPPOSITES, PEOPLE, SEASON_OF,
-    SEASONS, THINGS, VILLAGE, WORDS, Person,
+    ANIMALS, BY_NAME, COLOURS, CYCLES, DAYS, FIELDS, JOBS, MONTHS, MONTHS_OF, OPPOSITES, PEOPLE,
+    SEASON_OF, SEASONS, THINGS, VILLAGE, WORDS, Person,
 )  # fmt: skip
 from data.tinyworld.stories import story
 from data.tinyworld.wordings import wordings
 from data.tinyworld.words import (
     NUMBERS, ORDINALS, PRONOUNS, article, capital, counted, fill, listed, plural, weighted
 )  # fmt: skip
-
-FIELDS = ('job', 'home', 'pet', 'food', 'colour', 'friend')
 
 
 def templates(heading: str) -> list[str]:
@@ -53,18 +51,12 @@ def tell(rng: random.Random, person: Person, field: str, name: str = '') -> str:
     if name:  # a pronoun fits only where the sentence begins with the person
         lines = [line for line in lines if line.startswith('{p} ')]
     does, place = JOBS[person.job]
-    return fill(
-        rng.choice(lines),
-        p=name or person.name,
-        v=getattr(person, field),
-        **PRONOUNS[person.gender],
-        does=does,
-        place=place,
-        home=person.home,
-        says=ANIMALS[person.pet][0],
-        village=VILLAGE,
-        his_p=f'the house of {person.name}',
-    )
+    words = {
+        **PRONOUNS[person.gender], 'p': name or person.name, 'v': getattr(person, field),
+        'home': person.home, 'does': does, 'place': place, 'says': ANIMALS[person.pet][0],
+        'village': VILLAGE, 'his_p': f'the house of {person.name}',
+    }  # fmt: skip
+    return fill(rng.choice(lines), **words)
 
 
 def describe(rng: random.Random, person: Person) -> str:
@@ -208,27 +200,16 @@ def count(rng: random.Random) -> str:
 
     # 3) One of the ways to tell it
     parity, next_parity = ('odd', 'even') if some % 2 else ('even', 'odd')
-    return fill(
-        rng.choice(templates('counting')),
-        row=row,
-        by=by,
-        first=numbers[0],
-        last=numbers[-1],
-        then=numbers[-1] + numbers[1] - numbers[0],
-        p=name,
-        low=low,
-        high=high,
-        some=some,
-        more=some + 1,
-        less=some - 1,
-        parity=parity,
-        next_parity=next_parity,
-        digits=digits,
-        word=NUMBERS[digits],
-        next_digits=digits + 1,
-        next_word=NUMBERS[digits + 1],
-        number_words=', '.join(NUMBERS[1 : digits + 1]) if digits > 3 else row,
-    )
+    words = {
+        'row': row, 'by': by, 'first': numbers[0], 'last': numbers[-1], 'p': name,
+        'then': numbers[-1] + numbers[1] - numbers[0], 'low': low, 'high': high,
+        'some': some, 'more': some + 1, 'less': some - 1,
+        'parity': parity, 'next_parity': next_parity,
+        'digits': digits, 'word': NUMBERS[digits],
+        'next_digits': digits + 1, 'next_word': NUMBERS[digits + 1],
+        'number_words': ', '.join(NUMBERS[1 : digits + 1]) if digits > 3 else row,
+    }  # fmt: skip
+    return fill(rng.choice(templates('counting')), **words)
 
 
 def spelled_words() -> list[str]:
@@ -248,17 +229,11 @@ def spell(rng: random.Random, word: str) -> str:
     letter = rng.choice(word)
     count = word.count(letter)
     words = {
-        'word': word,
-        'letters': '-'.join(word),
-        'number': len(word),
-        'length': counted(len(word), 'letter'),
-        'first': word[0],
-        'last': word[-1],
-        'letter': letter,
-        'times': counted(count, 'time'),
-        'count': counted(count, letter),
+        'word': word, 'letters': '-'.join(word), 'first': word[0], 'last': word[-1],
+        'number': len(word), 'length': counted(len(word), 'letter'),
+        'letter': letter, 'times': counted(count, 'time'), 'count': counted(count, letter),
         'are': 'is' if count == 1 else 'are',
-    }
+    }  # fmt: skip
     start = rng.choice(templates('spelling'))
     more = rng.sample(templates('about_letters'), rng.randint(0, 3))
     return ' '.join(fill(line, **words) for line in [start, *more])

@@ -7,7 +7,7 @@ import random
 
 from data.tinyworld import facts
 from data.tinyworld.letters import SPELLABLE, counting, spelling
-from data.tinyworld.people import ATTRIBUTES, described
+from data.tinyworld.people import described
 from data.tinyworld.problems import OTHERS, PEOPLE, one_step, parts, sums
 from data.tinyworld.questions import fact, opposite
 from data.tinyworld.talk import greeting, identity, refusal
@@ -68,20 +68,20 @@ def own_facts(rng: random.Random) -> Example:
 def about_people(rng: random.Random) -> Example:
     """Where does Anna live? And Ben? What is his job?"""
     first, second = rng.sample(facts.PEOPLE, 2)
-    attribute = rng.choice(ATTRIBUTES)
+    field = rng.choice(facts.FIELDS)
     words = described(first)
-    contents = [ask(rng, attribute, **words), answer(attribute, **words)]
+    contents = [ask(rng, field, **words), answer(field, **words)]
 
-    # somebody else, another attribute, or both
+    # somebody else, another field, or both
     person = first
     if rng.random() < 0.6:
         person = second
         words = described(second)
-        contents += [say(rng, 'and_name', '?', **words), answer(attribute, **words)]
+        contents += [say(rng, 'and_name', '?', **words), answer(field, **words)]
     if person is first or rng.random() < 0.5:
-        attribute = other(rng, ATTRIBUTES, attribute)
-        contents += [say(rng, f'and_{attribute}', '?', **words), answer(attribute, **words)]
-    wrong = answer(attribute, **described(other(rng, facts.PEOPLE, person)))
+        field = other(rng, facts.FIELDS, field)
+        contents += [say(rng, f'and_{field}', '?', **words), answer(field, **words)]
+    wrong = answer(field, **described(other(rng, facts.PEOPLE, person)))
     return conversation(contents, contents[-1], wrong=wrong)
 
 

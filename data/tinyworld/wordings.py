@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from data.tinyworld import facts
 from data.tinyworld.heldout import canonical, is_held_out, said_by_user
-from data.tinyworld.holes import ELSEWHERE, HOLES
+from data.tinyworld.holes import ELSEWHERE, holes_of
 from data.tinyworld.words import fill
 
 BESIDES = 0.15  # of the questions come with words around them that change nothing
@@ -88,7 +88,7 @@ def check(line: str, where: str, holes: frozenset, headings: dict) -> None:
 def wordings(name: str) -> dict[str, list[str]]:
     """A text file, read once: 'answers' -> {'job': ['{name} is {a_job}.'], ...}"""
     path = Path(__file__).with_name(f'{name}.txt')
-    return read(path, HOLES[name], complete=name != 'voices')
+    return read(path, holes_of(name), complete=name != 'voices')
 
 
 def voices() -> dict[str, list[str]]:

@@ -1,8 +1,8 @@
 """
-Small words and forms of words: articles, pronouns, plurals, numbers; and templates filled with words.
+Articles, pronouns, plurals, numbers and lists of words; and templates filled with words.
 
-    >>> fill('{A_pet} lives with {name}: {he} has {legs}.', pet='owl', name='Mia', he='she', legs=2)
-    'An owl lives with Mia: she has 2.'
+    >>> fill('{A_pet} lives with {name}. {He} is happy.', pet='owl', name='Mia', he='she')
+    'An owl lives with Mia. She is happy.'
 """
 
 import random
@@ -65,7 +65,7 @@ def mend_plurals(text: str) -> str:
 
 
 class Words(dict):
-    """The words for the holes of a template: {job} is as given, {a_job} 'a baker', {Job} 'Baker'."""
+    """The words for the holes of a template: {job} as given, {a_job} 'a baker', {Job} 'Baker'."""
 
     def __missing__(self, hole: str) -> str:
         if hole[0].isupper():
