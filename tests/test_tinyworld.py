@@ -234,25 +234,6 @@ def test_questions_are_whole():
                     assert not re.search(r',,|[.:],|\{|\[|^\W*$', message['content'].replace('...', '')), message
 
 
-def test_every_kind_of_voice_is_heard(monkeypatch):
-    """Each kind of voices.txt belongs to a question, and each question finds its kind, with the holes it can fill."""
-    heard = set()
-
-    class Heard(dict):
-        def __getitem__(self, kind):
-            heard.add(kind)
-            return super().__getitem__(kind)
-
-    kinds = Heard(wordings.voices())
-    monkeypatch.setattr(wordings, 'voices', lambda: kinds)
-    monkeypatch.setattr(wordings, 'VOICED', 1.0)
-    rng = random.Random(1)
-    for skill in SKILLS:
-        for _ in range(100 if skill == 'stories' else 4000):
-            SKILLS[skill](rng)
-    assert heard == set(kinds)
-
-
 def test_voices_are_many_and_speak_of_what_they_are_asked():
     for kind, messages in wordings.voices().items():
         keys = [canonical(message) for message in messages]

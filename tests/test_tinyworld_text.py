@@ -21,8 +21,8 @@ from data.tinyworld.facts import (
     SEASONS,
     THINGS,
 )
+from data.tinyworld.grade import story as grade
 from data.tinyworld.wordings import wordings
-from tasks import grade
 
 NAMES = [person.name for person in PEOPLE]
 ANY_NAME = '|'.join(NAMES)
@@ -34,7 +34,7 @@ def many(kind, count, seed=1):
 
 
 def problem(people=('Mia',), thing='ball'):
-    return {'grader': 'story', 'people': list(people), 'names': NAMES, 'thing': thing}
+    return {'people': list(people), 'names': NAMES, 'thing': thing}
 
 
 # ---- all documents

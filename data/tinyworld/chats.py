@@ -24,7 +24,16 @@ from data.tinyworld.stories import story
 from data.tinyworld.talk import greeting, identity, refusal
 from data.tinyworld.turns import memory
 from data.tinyworld.wordings import (
-    COMMAND, FORMS, Example, answer, ask, one, one_of, sentence, vary, voiced
+    COMMAND,
+    FORMS,
+    Example,
+    answer,
+    ask,
+    one,
+    one_of,
+    sentence,
+    vary,
+    voiced,
 )  # fmt: skip
 from data.tinyworld.words import article, fill, other, weighted
 from tasks import render_choice

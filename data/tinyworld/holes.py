@@ -29,7 +29,7 @@ OUTSIDE = (
     f'{ELSEWHERE} {PERSON} program maths measure their animal day stranger word another unknown'
 )
 # of a word problem, and of a story
-PROBLEM = 'a b c d s s_object t he him his thing things others bag bags eats has pays'
+PROBLEM = 's s_object t he him his thing things others bag bags eats has pays'
 STORY = (
     'a a.his a.him a.job A x b b.his b.job b.pet b.food b.colour B y t t.one_a t.look_a '
     't.many_other ts look where others n home home2 pet food job village bond animal says '
@@ -46,7 +46,8 @@ QUESTIONS = {
     each('or'): f'{PERSON} first second',
     ANIMAL: 'name many sound legs young',
     'opposite choose_opposite spell spell_first length first_letter last_letter and_word': 'word',
-    'colour_of which_colour': 'thing many are do first second',
+    'colour_of': 'thing many are do',
+    'which_colour': 'thing first second',
     'thing_of': 'colour',
     CLAIM: 'thing value',
     'after before day_after day_before': 'word kind side',
@@ -81,15 +82,19 @@ TALK = {
 }
 PROBLEMS = {
     'problem short_problem': 'story question',
-    # questions
+    # questions, and parts of the stories
     'left now in_all together each remain how_many_more in_each coins_left coins_paid': PROBLEM,
+    'buys loses': PROBLEM,
     # stories of one, two and three steps
-    'buys loses add add_together add_there take take_there more_than bags own_bags': PROBLEM,
-    'price share fill_bags children_share': PROBLEM,
-    'gain_give lose_gain gain_get lose_give bags_gain bags_lose every_day times_as_many': PROBLEM,
-    'so_many_more pool_and_share lose_and_share spend': PROBLEM,
-    'bags_gain_give gain_lose_give lose_gain_get buy_both every_day_lose': PROBLEM,
-    'gain_give_share times_and_more spend_and_get': PROBLEM,
+    'add add_together add_there take take_there more_than bags own_bags': f'{PROBLEM} a b',
+    'price share fill_bags children_share': f'{PROBLEM} a b',
+    'gain_give lose_gain gain_get lose_give bags_gain bags_lose every_day': f'{PROBLEM} a b c',
+    'pool_and_share lose_and_share': f'{PROBLEM} a b c',
+    'times_as_many so_many_more': f'{PROBLEM} a b',
+    'spend': f'{PROBLEM} a b d',
+    'bags_gain_give gain_lose_give lose_gain_get buy_both every_day_lose': f'{PROBLEM} a b c d',
+    'gain_give_share spend_and_get': f'{PROBLEM} a b c d',
+    'times_and_more': f'{PROBLEM} a b c',
     # sums
     'bare_sum long_sum': 'sum',
     'named_sum': 'name',
@@ -103,7 +108,8 @@ VOICES = {  # and these kinds
     'story': '',
     'story_about': 'subject',
     'outside outside_villager': OUTSIDE,
-    'problem_add problem_add_me problem_take problem_take_me problem_times problem_share': PROBLEM,
+    'problem_add problem_add_me problem_take problem_take_me': f'{PROBLEM} a b',
+    'problem_times problem_share': f'{PROBLEM} a b',
     'plus minus times over': 'a b',
 }
 ANSWERS = {
@@ -128,6 +134,7 @@ ANSWERS = {
     'sorry sad happy criticism lets_talk': 'time',
     'chinese_identity chinese_hello chinese_thanks chinese_bye chinese_how_are_you outside': '',
     'has_things': 'name he his him a b things',
+    'has_some': 'name r result',
     'what_did_i_ask': 'question',
 }
 STORIES = {

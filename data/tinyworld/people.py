@@ -19,7 +19,7 @@ def described(person: Person) -> dict:
 def told(person: Person, field: str, value: str = '') -> str:
     """The answer about one field of a person; with a value, as if that were true."""
     person = person._replace(**{field: value}) if value else person
-    return answer(field, **person._asdict())
+    return answer(field, **described(person))
 
 
 def another_value(rng: random.Random, person: Person, field: str) -> str:

@@ -11,12 +11,21 @@ in the past.
 import operator
 import random
 import re
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from data.tinyworld import facts
 from data.tinyworld.wordings import (
-    Example, answer, ask, one, one_of, said, sentence, vary, voiced, voices,
+    Example,
+    answer,
+    ask,
+    one,
+    one_of,
+    said,
+    sentence,
+    vary,
+    voiced,
+    voices,
     with_headings,
 )  # fmt: skip
 from data.tinyworld.words import NUMBERS, PRONOUNS, fill, plural, weighted
@@ -140,7 +149,7 @@ def do_steps(steps: list[str], numbers: dict[str, int]) -> list[tuple[str, str]]
 
 
 def conjugate(text: str, first: bool, past: bool) -> str:
-    """'Ben buys~' -> 'Ben buys', or 'Ben bought'; 'I buys~' -> 'I buy'; 'Tom gives^' never 'give'."""
+    """'Ben buys~' -> 'Ben buys', or 'bought' in the past; 'I buys~' -> 'I buy'; ^ never so."""
 
     def bend(match):
         verb, mark = match[1], match[2]
@@ -178,7 +187,7 @@ def draw_words(rng: random.Random, first: bool) -> dict[str, str]:
     return {**who, **verbs, **what, 't': friend}
 
 
-@lru_cache(maxsize=None)
+@cache
 def stories_of(shapes: tuple[Shape, ...]) -> list[tuple[Shape, str]]:
     """Every story of problems.txt that has one of these shapes."""
     return [(shape, story) for shape in shapes for story in said()[shape.heading]]

@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from data.tinyworld.facts import (
-    ANIMALS, BY_NAME, DAYS, EATEN, MONTHS_OF, PEOPLE, SEASONS, THINGS, VILLAGE, Person
+    ANIMALS,
+    BY_NAME,
+    DAYS,
+    EATEN,
+    MONTHS_OF,
+    PEOPLE,
+    SEASONS,
+    THINGS,
+    VILLAGE,
+    Person,
 )  # fmt: skip
 from data.tinyworld.wordings import wordings
 from data.tinyworld.words import PRONOUNS, Words, article, capital, weighted

@@ -8,7 +8,17 @@ import random
 from data.tinyworld import facts
 from data.tinyworld.people import described
 from data.tinyworld.wordings import (
-    Example, answer, ask, invented, one, one_of, said, sentence, vary, voiced, with_headings,
+    Example,
+    answer,
+    ask,
+    invented,
+    one,
+    one_of,
+    said,
+    sentence,
+    vary,
+    voiced,
+    with_headings,
     wordings,
 )  # fmt: skip
 from data.tinyworld.words import capital, fill, mend_plurals, weighted

@@ -16,13 +16,37 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.tinyworld.facts import (
-    ANIMALS, BY_NAME, COLOURS, CYCLES, DAYS, FIELDS, JOBS, MONTHS, MONTHS_OF, OPPOSITES, PEOPLE,
-    SEASON_OF, SEASONS, THINGS, VILLAGE, WORDS, Person,
+    ANIMALS,
+    BY_NAME,
+    COLOURS,
+    CYCLES,
+    DAYS,
+    FIELDS,
+    JOBS,
+    MONTHS,
+    MONTHS_OF,
+    OPPOSITES,
+    PEOPLE,
+    SEASON_OF,
+    SEASONS,
+    THINGS,
+    VILLAGE,
+    WORDS,
+    Person,
 )  # fmt: skip
 from data.tinyworld.stories import story
 from data.tinyworld.wordings import wordings
 from data.tinyworld.words import (
-    NUMBERS, ORDINALS, PRONOUNS, article, capital, counted, fill, listed, plural, weighted
+    NUMBERS,
+    ORDINALS,
+    PRONOUNS,
+    article,
+    capital,
+    counted,
+    fill,
+    listed,
+    plural,
+    weighted,
 )  # fmt: skip
 
 

@@ -142,8 +142,7 @@ def numbers_in_turns(rng: random.Random) -> Example:
     told = say(rng, 'has_things', '.', **words)
 
     def closing(number: int) -> str:
-        counted = thing if number == 1 else things
-        return answer('has_now', s=name, has='has', r=number, result=counted)
+        return answer('has_some', name=name, r=number, result=thing if number == 1 else things)
 
     work = [(f'{a}{sign}{b}', str(result))]
     right = parts(work, closing(result))

@@ -2,10 +2,10 @@
 How things are worded: the text files, patterns with alternatives, questions and their answers.
 
     >>> rng = random.Random(0)
-    >>> vary(rng, '[what is|what's] the [colour|color] of grass')
+    >>> vary(rng, "[what is|what's] the [colour|color] of grass")
     "what's the color of grass"
     >>> ask(rng, 'home', name='Anna', his='her')
-    'I wonder, where does Anna live?'
+    'In what place does Anna live?'
 
 Another way to ask, to answer or to tell is a line of a text file in this folder:
 
@@ -18,7 +18,7 @@ Another way to ask, to answer or to tell is a line of a text file in this folder
 
 import random
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
@@ -84,7 +84,7 @@ def check(line: str, where: str, holes: frozenset, headings: dict) -> None:
             raise SystemExit(f'{where}: <{heading}> is no heading of this file')
 
 
-@lru_cache(maxsize=None)
+@cache
 def wordings(name: str) -> dict[str, list[str]]:
     """A text file, read once: 'answers' -> {'job': ['{name} is {a_job}.'], ...}"""
     path = Path(__file__).with_name(f'{name}.txt')
@@ -102,13 +102,13 @@ def said() -> dict[str, list[str]]:
     return wordings('questions') | wordings('talk') | wordings('problems')
 
 
-@lru_cache(maxsize=None)
+@cache
 def one_of(heading: str) -> str:
     """All lines of a heading as one pattern: '[where does {name} live|where is ...]'."""
     return f'[{"|".join(with_headings(line) for line in said()[heading])}]'
 
 
-@lru_cache(maxsize=None)
+@cache
 def with_headings(line: str) -> str:
     """The line with the lines of a heading for each <heading>."""
     return re.sub('<(.*?)>', lambda match: one_of(match[1]), line)
@@ -181,7 +181,7 @@ def formed(kind: str, form: str) -> str:
     return f'{kind}: {form}' if form else kind
 
 
-@lru_cache(maxsize=None)
+@cache
 def framed(kind: str, forms: tuple) -> list[list[str]]:
     """For each of the forms that the kind has: its frames, with all its lines put into each."""
     patterns = []
