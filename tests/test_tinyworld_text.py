@@ -84,7 +84,7 @@ def test_nothing_is_left_unfilled_and_articles_fit():
 
 
 def test_the_words_of_a_story_are_rich_enough():
-    assert len({template for lines in wordings('stories').values() for template in lines}) > 220
+    assert len({template for lines in wordings('stories.txt').values() for template in lines}) > 220
     told = many('story', 1000)
     assert len({document.split('. ')[0] for document in told}) > 300
     assert len(set(told)) == 1000

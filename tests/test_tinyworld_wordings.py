@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from data.tinyworld import holes, problems, stories, text, wordings
+from data.tinyworld import problems, stories, text, wordings
 from data.tinyworld.chats import SKILLS
-from data.tinyworld.facts import PEOPLE
+from data.tinyworld.facts import PEOPLE, SEASONS
 from data.tinyworld.words import article, capital, counted, fill, listed, mend_plurals, plural
 
 HOLES = {'job': frozenset(['name', 'job']), 'tale': frozenset()}
@@ -77,15 +77,15 @@ def marked(monkeypatch):
 
     def read_marked(path, table, complete=True):
         found = really(path, table, complete)
-        if path.stem == 'stories':
+        if path.name == 'stories.txt':
             return found
         for heading, lines in found.items():
             kind = heading.partition(': ')[0]
             names = sorted(table[kind], key=lambda name: (name != 'p', name))  # {p} first: a pronoun may stand there
             for i, line in enumerate(lines):
                 parts = [f'{{{name}}}' for name in names] + re.findall('<.*?>', line) if names else [line]
-                line = ' '.join([*parts, f'«{path.stem}/{heading}»'])
-                lines[i] = f'{line} / {line}' if path.stem == 'told' and two_parts(heading) else line
+                line = ' '.join([*parts, f'«{path.name}/{heading}»'])
+                lines[i] = f'{line} / {line}' if path.name == 'told.txt' and two_parts(heading) else line
         return found
 
     monkeypatch.setattr(wordings, 'read', read_marked)
@@ -104,17 +104,17 @@ def test_every_heading_is_asked_for_with_all_its_holes(marked):
     for kind, (_, function) in text.KINDS.items():
         made += [function(rng) for _ in range(10 if kind == 'story' else 300)]
     marks = set(re.findall('«(.*?)»', ' '.join(made)))
-    names = set(holes.HOLES) - {'stories'}
+    names = {path.name for path in wordings.FOLDER.glob('*.txt')} - {'holes.txt', 'stories.txt'}
     assert marks == {f'{name}/{heading}' for name in names for heading in wordings.wordings(name)}
 
 
 def test_every_step_of_a_story_is_told_with_all_its_holes():
     teller = stories.Teller(random.Random(1), PEOPLE[0], PEOPLE[1], 'ball')
-    for table in holes.holes_of('stories').values():
+    for table in wordings.holes_of('stories.txt').values():
         teller.say([' '.join(f'{{{hole}}}' for hole in sorted(table))], n=2)
     told = {step for plot in stories.PLOTS.values() for step in re.findall(r'[a-z_]+', plot)}
     told |= {*stories.CHANGES, 'had', 'now', 'other_had', 'other_now', 'together', 'meet'}
-    assert told == {heading for heading in wordings.wordings('stories') if not heading.endswith(tuple(stories.SEASONS))}
+    assert told == {heading for heading in wordings.wordings('stories.txt') if not heading.endswith(tuple(SEASONS))}
 
 
 # ---- words

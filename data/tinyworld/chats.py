@@ -30,12 +30,11 @@ from data.tinyworld.wordings import (
     answer,
     ask,
     one,
-    one_of,
+    phrase,
     sentence,
-    vary,
     voiced,
-)  # fmt: skip
-from data.tinyworld.words import article, fill, other, weighted
+)
+from data.tinyworld.words import article, other, weighted
 from tasks import render_choice
 
 # -----------------------------------------------------------------------------
@@ -79,7 +78,7 @@ def ask_story(rng: random.Random, subjects: list[str], plainly: str) -> str:
     if message := voiced(rng, 'story_about' if plainly else 'story', subject=plainly):
         return message
     if rng.random() < 0.2:
-        return sentence(fill(vary(rng, one_of('want_story') + '.'), about=about))
+        return sentence(phrase(rng, 'want_story', '.', about=about))
     forms = FORMS if rng.random() < 0.3 else (COMMAND,)
     kind = 'tell_story_of_two' if len(subjects) > 1 else 'tell_story'
     return ask(rng, kind, '', forms, about=about, plainly=plainly)
@@ -109,18 +108,13 @@ def choice(rng: random.Random) -> Example:
     return one(asked, content, 'letter', content[-1], wrong, more=more, typable=False)
 
 
-def chosen(rng: random.Random, kind: str, /, **words) -> str:
-    """A question of a kind without a frame around it."""
-    return fill(vary(rng, one_of(kind) + '?'), **words)
-
-
 def person_choice(rng: random.Random) -> tuple[str, str, list[str]]:
     """A field of a person; the wrong choices are true of others."""
     person = rng.choice(facts.PEOPLE)
     field = rng.choice(facts.FIELDS)
     values = [getattr(somebody, field) for somebody in facts.PEOPLE if somebody is not person]
     values = [value for value in values if value != person.name]
-    question = chosen(rng, field, **described(person))
+    question = phrase(rng, field, '?', **described(person))
     return question, getattr(person, field), values
 
 
@@ -128,7 +122,7 @@ def opposite_choice(rng: random.Random) -> tuple[str, str, list[str]]:
     """The opposite of a word."""
     pair = rng.choice(facts.OPPOSITES)
     word, right = pair if rng.random() < 0.5 else pair[::-1]
-    question = chosen(rng, 'choose_opposite', word=word)
+    question = phrase(rng, 'choose_opposite', '?', word=word)
     return question, right, [w for pair_ in facts.OPPOSITES if pair_ != pair for w in pair_]
 
 
@@ -136,14 +130,14 @@ def thing_choice(rng: random.Random) -> tuple[str, str, list[str]]:
     """The colour of a thing; the sound, the legs or the young of an animal."""
     if rng.random() < 0.3:
         thing, right = rng.choice(list(facts.COLOURS.items()))
-        return chosen(rng, 'choose_colour', name=thing), right, list(facts.COLOURS.values())
+        return phrase(rng, 'choose_colour', '?', name=thing), right, list(facts.COLOURS.values())
     name = rng.choice(list(facts.ANIMALS))
     place = rng.randrange(3)
     kind = ('choose_sound', 'choose_legs', 'choose_young')[place]
     values = [str(row[place]) for row in facts.ANIMALS.values()]
     if kind == 'choose_legs':
         values += ['8', '3']
-    return chosen(rng, kind, name=name), str(facts.ANIMALS[name][place]), values
+    return phrase(rng, kind, '?', name=name), str(facts.ANIMALS[name][place]), values
 
 
 def day_choice(rng: random.Random) -> tuple[str, str, list[str]]:
@@ -152,7 +146,7 @@ def day_choice(rng: random.Random) -> tuple[str, str, list[str]]:
     cycle = facts.CYCLES[kind]
     place = rng.randrange(len(cycle))
     side, step = rng.choice((('after', 1), ('before', -1)))
-    question = chosen(rng, f'choose_{side}', kind=kind, word=cycle[place])
+    question = phrase(rng, f'choose_{side}', '?', kind=kind, word=cycle[place])
     right = cycle[(place + step) % len(cycle)]
     return question, right, [value for value in cycle if value != cycle[place]]
 

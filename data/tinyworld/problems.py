@@ -21,13 +21,14 @@ from data.tinyworld.wordings import (
     ask,
     one,
     one_of,
+    phrase,
     said,
     sentence,
     vary,
     voiced,
     voices,
     with_headings,
-)  # fmt: skip
+)
 from data.tinyworld.words import NUMBERS, PRONOUNS, fill, plural, weighted
 from tools import calculate
 
@@ -222,13 +223,13 @@ def worded(rng: random.Random, shape: Shape, story: str, numbers: dict, words: d
     first = words['he'] == 'I'
     past = rng.random() < 0.15
     story = vary(rng, with_headings(story))
-    frame = vary(rng, rng.choice(said()['problem']))
+    frame = vary(rng, one_of('problem'))
     if '. ' not in story and rng.random() < 0.3:
-        frame = vary(rng, rng.choice(said()['short_problem']))
+        frame = vary(rng, one_of('short_problem'))
         story = re.sub('^(There|Each|One)', lambda match: match[0].lower(), story.rstrip('. '))
-    asked = vary(rng, one_of(shape.question))
+    asked = phrase(rng, shape.question, **words)
     story = conjugate(fill(story, **words, **numbers), first, past)
-    asked = conjugate(fill(asked, **words), first, past=False)
+    asked = conjugate(asked, first, past=False)
     text = frame.format(story=story, question=asked)
     return sentence(re.sub(r'\bhas I\b', 'have I', text))
 
@@ -301,9 +302,8 @@ def sums(rng: random.Random) -> Example:
 
     # 3) The sum alone, or a question; voices want a whole number that is not negative
     if rng.random() < 0.35:
-        frame = rng.choice(said()['bare_sum'])
-        question = fill(vary(rng, frame.replace('{sum}', one_of(f'{kind}_sum'))), **words)
-        question = sentence(question)
+        frame = vary(rng, one_of('bare_sum'))
+        question = sentence(frame.format(sum=phrase(rng, f'{kind}_sum', **words)))
         if rng.random() < 0.5:
             question = re.sub(r' ([-+*/x×÷]) ', r'\1', question)
     else:
@@ -347,7 +347,7 @@ def long_sum(rng: random.Random) -> Example:
     if first == '+' and rng.random() < 0.25:
         shown = f'({a} {first} {b}) {second} {c}'
     typed = shown.replace(' ', '') if rng.random() < 0.4 else shown
-    question = sentence(rng.choice(said()['bare_sum']).replace('{sum}', typed))
+    question = sentence(phrase(rng, 'bare_sum', sum=typed))
     if rng.random() < 0.6:
         question = ask(rng, 'long_sum', sum=typed)
     return calculated(rng, question, shown.replace(' ', ''), shown)

@@ -14,18 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data.tinyworld.facts import (
-    ANIMALS,
-    BY_NAME,
-    DAYS,
-    EATEN,
-    MONTHS_OF,
-    PEOPLE,
-    SEASONS,
-    THINGS,
-    VILLAGE,
-    Person,
-)  # fmt: skip
+from data.tinyworld import facts
+from data.tinyworld.facts import BY_NAME, PEOPLE, THINGS, Person
 from data.tinyworld.wordings import wordings
 from data.tinyworld.words import PRONOUNS, Words, article, capital, weighted
 
@@ -140,15 +130,15 @@ class Teller:
     """
 
     def __init__(self, rng: random.Random, hero: Person, other: Person, thing: str):
-        self.rng, self.templates = rng, wordings('stories')
+        self.rng, self.templates = rng, wordings('stories.txt')
         self.sentences = []
         self.subject = ''
         self.ambiguous = False
         self.a, self.b = Who(hero), Who(other)
         self.thing = Thing(rng, thing)
         place, place2 = rng.sample(list(PLACES), 2)
-        animal = rng.choice([animal for animal in ANIMALS if animal != hero.pet])
-        self.season = rng.choice(SEASONS)
+        animal = rng.choice([animal for animal in facts.ANIMALS if animal != hero.pet])
+        self.season = rng.choice(facts.SEASONS)
         self.words = {
             # people and the thing
             'a': self.a,
@@ -163,17 +153,17 @@ class Teller:
             'job': hero.job,
             'bond': 'best friend' if hero.friend == other.name else 'neighbour',
             'animal': animal,
-            'says': ANIMALS[animal][0],
+            'says': facts.ANIMALS[animal][0],
             # places
-            'village': VILLAGE,
+            'village': facts.VILLAGE,
             'where': self.thing.where,
             'to': f'to the {place}',
             'at': f'{PLACES[place]} the {place}',
             'at2': f'{PLACES[place2]} the {place2}',
             # times
-            'weekday': rng.choice(DAYS),
+            'weekday': rng.choice(facts.DAYS),
             'time': rng.choice(TIMES),
-            'month': rng.choice(MONTHS_OF[self.season]),
+            'month': rng.choice(facts.MONTHS_OF[self.season]),
             'season': self.season,
         }
 
@@ -268,7 +258,7 @@ class Teller:
         fit = []
         for heading, (gains, loses) in CHANGES.items():
             for template in self.templates[heading]:
-                eaten = ' ate ' in template and self.thing.one not in EATEN
+                eaten = ' ate ' in template and self.thing.one not in facts.EATEN
                 traded = 'bought' in template or 'sold' in template
                 if eaten or traded and self.thing.one in NO_TRADE:
                     continue

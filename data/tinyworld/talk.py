@@ -14,13 +14,14 @@ from data.tinyworld.wordings import (
     invented,
     one,
     one_of,
+    phrase,
     said,
     sentence,
     vary,
     voiced,
     with_headings,
     wordings,
-)  # fmt: skip
+)
 from data.tinyworld.words import capital, fill, mend_plurals, weighted
 
 # -----------------------------------------------------------------------------
@@ -89,8 +90,8 @@ def greeting(rng: random.Random) -> Example:
     heading = rng.choice(GREETINGS)
     kind = next(kind for kind in EXPECTED if heading.startswith(kind))
     time = rng.choice(TIMES)
-    frame = rng.choice(said()['around'])
-    message = fill(vary(rng, frame.replace('{talk}', one_of(heading))), time=time).strip(' ,')
+    frame = vary(rng, one_of('around'))
+    message = frame.format(talk=phrase(rng, heading, time=time)).strip(' ,')
     message = voiced(rng, kind, time=time) or sentence(message)
     expected = fill(EXPECTED[kind], time=time)
     return one(message, answer(kind, time=time), 'contains', expected, rude)
@@ -120,7 +121,7 @@ def refusal(rng: random.Random) -> Example:
     # the words for all holes: of the rest of the world, of a villager, and invented ones
     strangers = [name for names in facts.STRANGERS.values() for name in names]
     inside = {'animal': list(facts.ANIMALS), 'day': facts.DAYS, 'stranger': strangers}
-    holes = wordings('elsewhere') | inside
+    holes = wordings('elsewhere.txt') | inside
     words = {hole: rng.choice(values) for hole, values in holes.items()}
     words |= described(rng.choice(facts.PEOPLE))
     words |= {'word': invented(rng), 'another': invented(rng), 'unknown': capital(invented(rng))}

@@ -15,25 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.tinyworld.facts import (
-    ANIMALS,
-    BY_NAME,
-    COLOURS,
-    CYCLES,
-    DAYS,
-    FIELDS,
-    JOBS,
-    MONTHS,
-    MONTHS_OF,
-    OPPOSITES,
-    PEOPLE,
-    SEASON_OF,
-    SEASONS,
-    THINGS,
-    VILLAGE,
-    WORDS,
-    Person,
-)  # fmt: skip
+from data.tinyworld import facts as world
+from data.tinyworld.facts import FIELDS, PEOPLE, VILLAGE, Person
 from data.tinyworld.stories import story
 from data.tinyworld.wordings import wordings
 from data.tinyworld.words import (
@@ -52,7 +35,7 @@ from data.tinyworld.words import (
 
 def templates(heading: str) -> list[str]:
     """The lines below a heading of told.txt."""
-    return wordings('told')[heading]
+    return wordings('told.txt')[heading]
 
 
 def tell_story(rng: random.Random) -> str:
@@ -74,10 +57,10 @@ def tell(rng: random.Random, person: Person, field: str, name: str = '') -> str:
     lines = templates(field)
     if name:  # a pronoun fits only where the sentence begins with the person
         lines = [line for line in lines if line.startswith('{p} ')]
-    does, place = JOBS[person.job]
+    does, place = world.JOBS[person.job]
     words = {
         **PRONOUNS[person.gender], 'p': name or person.name, 'v': getattr(person, field),
-        'home': person.home, 'does': does, 'place': place, 'says': ANIMALS[person.pet][0],
+        'home': person.home, 'does': does, 'place': place, 'says': world.ANIMALS[person.pet][0],
         'village': VILLAGE, 'his_p': f'the house of {person.name}',
     }  # fmt: skip
     return fill(rng.choice(lines), **words)
@@ -147,16 +130,18 @@ def general_facts(rng: random.Random) -> str:
     sentences = []
     for _ in range(rng.randint(2, 5)):
         heading = rng.choice(('animal', 'animal', 'colour_of_thing', 'work'))
-        table = {'animal': ANIMALS, 'colour_of_thing': COLOURS, 'work': JOBS}[heading]
+        table = {'animal': world.ANIMALS, 'colour_of_thing': world.COLOURS, 'work': world.JOBS}[
+            heading
+        ]
         x = rng.choice(list(table))
         words = {'x': x}
         if heading == 'animal':
-            says, legs, young = ANIMALS[x]
+            says, legs, young = world.ANIMALS[x]
             words |= {'says': says, 'legs': legs, 'legs_word': NUMBERS[legs], 'young': young}
         elif heading == 'colour_of_thing':
-            words['v'] = COLOURS[x]
+            words['v'] = world.COLOURS[x]
         else:
-            words['does'], words['place'] = JOBS[x]
+            words['does'], words['place'] = world.JOBS[x]
         sentences.append(fill(rng.choice(templates(heading)), **words))
     return ' '.join(dict.fromkeys(sentences))
 
@@ -238,9 +223,17 @@ def count(rng: random.Random) -> str:
 
 def spelled_words() -> list[str]:
     """Everything that may be spelled, in lower case."""
-    words = [*WORDS, *ANIMALS, *DAYS, *MONTHS, *SEASONS, *JOBS, *NUMBERS[:13]]
-    words += [word for pair in OPPOSITES + THINGS for word in pair]
-    words += [young for _, _, young in ANIMALS.values()]
+    words = [
+        *world.WORDS,
+        *world.ANIMALS,
+        *world.DAYS,
+        *world.MONTHS,
+        *world.SEASONS,
+        *world.JOBS,
+        *NUMBERS[:13],
+    ]
+    words += [word for pair in world.OPPOSITES + world.THINGS for word in pair]
+    words += [young for _, _, young in world.ANIMALS.values()]
     words += [value for person in PEOPLE for value in (person.name, person.food, person.colour)]
     return list(dict.fromkeys(word.lower() for word in words))
 
@@ -297,7 +290,7 @@ WEATHER = {
 def calendar(rng: random.Random) -> str:
     """One to four sentences about a day, a month or a season and its neighbours."""
     name = rng.choice(('day', 'month', 'month', 'season'))
-    row = CYCLES[name]
+    row = world.CYCLES[name]
     i = rng.randrange(len(row))
     before, this, after, later = (row[(i + shift) % len(row)] for shift in (-1, 0, 1, 2))
     words = {
@@ -305,8 +298,8 @@ def calendar(rng: random.Random) -> str:
         'length': len(row), 'all': listed(row), 'number': i + 1, 'ordinal': ORDINALS[i],
     }  # fmt: skip
     if name == 'month':
-        season = SEASON_OF[this]
-        words |= {'season': season, 'months': listed(MONTHS_OF[season])}
+        season = world.SEASON_OF[this]
+        words |= {'season': season, 'months': listed(world.MONTHS_OF[season])}
     elif name == 'season':
         words['weather'] = WEATHER[this]
     lines = templates('calendar') + templates(f'calendar_{name}')
@@ -315,7 +308,7 @@ def calendar(rng: random.Random) -> str:
 
 def opposites(rng: random.Random) -> str:
     """One to four pairs, told in one way or each in its own."""
-    pairs = [rng.sample(pair, 2) for pair in rng.sample(OPPOSITES, rng.randint(1, 4))]
+    pairs = [rng.sample(pair, 2) for pair in rng.sample(world.OPPOSITES, rng.randint(1, 4))]
     lines = templates('opposites')
     line = rng.choice([*lines, ''])
     return ' '.join(fill(line or rng.choice(lines), x=x, y=y) for x, y in pairs)
@@ -328,14 +321,14 @@ def problem(rng: random.Random) -> str:
     lines = [(sign, line) for sign, heading in headings.items() for line in templates(heading)]
     sign, line = rng.choice(lines)
     p, q = rng.sample(PEOPLE, 2)
-    one, many = rng.choice(THINGS)
+    one, many = rng.choice(world.THINGS)
     n, m = rng.randint(3, 15), rng.randint(2, 9)
     if sign == '-':
         n += m
     elif sign == '*':
         n, m = n % 4 + 2, m % 4 + 2
     total = {'+': n + m, '-': n - m, '*': n * m}[sign]
-    day, day2 = rng.sample(DAYS, 2)
+    day, day2 = rng.sample(world.DAYS, 2)
 
     # 2) The story, and how it ends
     words = {'p': p.name, 'q': q.name, **PRONOUNS[p.gender], 'day': day, 'day2': day2}
@@ -379,9 +372,9 @@ def code(rng: random.Random) -> str:
 
 def some_words(rng: random.Random, number: int) -> list[str]:
     """Different words of any kind, and numbers."""
-    things = [many for _, many in THINGS]
+    things = [many for _, many in world.THINGS]
     digits = [str(n) for n in range(100)]
-    kinds = (list(ANIMALS), things, WORDS, list(BY_NAME), digits)
+    kinds = (list(world.ANIMALS), things, world.WORDS, list(world.BY_NAME), digits)
     found = {}
     while len(found) < number:
         found[rng.choice(rng.choice(kinds))] = True
@@ -399,7 +392,7 @@ def chain(rng: random.Random) -> str:
     for _ in range(rng.randint(2, 5)):
         start = rng.randrange(len(words) - 1)
         parts.append(words[start : start + rng.randint(2, 5)])
-    return ' '.join(f'{rng.choice(list(BY_NAME))} said: {" ".join(part)}.' for part in parts)
+    return ' '.join(f'{rng.choice(list(world.BY_NAME))} said: {" ".join(part)}.' for part in parts)
 
 
 def labels(rng: random.Random) -> str:

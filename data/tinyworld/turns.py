@@ -11,8 +11,8 @@ from data.tinyworld.people import described
 from data.tinyworld.problems import OTHERS, PEOPLE, one_step, parts, sums
 from data.tinyworld.questions import fact, opposite
 from data.tinyworld.talk import greeting, identity, refusal
-from data.tinyworld.wordings import Example, answer, ask, one_of, sentence, vary, wordings
-from data.tinyworld.words import PRONOUNS, fill, other, weighted
+from data.tinyworld.wordings import Example, answer, ask, phrase, sentence, wordings
+from data.tinyworld.words import PRONOUNS, other, weighted
 
 
 def conversation(contents: list, expected, grader='contains', **more) -> Example:
@@ -24,7 +24,7 @@ def conversation(contents: list, expected, grader='contains', **more) -> Example
 
 def say(rng: random.Random, kind: str, end: str, /, **words) -> str:
     """What a user says in the course of a conversation, without a frame around it."""
-    return sentence(fill(vary(rng, one_of(kind)), **words)) + end
+    return sentence(phrase(rng, kind, **words)) + end
 
 
 # -----------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def own_values(kind: str) -> list[str]:
         'my_name': [name for name, _ in PEOPLE + OTHERS],
         'my_colour': sorted({person.colour for person in facts.PEOPLE}),
         'my_pet': [animal for animal in facts.ANIMALS if animal[0] not in 'aeiou'],
-        'my_city': wordings('elsewhere')['city'],
+        'my_city': wordings('elsewhere.txt')['city'],
         'my_food': sorted({person.food for person in facts.PEOPLE}),
     }[kind]
 

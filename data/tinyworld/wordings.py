@@ -14,6 +14,7 @@ Another way to ask, to answer or to tell is a line of a text file in this folder
     answers.txt                             what the assistant answers
     stories.txt, told.txt                   what the stories and the plain text tell
     elsewhere.txt                           words of the rest of the world
+    holes.txt                               the {holes} that the lines below each heading may have
 """
 
 import random
@@ -25,9 +26,10 @@ from typing import NamedTuple
 
 from data.tinyworld import facts
 from data.tinyworld.heldout import canonical, is_held_out, said_by_user
-from data.tinyworld.holes import ELSEWHERE, holes_of
 from data.tinyworld.words import fill
 
+FOLDER = Path(__file__).resolve().parent
+ELSEWHERE = ('country', 'city', 'famous', 'beast', 'subject', 'language', 'pain')
 BESIDES = 0.15  # of the questions come with words around them that change nothing
 VOICED = 0.25  # of the questions that have voices are worded by one
 
@@ -35,33 +37,46 @@ VOICED = 0.25  # of the questions that have voices are worded by one
 # text files
 
 
-def read(path: Path, holes: dict[str, frozenset], complete: bool = True) -> dict[str, list[str]]:
+def sections(path: Path) -> dict[str, list[tuple[str, str]]]:
     """
-    The lines below each heading of a text file: '= heading', then one wording per line.
+    A text file by its headings: '= job' -> [('file:line', 'job'), ('file:line', 'a line'), ...].
 
-    '#' begins a comment. holes: heading -> the {holes} that its lines may have; '= job: command' is
-    a form of job. complete: every heading must be there. An error is a SystemExit with file:line.
+    '#' begins a comment.
     """
-    found, wheres = {}, {}
+    found = {}
+    lines = []
     for number, line in enumerate(path.read_text('utf-8').splitlines(), start=1):
         where = f'{path}:{number}'
         if line.startswith('= '):
-            heading = line[2:]
-            kind, _, form = heading.partition(': ')
-            if kind not in holes or form not in FORM_NAMES or heading in found:
-                fault = 'is there already' if heading in found else 'is one that no code asks for'
-                raise SystemExit(f"{where}: the heading '{line}' {fault}")
-            found[heading] = []
-            wheres[heading] = where
+            if line[2:] in found:
+                raise SystemExit(f"{where}: the heading '{line}' is there already")
+            lines = found[line[2:]] = [(where, line[2:])]
         elif line and not line.startswith('#'):
             if not found:
                 raise SystemExit(f"{where}: a line above the first heading, expected '= ...'")
-            check(line, where, holes[kind], holes)
-            found[heading].append(line)
-    for heading, lines in found.items():
+            lines.append((where, line))
+    return found
+
+
+def read(path: Path, holes: dict[str, frozenset], complete: bool = True) -> dict[str, list[str]]:
+    """
+    The wordings of a text file: heading -> lines, each checked.
+
+    holes: heading -> the holes that its lines may have; '= job: command' is a form of job.
+    complete: every heading must be there. An error is a SystemExit with file:line.
+    """
+    found = {}
+    missing = set(holes) if complete else set()
+    for heading, ((where, _), *lines) in sections(path).items():
+        kind, _, form = heading.partition(': ')
+        if kind not in holes or form not in FORM_NAMES:
+            raise SystemExit(f"{where}: the heading '= {heading}' is one that no code asks for")
         if not lines:
-            raise SystemExit(f"{wheres[heading]}: nothing below '= {heading}', expected wordings")
-    missing = complete and set(holes) - {heading.partition(': ')[0] for heading in found}
+            raise SystemExit(f"{where}: nothing below '= {heading}', expected wordings")
+        for where, line in lines:
+            check(line, where, holes[kind], holes)
+        found[heading] = [line for _, line in lines]
+        missing.discard(kind)
     if missing:
         raise SystemExit(f"{path}: no heading '= {min(missing)}', expected one with wordings")
     return found
@@ -75,7 +90,7 @@ def check(line: str, where: str, holes: frozenset, headings: dict) -> None:
     except ValueError as error:
         raise SystemExit(f'{where}: {error}') from None
     for name in names:
-        plain = (name[:1].lower() + name[1:]).removeprefix('a_')
+        plain = (name[:1].lower() + name[1:]).removeprefix('a_')  # {A_job} is filled from job
         if name not in holes and plain not in holes:
             known = ', '.join(f'{{{hole}}}' for hole in sorted(holes)) or 'none'
             raise SystemExit(f'{where}: {{{name}}} is not filled here, expected one of {known}')
@@ -85,21 +100,38 @@ def check(line: str, where: str, holes: frozenset, headings: dict) -> None:
 
 
 @cache
+def holes_of(name: str) -> dict[str, frozenset[str]]:
+    """The headings of a text file and their holes, from holes.txt."""
+    groups = sections(FOLDER / 'holes.txt')
+
+    def expanded(holes: str) -> str:
+        lines = lambda match: ' '.join(line for _, line in groups[match[1]][1:])
+        return re.sub('<(.*?)>', lambda match: expanded(lines(match)), holes)
+
+    table = {}
+    if name == 'voices.txt':
+        table = holes_of('questions.txt') | holes_of('talk.txt')
+    for _, line in groups[name][1:]:
+        headings, _, holes = line.partition(':')
+        table |= dict.fromkeys(headings.split(), frozenset(expanded(holes).split()))
+    return table
+
+
+@cache
 def wordings(name: str) -> dict[str, list[str]]:
-    """A text file, read once: 'answers' -> {'job': ['{name} is {a_job}.'], ...}"""
-    path = Path(__file__).with_name(f'{name}.txt')
-    return read(path, holes_of(name), complete=name != 'voices')
+    """A text file, read once: 'answers.txt' -> {'job': ['{name} is {a_job}.'], ...}"""
+    return read(FOLDER / name, holes_of(name), complete=name != 'voices.txt')
 
 
 def voices() -> dict[str, list[str]]:
     """Kind of question -> the messages that different people would type."""
-    return wordings('voices')
+    return wordings('voices.txt')
 
 
 @lru_cache(maxsize=1)
 def said() -> dict[str, list[str]]:
     """Heading -> patterns, of all that users say."""
-    return wordings('questions') | wordings('talk') | wordings('problems')
+    return wordings('questions.txt') | wordings('talk.txt') | wordings('problems.txt')
 
 
 @cache
@@ -144,6 +176,11 @@ def choose(rng: random.Random, parts: tuple) -> str:
 def vary(rng: random.Random, pattern: str) -> str:
     """The pattern with one of the alternatives of every [a|b|] in it; double blanks become one."""
     return ' '.join(choose(rng, parse(pattern)).split())
+
+
+def phrase(rng: random.Random, heading: str, end: str = '', /, **words) -> str:
+    """One of the lines of a heading with these words, and what is put after each of them."""
+    return fill(vary(rng, one_of(heading) + end), **words)
 
 
 def sentence(text: str) -> str:
@@ -226,11 +263,10 @@ def ask(
 def surrounded(rng: random.Random, question: str) -> str:
     """The question with words before or behind it that change nothing."""
     before = rng.random() < 0.7
-    words = {kind: rng.choice(wordings('elsewhere')[kind]) for kind in ELSEWHERE.split()}
+    words = {kind: rng.choice(wordings('elsewhere.txt')[kind]) for kind in ELSEWHERE}
     words['word'] = invented(rng)
     words['another'] = invented(rng)
-    line = rng.choice(said()['words_before' if before else 'words_behind'])
-    besides = fill(vary(rng, with_headings(line)), **words)
+    besides = phrase(rng, 'words_before' if before else 'words_behind', **words)
     if not before:
         return f'{question} {besides}'
     if rng.random() < 0.3:
@@ -270,7 +306,7 @@ def one(question: str, content, grader: str, expected, wrong=None, **more) -> Ex
 
 def answer(kind: str, form: str = DIRECT, /, **words) -> str:
     """The answer to a kind of question, with these words."""
-    return fill(wordings('answers')[formed(kind, form)][0], **words)
+    return fill(wordings('answers.txt')[formed(kind, form)][0], **words)
 
 
 def answered(
