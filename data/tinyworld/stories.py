@@ -12,6 +12,7 @@ that grade.py can check any story told this way.
 import random
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from data.tinyworld import facts
@@ -121,6 +122,18 @@ class Thing:
         return self.one
 
 
+@cache
+def people_in(template: str) -> tuple[list[str], str]:
+    """
+    Who occurs in a template, 'a' or 'b', in turn; and who it starts with, if it does.
+
+    In a sentence that starts with a name, x and y mean that person.
+    """
+    keys = re.findall(r'\{([AaBbxy])\}', template)
+    people = ['a' if key in 'Aax' else 'b' for key in keys]
+    return people, people[0] if re.match(r'\W*\{[AaBb]\}', template) else ''
+
+
 class Teller:
     """
     Tells one story: draws what stays the same in it, says sentences, knows whom a pronoun means.
@@ -182,13 +195,8 @@ class Teller:
     def say(self, templates: list[str], n: int = 0):
         """One of the templates, with its one or two sentences; n is the number in it."""
         for template in self.rng.choice(templates).split(' / '):
-            # 1) Who occurs in it; if it starts with a person, x and y mean that one
-            people = [
-                'a' if key in 'Aax' else 'b' for key in re.findall(r'\{([AaBbxy])\}', template)
-            ]
-            here = people[0] if re.match(r'\W*\{[AaBb]\}', template) else ''
-
-            # 2) Its words
+            # 1) Its words
+            people, here = people_in(template)
             words = Words(self.words, n=n, walk=self.rng.choice(WALKS))
             words['ts'] = self.thing.one if n == 1 else self.thing.many
             words['x'] = self.refer('a', here)
@@ -197,7 +205,7 @@ class Teller:
             words['B'] = capital(self.refer('b', ''))
             self.sentences.append(capital(template.format_map(words)))
 
-            # 3) Whom a pronoun in the next sentence would mean
+            # 2) Whom a pronoun in the next sentence would mean
             self.subject = people[0] if people else self.subject
             both = len(set(people)) == 2
             self.ambiguous = 'hey ' in template or both and self.a.gender == self.b.gender

@@ -38,6 +38,11 @@ def templates(heading: str) -> list[str]:
     return wordings('told.txt')[heading]
 
 
+def one_of(rng: random.Random, heading: str, /, **words) -> str:
+    """One of the lines below a heading of told.txt, with these words."""
+    return fill(rng.choice(templates(heading)), **words)
+
+
 def tell_story(rng: random.Random) -> str:
     """A story; half have a title that names their hero, and mostly their thing too."""
     told = story(rng)
@@ -92,8 +97,9 @@ def group(rng: random.Random) -> str:
     of_one, of_several = templates(f'all_{field}')[0].split(' / ')
     says = fill(of_one if len(names) == 1 else of_several, v=value, vs=plural(value))
     rng.shuffle(names)
-    line = rng.choice(templates('only_one' if len(names) == 1 else 'several'))
-    return fill(line, names=listed(names), says=says, village=VILLAGE, count=NUMBERS[len(names)])
+    heading = 'only_one' if len(names) == 1 else 'several'
+    words = {'names': listed(names), 'village': VILLAGE, 'count': NUMBERS[len(names)]}
+    return one_of(rng, heading, says=says, **words)
 
 
 def portrait(rng: random.Random) -> str:
@@ -127,23 +133,28 @@ def single_facts(rng: random.Random) -> str:
 
 def general_facts(rng: random.Random) -> str:
     """Facts about animals, colours and jobs."""
-    sentences = []
-    for _ in range(rng.randint(2, 5)):
-        heading = rng.choice(('animal', 'animal', 'colour_of_thing', 'work'))
-        table = {'animal': world.ANIMALS, 'colour_of_thing': world.COLOURS, 'work': world.JOBS}[
-            heading
-        ]
-        x = rng.choice(list(table))
-        words = {'x': x}
-        if heading == 'animal':
-            says, legs, young = world.ANIMALS[x]
-            words |= {'says': says, 'legs': legs, 'legs_word': NUMBERS[legs], 'young': young}
-        elif heading == 'colour_of_thing':
-            words['v'] = world.COLOURS[x]
-        else:
-            words['does'], words['place'] = world.JOBS[x]
-        sentences.append(fill(rng.choice(templates(heading)), **words))
+    kinds = (animal_fact, animal_fact, colour_fact, job_fact)
+    sentences = [rng.choice(kinds)(rng) for _ in range(rng.randint(2, 5))]
     return ' '.join(dict.fromkeys(sentences))
+
+
+def animal_fact(rng: random.Random) -> str:
+    """A cat has 4 legs."""
+    x, (says, legs, young) = rng.choice(list(world.ANIMALS.items()))
+    words = {'says': says, 'legs': legs, 'legs_word': NUMBERS[legs], 'young': young}
+    return one_of(rng, 'animal', x=x, **words)
+
+
+def colour_fact(rng: random.Random) -> str:
+    """Grass is green."""
+    x, v = rng.choice(list(world.COLOURS.items()))
+    return one_of(rng, 'colour_of_thing', x=x, v=v)
+
+
+def job_fact(rng: random.Random) -> str:
+    """A baker bakes bread."""
+    x, (does, place) = rng.choice(list(world.JOBS.items()))
+    return one_of(rng, 'work', x=x, does=does, place=place)
 
 
 def facts(rng: random.Random) -> str:
@@ -218,20 +229,13 @@ def count(rng: random.Random) -> str:
         'next_digits': digits + 1, 'next_word': NUMBERS[digits + 1],
         'number_words': ', '.join(NUMBERS[1 : digits + 1]) if digits > 3 else row,
     }  # fmt: skip
-    return fill(rng.choice(templates('counting')), **words)
+    return one_of(rng, 'counting', **words)
 
 
 def spelled_words() -> list[str]:
     """Everything that may be spelled, in lower case."""
-    words = [
-        *world.WORDS,
-        *world.ANIMALS,
-        *world.DAYS,
-        *world.MONTHS,
-        *world.SEASONS,
-        *world.JOBS,
-        *NUMBERS[:13],
-    ]
+    words = [*world.WORDS, *world.ANIMALS, *world.DAYS, *world.MONTHS, *world.SEASONS]
+    words += [*world.JOBS, *NUMBERS[:13]]
     words += [word for pair in world.OPPOSITES + world.THINGS for word in pair]
     words += [young for _, _, young in world.ANIMALS.values()]
     words += [value for person in PEOPLE for value in (person.name, person.food, person.colour)]
@@ -267,7 +271,7 @@ def one_sum(rng: random.Random, most: int) -> str:
     """A sum whose largest number is at most this."""
     total = rng.randint(1, most)
     x = rng.randint(0, total)
-    return fill(rng.choice(templates('sum')), x=x, y=total - x, total=total)
+    return one_of(rng, 'sum', x=x, y=total - x, total=total)
 
 
 def sums(rng: random.Random) -> str:
@@ -334,8 +338,8 @@ def problem(rng: random.Random) -> str:
     words = {'p': p.name, 'q': q.name, **PRONOUNS[p.gender], 'day': day, 'day2': day2}
     words |= {'n': n, 'm': m, 't': total, 'ts': many, 'tt': one if total == 1 else many}
     told, solved = fill(line, **words).split(' / ')
-    end = rng.choice(templates('solution'))
-    return f'{told} {fill(end, solved=solved, rule=f"{n} {sign} {m} = {total}")}'
+    end = one_of(rng, 'solution', solved=solved, rule=f'{n} {sign} {m} = {total}')
+    return f'{told} {end}'
 
 
 CODE = [  # a function of two numbers, and what it does

@@ -152,17 +152,20 @@ def with_headings(line: str) -> str:
 
 @lru_cache(maxsize=2**14)
 def parse(pattern: str) -> tuple:
-    """'a [b|c]' -> ('a ', [('b',), ('c',)]); brackets within brackets likewise."""
+    """'a [b|c [d|e]]' -> ('a ', ['b', ('c ', ['d', 'e'])])"""
     stack = [[[]]]  # per open bracket: its alternatives so far, each a list of parts
     for piece in re.split(r'([\[\]|])', pattern):
         if piece == '[':
             stack.append([[]])
         elif piece == ']' and len(stack) > 1:
-            alternatives = [tuple(parts) for parts in stack.pop()]
+            alternatives = []
+            for parts in stack.pop():
+                plain = all(isinstance(part, str) for part in parts)
+                alternatives.append(''.join(parts) if plain else tuple(parts))
             stack[-1][-1].append(alternatives)
         elif piece == '|' and len(stack) > 1:
             stack[-1].append([])
-        else:
+        elif piece:
             stack[-1][-1].append(piece)
     if len(stack) > 1:
         raise ValueError(f'a bracket is not closed in {pattern}')
@@ -170,7 +173,13 @@ def parse(pattern: str) -> tuple:
 
 
 def choose(rng: random.Random, parts: tuple) -> str:
-    return ''.join([p if isinstance(p, str) else choose(rng, rng.choice(p)) for p in parts])
+    """The parts of a pattern put together, one alternative of each list."""
+    chosen = []
+    for part in parts:
+        if isinstance(part, list):
+            part = rng.choice(part)
+        chosen.append(part if isinstance(part, str) else choose(rng, part))
+    return ''.join(chosen)
 
 
 def vary(rng: random.Random, pattern: str) -> str:
@@ -183,11 +192,16 @@ def phrase(rng: random.Random, heading: str, end: str = '', /, **words) -> str:
     return fill(vary(rng, one_of(heading) + end), **words)
 
 
+SMALL_NAMES = re.compile(r'\b(i|pip)\b')
+BLANK_BEFORE_SIGN = re.compile(r"\s+([,.?!;:'])")
+SENTENCE_START = re.compile(r'(?:^|(?<=[.?!] ))[a-zé]')
+
+
 def sentence(text: str) -> str:
     """The text with capitals where sentences start and in I and Pip, and no blank before a sign."""
-    text = re.sub(r'\b(i|pip)\b', lambda match: facts.NAME if match[0] == 'pip' else 'I', text)
-    text = re.sub(r"\s+([,.?!;:'])", r'\1', text)
-    return re.sub(r'(?:^|(?<=[.?!] ))[a-zé]', lambda match: match[0].upper(), text)
+    text = SMALL_NAMES.sub(lambda match: facts.NAME if match[0] == 'pip' else 'I', text)
+    text = BLANK_BEFORE_SIGN.sub(r'\1', text)
+    return SENTENCE_START.sub(lambda match: match[0].upper(), text)
 
 
 ONSETS = (
