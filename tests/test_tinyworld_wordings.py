@@ -31,6 +31,7 @@ def test_a_file_is_read_line_by_line_in_its_order(tmp_path):
     expected = {'job': lines, 'job: command': ['<tale>']}
     assert read(tmp_path, GOOD + '= tale\na [long|short] story\n') == expected | {'tale': ['a [long|short] story']}
     assert read(tmp_path, GOOD, complete=False) == expected
+    assert read(tmp_path, GOOD.replace('= job\n', '=job \n').replace('\n', ' \r\n'), complete=False) == expected
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,12 @@ def test_a_line_without_a_heading_and_a_missing_heading_are_faults(tmp_path):
         read(tmp_path, 'what\n' + GOOD)
     with pytest.raises(SystemExit, match=r"said\.txt: no heading '= tale', expected one with wordings"):
         read(tmp_path, GOOD)
+
+
+def test_a_heading_of_one_line_has_one(monkeypatch):
+    monkeypatch.setattr(wordings, 'wordings', lambda name: {'job': ['{name} is {a_job}.'] * 2})
+    with pytest.raises(SystemExit, match=r"answers\.txt: 2 lines below '= job', expected one"):
+        wordings.answer('job', name='Mia', job='baker')
 
 
 # ---- what the tables promise is what the code does

@@ -14,8 +14,8 @@ from data.tinyworld.wordings import (
     invented,
     one,
     one_of,
+    only_line,
     phrase,
-    said,
     sentence,
     vary,
     voiced,
@@ -36,7 +36,7 @@ IDENTITY = (
 def identity(rng: random.Random) -> Example:
     """Who are you? What can you do? One time in five in Chinese."""
     if rng.random() < 0.2:
-        question = vary(rng, with_headings(said()['chinese_identity'][0]))
+        question = vary(rng, with_headings(only_line('talk.txt', 'chinese_identity')))
         content = answer('chinese_identity')
         return one(question, content, 'contains', facts.NAME, '我不知道。', typable=False)
     kind = rng.choice(IDENTITY)
@@ -85,7 +85,7 @@ def greeting(rng: random.Random) -> Example:
     rude = rng.choice(RUDE)
     if rng.random() < 0.12:
         kind = rng.choice(list(CHINESE))
-        message = vary(rng, one_of(kind) + said()['chinese_ending'][0])
+        message = vary(rng, one_of(kind) + only_line('talk.txt', 'chinese_ending'))
         return one(message, answer(kind), 'contains', CHINESE[kind], rude, typable=False)
     heading = rng.choice(GREETINGS)
     kind = next(kind for kind in EXPECTED if heading.startswith(kind))

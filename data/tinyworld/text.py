@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.tinyworld import facts as world
 from data.tinyworld.facts import FIELDS, PEOPLE, VILLAGE, Person
 from data.tinyworld.stories import story
-from data.tinyworld.wordings import wordings
+from data.tinyworld.wordings import only_line, wordings
 from data.tinyworld.words import (
     NUMBERS,
     ORDINALS,
@@ -38,7 +38,7 @@ def templates(heading: str) -> list[str]:
     return wordings('told.txt')[heading]
 
 
-def one_of(rng: random.Random, heading: str, /, **words) -> str:
+def line_of(rng: random.Random, heading: str, /, **words) -> str:
     """One of the lines below a heading of told.txt, with these words."""
     return fill(rng.choice(templates(heading)), **words)
 
@@ -94,12 +94,12 @@ def group(rng: random.Random) -> str:
     field = rng.choice(('job', 'home', 'pet', 'food', 'colour'))
     value = getattr(rng.choice(PEOPLE), field)
     names = [person.name for person in PEOPLE if getattr(person, field) == value]
-    of_one, of_several = templates(f'all_{field}')[0].split(' / ')
+    of_one, of_several = only_line('told.txt', f'all_{field}').split(' / ')
     says = fill(of_one if len(names) == 1 else of_several, v=value, vs=plural(value))
     rng.shuffle(names)
     heading = 'only_one' if len(names) == 1 else 'several'
     words = {'names': listed(names), 'village': VILLAGE, 'count': NUMBERS[len(names)]}
-    return one_of(rng, heading, says=says, **words)
+    return line_of(rng, heading, says=says, **words)
 
 
 def portrait(rng: random.Random) -> str:
@@ -142,19 +142,19 @@ def animal_fact(rng: random.Random) -> str:
     """A cat has 4 legs."""
     x, (says, legs, young) = rng.choice(list(world.ANIMALS.items()))
     words = {'says': says, 'legs': legs, 'legs_word': NUMBERS[legs], 'young': young}
-    return one_of(rng, 'animal', x=x, **words)
+    return line_of(rng, 'animal', x=x, **words)
 
 
 def colour_fact(rng: random.Random) -> str:
     """Grass is green."""
     x, v = rng.choice(list(world.COLOURS.items()))
-    return one_of(rng, 'colour_of_thing', x=x, v=v)
+    return line_of(rng, 'colour_of_thing', x=x, v=v)
 
 
 def job_fact(rng: random.Random) -> str:
     """A baker bakes bread."""
     x, (does, place) = rng.choice(list(world.JOBS.items()))
-    return one_of(rng, 'work', x=x, does=does, place=place)
+    return line_of(rng, 'work', x=x, does=does, place=place)
 
 
 def facts(rng: random.Random) -> str:
@@ -174,8 +174,8 @@ def dialogue(rng: random.Random) -> str:
         field = rng.choice(FIELDS)
         if about.name in (one.friend, two.friend) and field == 'friend':
             field = 'job'
-        question = templates(f'ask_{field}')
-        lines += [fill(question[0], p=about.name, b=two.name), tell(rng, about, field)]
+        question = only_line('told.txt', f'ask_{field}')
+        lines += [fill(question, p=about.name, b=two.name), tell(rng, about, field)]
     lines += rng.choice(templates('farewell')).split(' / ')
     lines = [fill(line, a=one.name, b=two.name) for line in lines]
 
@@ -229,7 +229,7 @@ def count(rng: random.Random) -> str:
         'next_digits': digits + 1, 'next_word': NUMBERS[digits + 1],
         'number_words': ', '.join(NUMBERS[1 : digits + 1]) if digits > 3 else row,
     }  # fmt: skip
-    return one_of(rng, 'counting', **words)
+    return line_of(rng, 'counting', **words)
 
 
 def spelled_words() -> list[str]:
@@ -271,7 +271,7 @@ def one_sum(rng: random.Random, most: int) -> str:
     """A sum whose largest number is at most this."""
     total = rng.randint(1, most)
     x = rng.randint(0, total)
-    return one_of(rng, 'sum', x=x, y=total - x, total=total)
+    return line_of(rng, 'sum', x=x, y=total - x, total=total)
 
 
 def sums(rng: random.Random) -> str:
@@ -338,7 +338,7 @@ def problem(rng: random.Random) -> str:
     words = {'p': p.name, 'q': q.name, **PRONOUNS[p.gender], 'day': day, 'day2': day2}
     words |= {'n': n, 'm': m, 't': total, 'ts': many, 'tt': one if total == 1 else many}
     told, solved = fill(line, **words).split(' / ')
-    end = one_of(rng, 'solution', solved=solved, rule=f'{n} {sign} {m} = {total}')
+    end = line_of(rng, 'solution', solved=solved, rule=f'{n} {sign} {m} = {total}')
     return f'{told} {end}'
 
 

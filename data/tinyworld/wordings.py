@@ -7,11 +7,11 @@ How things are worded: the text files, patterns with alternatives, questions and
     >>> ask(rng, 'home', name='Anna', his='her')
     'In what place does Anna live?'
 
-Another way to ask, to answer or to tell is a line of a text file in this folder:
+Another way to ask or to tell is one more line in a text file of this folder:
 
     questions.txt, talk.txt, problems.txt   how users ask: patterns, put into frames
     voices.txt                              the same questions as different people would type them
-    answers.txt                             what the assistant answers
+    answers.txt                             what the assistant answers: one line for each kind
     stories.txt, told.txt                   what the stories and the plain text tell
     elsewhere.txt                           words of the rest of the world
     holes.txt                               the {holes} that the lines below each heading may have
@@ -46,11 +46,13 @@ def sections(path: Path) -> dict[str, list[tuple[str, str]]]:
     found = {}
     lines = []
     for number, line in enumerate(path.read_text('utf-8').splitlines(), start=1):
+        line = line.strip()
         where = f'{path}:{number}'
-        if line.startswith('= '):
-            if line[2:] in found:
+        if line.startswith('='):
+            heading = line[1:].strip()
+            if heading in found:
                 raise SystemExit(f"{where}: the heading '{line}' is there already")
-            lines = found[line[2:]] = [(where, line[2:])]
+            lines = found[heading] = [(where, heading)]
         elif line and not line.startswith('#'):
             if not found:
                 raise SystemExit(f"{where}: a line above the first heading, expected '= ...'")
@@ -123,12 +125,20 @@ def wordings(name: str) -> dict[str, list[str]]:
     return read(FOLDER / name, holes_of(name), complete=name != 'voices.txt')
 
 
+def only_line(name: str, heading: str) -> str:
+    """The line of a heading that has but one: the code does not draw among them."""
+    lines = wordings(name)[heading]
+    if len(lines) > 1:
+        raise SystemExit(f"{FOLDER / name}: {len(lines)} lines below '= {heading}', expected one")
+    return lines[0]
+
+
 def voices() -> dict[str, list[str]]:
     """Kind of question -> the messages that different people would type."""
     return wordings('voices.txt')
 
 
-@lru_cache(maxsize=1)
+@cache
 def said() -> dict[str, list[str]]:
     """Heading -> patterns, of all that users say."""
     return wordings('questions.txt') | wordings('talk.txt') | wordings('problems.txt')
@@ -320,7 +330,7 @@ def one(question: str, content, grader: str, expected, wrong=None, **more) -> Ex
 
 def answer(kind: str, form: str = DIRECT, /, **words) -> str:
     """The answer to a kind of question, with these words."""
-    return fill(wordings('answers.txt')[formed(kind, form)][0], **words)
+    return fill(only_line('answers.txt', formed(kind, form)), **words)
 
 
 def answered(
