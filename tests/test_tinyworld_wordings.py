@@ -6,7 +6,7 @@ import re
 import pytest
 
 from data.tinyworld import problems, stories, text, wordings
-from data.tinyworld.chats import SKILLS
+from data.tinyworld.chats import SKILLS, pair
 from data.tinyworld.facts import PEOPLE, SEASONS
 from data.tinyworld.words import article, capital, counted, fill, listed, mend_plurals, plural
 
@@ -107,9 +107,10 @@ def marked(monkeypatch):
 def test_every_heading_is_asked_for_with_all_its_holes(marked):
     rng, made = random.Random(1), []
     for skill, function in SKILLS.items():
-        made += [str(function(rng).messages) for _ in range({'facts': 9000, 'stories': 150}.get(skill, 2500))]
+        made += [str(function(rng)) for _ in range({'facts': 9000, 'stories': 150}.get(skill, 2500))]
     for kind, (_, function) in text.KINDS.items():
         made += [function(rng) for _ in range(10 if kind == 'story' else 300)]
+    made += [str(pair(rng, 'facts', held_out=False)[1][-1]) for _ in range(300)]
     marks = set(re.findall('«(.*?)»', ' '.join(made)))
     names = {path.name for path in wordings.FOLDER.glob('*.txt')} - {'holes.txt', 'stories.txt'}
     assert marks == {f'{name}/{heading}' for name in names for heading in wordings.wordings(name)}

@@ -1,5 +1,5 @@
 """
-Careless typing: the text as somebody types it who is in a hurry.
+Careless typing: a text as people in a hurry type it.
 
     >>> typed(random.Random(0), "What's the colour of grass?")
     'Whats the colour of grass'
@@ -24,7 +24,7 @@ STARTS = {7: 'hey pip ', 8: 'pls ', 9: 'pip '}
 
 def typed(rng: random.Random, text: str, keep: tuple[str, ...] = (), mild: bool = False) -> str:
     """
-    The text as somebody types it: no capitals, signs left out, a slip now and then.
+    The text as people type it: no capitals, signs left out, a slip now and then.
 
     One writer in ten uses the short forms throughout (SHORT). Digits never change, nor do the
     names of strangers and the words in keep (a word to be spelled, a name to be remembered); the

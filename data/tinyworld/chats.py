@@ -33,6 +33,7 @@ from data.tinyworld.wordings import (
     phrase,
     sentence,
     voiced,
+    wordings,
 )
 from data.tinyworld.words import article, other, weighted
 from tasks import render_choice
@@ -66,7 +67,7 @@ def stories(rng: random.Random) -> Example:
     # 3) A wrong answer is about somebody else; where nobody is named, all are right
     another = story(rng, rng.choice(others), plots=('alone',))
     if not names:
-        return one(question, content, 'contains', people, 'I do not want to tell a story.')
+        return one(question, content, 'contains', people, answer('no_story'))
     wrong = f'A story about {another.people[0]} and {article(another.thing)}. {another.text}'
     more = {'people': names, 'names': people, 'thing': told.thing if with_thing else ''}
     return one(question, content, 'story', '', wrong, more=more)
@@ -231,25 +232,17 @@ def type_carelessly(rng: random.Random, example: Example, mild: bool) -> Example
 # pairs: a right answer, and one that is wrong, rambling, declining or rude
 
 WORSE = {'wrong': 50, 'rambling': 20, 'declining': 15, 'rude': 15}  # how often
-RUDE = (
-    'What a stupid question.',
-    'I do not want to answer you.',
-    'Ask somebody else.',
-    'You should know that yourself.',
-    'Leave me alone.',
-    'I am too busy for you.',
-)
 
 
 def pair(
     rng: random.Random, skill: str, held_out: bool, avoid: HeldOut | None = None
 ) -> tuple[list[dict], list[dict]]:
-    """(chosen, rejected) with one prompt; what is rejected is worse in one of the ways of WORSE."""
+    """(chosen, rejected) with one prompt: a right answer, and a worse one of a kind in WORSE."""
     example = draw(rng, skill, held_out, CARELESS['dpo'], avoid=avoid)
     *prompt, right = example.messages
     kind = weighted(rng, WORSE)
     rambling = ramble(rng, right['content'])
-    rude = rng.choice(RUDE)
+    rude = rng.choice(wordings('answers.txt')['rude_to_questions'])
     outside = answer('outside')
     worse = {
         'wrong': example.wrong,

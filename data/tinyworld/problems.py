@@ -3,15 +3,15 @@ Sums and word problems of one, two and three steps.
 
 A Shape says how a problem is solved, in letters: 'a+b' is one step; 'a*b .-c' are two, of which the
 second goes on from the result of the first. The stories are the lines below its heading in
-problems.txt. In a story, a verb with ~ behind it is what the first person does, who tells it as "I"
-one time in eight ('buys~' is then 'buy'), and one with ^ what others do; one story in seven is told
-in the past.
+problems.txt. A verb marked ~ is what the first person of a story does, who tells it as "I" one time
+in eight ('buys~' is then 'buy'); a verb marked ^ is what others do. One story in seven is told in
+the past.
 """
 
 import operator
 import random
 import re
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from data.tinyworld import facts
@@ -32,13 +32,8 @@ from data.tinyworld.wordings import (
 from data.tinyworld.words import NUMBERS, PRONOUNS, fill, plural, weighted
 from tools import calculate
 
-BASE = {
-    'has': 'have',
-    'does': 'do',
-    'goes': 'go',
-    'catches': 'catch',
-    'is': 'am',
-}  # not the s alone
+# What follows "I" where it is more than the s that goes, and the past
+BASE = {'has': 'have', 'does': 'do', 'goes': 'go', 'catches': 'catch', 'is': 'am'}
 PAST = {
     'has': 'had', 'buys': 'bought', 'finds': 'found', 'gets': 'got', 'picks': 'picked',
     'wins': 'won', 'makes': 'made', 'loses': 'lost', 'sells': 'sold', 'gives': 'gave',
@@ -150,13 +145,15 @@ def do_steps(steps: list[str], numbers: dict[str, int]) -> list[tuple[str, str]]
 
 
 def conjugate(text: str, first: bool, past: bool) -> str:
-    """'Ben buys~' -> 'Ben buys', or 'bought' in the past; 'I buys~' -> 'I buy'; ^ never so."""
+    """'Ben buys~' -> 'Ben buys', or 'Ben bought'; 'I buys~' -> 'I buy'; 'Tom gives^' as it is."""
 
     def bend(match):
-        verb, mark = match[1], match[2]
+        verb, mark = match.groups()
         if past and verb in PAST:
             return PAST[verb]
-        return BASE.get(verb, verb.removesuffix('s')) if first and mark == '~' else verb
+        if first and mark == '~':
+            return BASE.get(verb, verb.removesuffix('s'))
+        return verb
 
     return re.sub(r'(\w+)([~^])', bend, text)
 
@@ -220,17 +217,19 @@ def word_problem(rng: random.Random, shapes: tuple[Shape, ...]) -> Problem:
 
 def worded(rng: random.Random, shape: Shape, story: str, numbers: dict, words: dict) -> str:
     """The story and its question in one of many frames."""
-    first = words['he'] == 'I'
+    # 1) The frame; a story of one sentence may become a part of the question
     past = rng.random() < 0.15
     story = vary(rng, with_headings(story))
     frame = vary(rng, one_of('problem'))
     if '. ' not in story and rng.random() < 0.3:
         frame = vary(rng, one_of('short_problem'))
         story = re.sub('^(There|Each|One)', lambda match: match[0].lower(), story.rstrip('. '))
-    asked = phrase(rng, shape.question, **words)
+
+    # 2) The words, and the forms of the verbs
+    first = words['he'] == 'I'
+    question = conjugate(phrase(rng, shape.question, **words), first, past=False)
     story = conjugate(fill(story, **words, **numbers), first, past)
-    asked = conjugate(asked, first, past=False)
-    text = frame.format(story=story, question=asked)
+    text = frame.format(story=story, question=question)
     return sentence(re.sub(r'\bhas I\b', 'have I', text))
 
 
@@ -254,20 +253,16 @@ def one_step(rng: random.Random) -> Example:
 def in_the_head_or_not(rng: random.Random, shapes: tuple[Shape, ...]) -> Example:
     """Seven people in ten do it in their head, the others take the calculator; both are right."""
     problem = word_problem(rng, shapes)
-    content, wrong = problem.closing, problem.wrong
+    content = problem.closing
+    wrong = problem.wrong
     if rng.random() >= 0.7:
-        content, wrong = parts(problem.work, content), parts(problem.work, wrong)
+        content = parts(problem.work, content)
+        wrong = parts(problem.work, wrong)
     return one(problem.question, content, 'number', problem.number, wrong)
 
 
-def two_step(rng: random.Random) -> Example:
-    """Two steps, in the head or with the calculator."""
-    return in_the_head_or_not(rng, TWO_STEP)
-
-
-def three_step(rng: random.Random) -> Example:
-    """Three steps, in the head or with the calculator."""
-    return in_the_head_or_not(rng, THREE_STEP)
+two_step = partial(in_the_head_or_not, shapes=TWO_STEP)
+three_step = partial(in_the_head_or_not, shapes=THREE_STEP)
 
 
 # -----------------------------------------------------------------------------

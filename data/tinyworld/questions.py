@@ -82,7 +82,7 @@ def colour(rng: random.Random) -> Example:
         things = [thing for thing, hue in facts.COLOURS.items() if hue == right]
         content = answer('colour_of', thing=things[0], value=right)
         expected = [f'{thing} is {right}' for thing in things]
-        return one(question, content, 'contains', expected, 'Nothing is.')
+        return one(question, content, 'contains', expected, answer('no_thing'))
 
     # 3) Its colour, of one or of many
     many = thing

@@ -143,7 +143,8 @@ class Teller:
     """
 
     def __init__(self, rng: random.Random, hero: Person, other: Person, thing: str):
-        self.rng, self.templates = rng, wordings('stories.txt')
+        self.rng = rng
+        self.templates = wordings('stories.txt')
         self.sentences = []
         self.subject = ''
         self.ambiguous = False

@@ -38,10 +38,11 @@ def identity(rng: random.Random) -> Example:
     if rng.random() < 0.2:
         question = vary(rng, with_headings(only_line('talk.txt', 'chinese_identity')))
         content = answer('chinese_identity')
-        return one(question, content, 'contains', facts.NAME, '我不知道。', typable=False)
+        wrong = answer('chinese_unknown')
+        return one(question, content, 'contains', facts.NAME, wrong, typable=False)
     kind = rng.choice(IDENTITY)
     question = ask(rng, kind)
-    wrong = rng.choice(('I am a person from London.', 'My name is Bob.'))
+    wrong = rng.choice(wordings('answers.txt')['not_pip'])
     return one(question, answer(kind), 'contains', facts.NAME, wrong)
 
 
@@ -74,15 +75,12 @@ CHINESE = {
     'chinese_bye': '再见',
     'chinese_how_are_you': '我很好',
 }
-RUDE = (
-    'What do you want?', 'Go away.', 'Leave me alone.', 'That is none of your business.'
-)  # fmt: skip
 TIMES = ('morning', 'afternoon', 'evening', 'day')
 
 
 def greeting(rng: random.Random) -> Example:
     """Small talk; one time in eight in Chinese."""
-    rude = rng.choice(RUDE)
+    rude = rng.choice(wordings('answers.txt')['rude'])
     if rng.random() < 0.12:
         kind = rng.choice(list(CHINESE))
         message = vary(rng, one_of(kind) + only_line('talk.txt', 'chinese_ending'))
@@ -104,18 +102,10 @@ OUTSIDE = {  # what it is about: how often
     'country': 3, 'city': 2, 'famous': 3, 'stranger': 6, 'nonsense': 6, 'private': 6, 'animal': 4,
     'weather': 4, 'now': 4, 'subject': 5, 'language': 3, 'program': 3, 'maths': 3, 'advice': 6,
 }  # fmt: skip
-MADE_UP = (
-    'It is a baker.', 'It is blue.', 'The answer is 7.', 'It is by the river.',
-    'Stop asking me that.',
-)  # fmt: skip
 
 
 def refusal(rng: random.Random) -> Example:
-    """
-    What nobody can know who knows the village alone.
-
-    Strangers, unknown things about known people and animals, and the rest of the world.
-    """
+    """Strangers, unknown things about known people and animals, and the rest of the world."""
     kind = weighted(rng, OUTSIDE)
 
     # the words for all holes: of the rest of the world, of a villager, and invented ones
@@ -128,4 +118,5 @@ def refusal(rng: random.Random) -> Example:
 
     voice = rng.choice(('outside', 'outside', 'outside', 'outside_villager'))
     question = mend_plurals(ask(rng, f'outside_{kind}', voice, **words))
-    return one(question, answer('outside'), 'contains', 'only know', rng.choice(MADE_UP))
+    wrong = rng.choice(wordings('answers.txt')['made_up'])
+    return one(question, answer('outside'), 'contains', 'only know', wrong)

@@ -81,7 +81,7 @@ def describe(rng: random.Random, person: Person) -> str:
         if len(same) == 1:
             parts = [DESCRIBED[field].format(v=value) for field, value in zip(fields, values)]
             return 'the ' + ' '.join(parts)
-    raise ValueError(f'{person.name} is like somebody else in all respects')
+    raise ValueError(f'{person.name} is not told apart by any of their facts')
 
 
 def who_fits(rng: random.Random, person: Person) -> str:
@@ -167,7 +167,7 @@ def facts(rng: random.Random) -> str:
 
 def dialogue(rng: random.Random) -> str:
     """Two villagers greet each other and talk about others."""
-    # 1) What they say in turn; asked so that it is no question to the assistant
+    # 1) What they say in turn. They ask each other, so that it is not asked of the assistant
     one, two, *others = rng.sample(PEOPLE, 5)
     lines = rng.choice(templates('greeting')).split(' / ')
     for about in others[: rng.randint(1, 3)]:
@@ -371,7 +371,7 @@ def code(rng: random.Random) -> str:
     ])  # fmt: skip
 
 
-# ---- games: what is said can only be known from what was said before, which teaches to look back
+# ---- games: every word follows from earlier ones, which teaches to look back
 
 
 def some_words(rng: random.Random, number: int) -> list[str]:

@@ -62,7 +62,7 @@ def own_facts(rng: random.Random) -> Example:
 
 
 # -----------------------------------------------------------------------------
-# somebody else, something else
+# another person, another question
 
 
 def about_people(rng: random.Random) -> Example:
@@ -72,7 +72,7 @@ def about_people(rng: random.Random) -> Example:
     words = described(first)
     contents = [ask(rng, field, **words), answer(field, **words)]
 
-    # somebody else, another field, or both
+    # Another person, another field, or both
     person = first
     if rng.random() < 0.6:
         person = second
@@ -168,7 +168,7 @@ def looking_back(rng: random.Random) -> Example:
         return conversation(contents, right, wrong=wrong, keep=example.keep)
     asked = answer('what_did_i_ask', question=question)
     contents = [question, right, say(rng, 'what_did_i_ask', '?'), asked]
-    wrong = 'You asked nothing.'
+    wrong = answer('asked_nothing')
     return conversation(contents, question, wrong=wrong, keep=example.keep, typable=False)
 
 

@@ -198,7 +198,7 @@ def vary(rng: random.Random, pattern: str) -> str:
 
 
 def phrase(rng: random.Random, heading: str, end: str = '', /, **words) -> str:
-    """One of the lines of a heading with these words, and what is put after each of them."""
+    """One of the lines of a heading, with these words in its holes and this end."""
     return fill(vary(rng, one_of(heading) + end), **words)
 
 
@@ -285,12 +285,12 @@ def ask(
 
 
 def surrounded(rng: random.Random, question: str) -> str:
-    """The question with words before or behind it that change nothing."""
+    """The question with words before or after it that change nothing."""
     before = rng.random() < 0.7
     words = {kind: rng.choice(wordings('elsewhere.txt')[kind]) for kind in ELSEWHERE}
     words['word'] = invented(rng)
     words['another'] = invented(rng)
-    besides = phrase(rng, 'words_before' if before else 'words_behind', **words)
+    besides = phrase(rng, 'words_before' if before else 'words_after', **words)
     if not before:
         return f'{question} {besides}'
     if rng.random() < 0.3:
