@@ -11,12 +11,13 @@ import pytest
 import tasks
 from batches import Data
 from conversation import Chat
-from data.tinyworld import facts, prepare, problems, text, wordings
+from data.tinyworld import facts, prepare, problems, text
 from data.tinyworld.careless import typed
 from data.tinyworld.chats import SKILLS, STAGES, draw
 from data.tinyworld.heldout import FEWEST, HeldOut, canonical, is_held_out
 from data.tinyworld.letters import SPELLABLE
-from data.tinyworld.wordings import vary
+from data.tinyworld.patterns import vary
+from data.tinyworld.textfiles import voices
 from tools import calculate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,14 +236,14 @@ def test_questions_are_whole():
 
 
 def test_voices_are_many_and_speak_of_what_they_are_asked():
-    for kind, messages in wordings.voices().items():
+    for kind, messages in voices().items():
         keys = [canonical(message) for message in messages]
         assert len(set(keys)) == len(keys) > 10, [key for key, count in Counter(keys).items() if count > 1]
         assert len({bool(re.search(r'\{\w+\}', message)) for message in messages}) == 1, kind
 
 
 def test_the_prompts_that_judge_the_chat_are_no_voices():
-    said = {canonical(message) for messages in wordings.voices().values() for message in messages}
+    said = {canonical(message) for messages in voices().values() for message in messages}
     for path in ROOT.glob('assets/prompts*.jsonl'):
         prompts = {canonical(problem['messages'][-1]['content']) for problem in tasks.load(path, 'val')}
         assert len(prompts) > 50

@@ -22,7 +22,7 @@ from data.tinyworld.facts import (
     THINGS,
 )
 from data.tinyworld.grade import story as grade
-from data.tinyworld.wordings import wordings
+from data.tinyworld.textfiles import wordings
 
 NAMES = [person.name for person in PEOPLE]
 ANY_NAME = '|'.join(NAMES)

@@ -1,11 +1,12 @@
 """The text files of tinyworld: what is wrong with a line is said at once, and the code fills every hole."""
 
+import doctest
 import random
 import re
 
 import pytest
 
-from data.tinyworld import problems, stories, text, wordings
+from data.tinyworld import careless, grade, heldout, patterns, problems, stories, text, textfiles, wordings, words
 from data.tinyworld.chats import SKILLS, pair
 from data.tinyworld.facts import PEOPLE, SEASONS
 from data.tinyworld.words import article, capital, counted, fill, listed, mend_plurals, plural
@@ -13,14 +14,14 @@ from data.tinyworld.words import article, capital, counted, fill, listed, mend_p
 HOLES = {'job': frozenset(['name', 'job']), 'tale': frozenset()}
 GOOD = '# a comment\n\n= job\nwhat does {name} do\nis {Name} {a_job}\nwhat does {name} do\n\n= job: command\n<tale>\n\n'
 CACHED = (
-    wordings.wordings, wordings.said, wordings.one_of, wordings.with_headings, wordings.framed, problems.stories_of
+    textfiles.wordings, textfiles.said, textfiles.one_of, textfiles.with_headings, wordings.framed, problems.stories_of
 )  # fmt: skip
 
 
 def read(tmp_path, written, complete=True):
     path = tmp_path / 'said.txt'
     path.write_text(written, encoding='utf-8')
-    return wordings.read(path, HOLES, complete)
+    return textfiles.read(path, HOLES, complete)
 
 
 # ---- reading
@@ -65,7 +66,7 @@ def test_a_line_without_a_heading_and_a_missing_heading_are_faults(tmp_path):
 
 
 def test_a_heading_of_one_line_has_one(monkeypatch):
-    monkeypatch.setattr(wordings, 'wordings', lambda name: {'job': ['{name} is {a_job}.'] * 2})
+    monkeypatch.setattr(textfiles, 'wordings', lambda name: {'job': ['{name} is {a_job}.'] * 2})
     with pytest.raises(SystemExit, match=r"answers\.txt: 2 lines below '= job', expected one"):
         wordings.answer('job', name='Mia', job='baker')
 
@@ -80,7 +81,7 @@ def two_parts(heading):
 @pytest.fixture
 def marked(monkeypatch):
     """Text files in which every line has all holes of its heading, and the heading itself as «file/heading»."""
-    really = wordings.read
+    really = textfiles.read
 
     def read_marked(path, table, complete=True):
         found = really(path, table, complete)
@@ -95,7 +96,7 @@ def marked(monkeypatch):
                 lines[i] = f'{line} / {line}' if path.name == 'told.txt' and two_parts(heading) else line
         return found
 
-    monkeypatch.setattr(wordings, 'read', read_marked)
+    monkeypatch.setattr(textfiles, 'read', read_marked)
     monkeypatch.setattr(wordings, 'VOICED', 0.5)
     for function in CACHED:
         function.cache_clear()
@@ -112,17 +113,17 @@ def test_every_heading_is_asked_for_with_all_its_holes(marked):
         made += [function(rng) for _ in range(10 if kind == 'story' else 300)]
     made += [str(pair(rng, 'facts', held_out=False)[1][-1]) for _ in range(300)]
     marks = set(re.findall('«(.*?)»', ' '.join(made)))
-    names = {path.name for path in wordings.FOLDER.glob('*.txt')} - {'holes.txt', 'stories.txt'}
-    assert marks == {f'{name}/{heading}' for name in names for heading in wordings.wordings(name)}
+    names = {path.name for path in textfiles.FOLDER.glob('*.txt')} - {'holes.txt', 'stories.txt'}
+    assert marks == {f'{name}/{heading}' for name in names for heading in textfiles.wordings(name)}
 
 
 def test_every_step_of_a_story_is_told_with_all_its_holes():
     teller = stories.Teller(random.Random(1), PEOPLE[0], PEOPLE[1], 'ball')
-    for table in wordings.holes_of('stories.txt').values():
+    for table in textfiles.holes_of('stories.txt').values():
         teller.say([' '.join(f'{{{hole}}}' for hole in sorted(table))], n=2)
     told = {step for plot in stories.PLOTS.values() for step in re.findall(r'[a-z_]+', plot)}
     told |= {*stories.CHANGES, 'had', 'now', 'other_had', 'other_now', 'together', 'meet'}
-    assert told == {heading for heading in wordings.wordings('stories.txt') if not heading.endswith(tuple(SEASONS))}
+    assert told == {heading for heading in textfiles.wordings('stories.txt') if not heading.endswith(tuple(SEASONS))}
 
 
 # ---- words
@@ -138,3 +139,8 @@ def test_words_take_their_forms():
     assert fill('{A_pet} is {a_pet}, {Pet} {pet} {n}', pet='owl', n=2) == 'An owl is an owl, Owl owl 2'
     with pytest.raises(KeyError, match='cat'):
         fill('{a_cat}', pet='owl')
+
+
+@pytest.mark.parametrize('module', [words, patterns, wordings, careless, heldout, grade])
+def test_the_examples_in_the_docstrings_hold(module):
+    assert doctest.testmod(module).failed == 0 < doctest.testmod(module).attempted

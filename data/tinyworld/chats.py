@@ -17,24 +17,15 @@ from data.tinyworld import facts
 from data.tinyworld.careless import typed
 from data.tinyworld.heldout import HeldOut, is_held_out
 from data.tinyworld.letters import counting, lists, spelling
+from data.tinyworld.patterns import sentence
 from data.tinyworld.people import described
 from data.tinyworld.problems import one_step, sums, three_step, two_step
 from data.tinyworld.questions import fact
 from data.tinyworld.stories import story
 from data.tinyworld.talk import greeting, identity, refusal
+from data.tinyworld.textfiles import wordings
 from data.tinyworld.turns import memory
-from data.tinyworld.wordings import (
-    COMMAND,
-    FORMS,
-    Example,
-    answer,
-    ask,
-    one,
-    phrase,
-    sentence,
-    voiced,
-    wordings,
-)
+from data.tinyworld.wordings import FORMS, Example, answer, ask, one, phrase, voiced
 from data.tinyworld.words import article, other, weighted
 from tasks import render_choice
 
@@ -80,7 +71,7 @@ def ask_story(rng: random.Random, subjects: list[str], plainly: str) -> str:
         return message
     if rng.random() < 0.2:
         return sentence(phrase(rng, 'want_story', '.', about=about))
-    forms = FORMS if rng.random() < 0.3 else (COMMAND,)
+    forms = FORMS if rng.random() < 0.3 else ('command',)
     kind = 'tell_story_of_two' if len(subjects) > 1 else 'tell_story'
     return ask(rng, kind, '', forms, about=about, plainly=plainly)
 

@@ -15,20 +15,9 @@ from functools import cache, partial
 from typing import NamedTuple
 
 from data.tinyworld import facts
-from data.tinyworld.wordings import (
-    Example,
-    answer,
-    ask,
-    one,
-    one_of,
-    phrase,
-    said,
-    sentence,
-    vary,
-    voiced,
-    voices,
-    with_headings,
-)
+from data.tinyworld.patterns import sentence, vary
+from data.tinyworld.textfiles import one_of, said, voices, with_headings
+from data.tinyworld.wordings import Example, answer, ask, one, phrase, voiced
 from data.tinyworld.words import NUMBERS, PRONOUNS, fill, plural, weighted
 from tools import calculate
 

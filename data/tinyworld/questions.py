@@ -9,8 +9,9 @@ many wordings and one answer: how to say it shall cost a small model nothing.
 import random
 
 from data.tinyworld import facts
+from data.tinyworld.patterns import sentence
 from data.tinyworld.people import either, person_fact, who_has, who_is, work, yes_no
-from data.tinyworld.wordings import Example, answer, answered, ask, one, sentence
+from data.tinyworld.wordings import Example, answer, answered, ask, one
 from data.tinyworld.words import ORDINALS, article, capital, listed, other, plural, weighted
 
 # -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from data.tinyworld import facts
 from data.tinyworld.facts import BY_NAME, PEOPLE, THINGS, Person
-from data.tinyworld.wordings import wordings
+from data.tinyworld.textfiles import wordings
 from data.tinyworld.words import PRONOUNS, Words, article, capital, weighted
 
 # ---- the things and places

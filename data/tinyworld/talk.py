@@ -6,22 +6,10 @@ does not know.
 import random
 
 from data.tinyworld import facts
+from data.tinyworld.patterns import invented, sentence, vary
 from data.tinyworld.people import described
-from data.tinyworld.wordings import (
-    Example,
-    answer,
-    ask,
-    invented,
-    one,
-    one_of,
-    only_line,
-    phrase,
-    sentence,
-    vary,
-    voiced,
-    with_headings,
-    wordings,
-)
+from data.tinyworld.textfiles import one_of, only_line, with_headings, wordings
+from data.tinyworld.wordings import Example, answer, ask, one, phrase, voiced
 from data.tinyworld.words import capital, fill, mend_plurals, weighted
 
 # -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.tinyworld import facts as world
 from data.tinyworld.facts import FIELDS, PEOPLE, VILLAGE, Person
 from data.tinyworld.stories import story
-from data.tinyworld.wordings import only_line, wordings
+from data.tinyworld.textfiles import only_line, wordings
 from data.tinyworld.words import (
     NUMBERS,
     ORDINALS,

@@ -7,11 +7,13 @@ import random
 
 from data.tinyworld import facts
 from data.tinyworld.letters import SPELLABLE, counting, spelling
+from data.tinyworld.patterns import sentence
 from data.tinyworld.people import described
 from data.tinyworld.problems import OTHERS, PEOPLE, one_step, parts, sums
 from data.tinyworld.questions import fact, opposite
 from data.tinyworld.talk import greeting, identity, refusal
-from data.tinyworld.wordings import Example, answer, ask, phrase, sentence, wordings
+from data.tinyworld.textfiles import wordings
+from data.tinyworld.wordings import Example, answer, ask, phrase
 from data.tinyworld.words import PRONOUNS, other, weighted
 
 
