@@ -65,6 +65,13 @@ def test_a_line_without_a_heading_and_a_missing_heading_are_faults(tmp_path):
         read(tmp_path, GOOD)
 
 
+def test_all_files_are_read_before_anything_is_drawn(monkeypatch):
+    names = []
+    monkeypatch.setattr(textfiles, 'wordings', names.append)
+    textfiles.read_all()
+    assert set(names) == {path.name for path in textfiles.FOLDER.glob('*.txt')} - {'holes.txt'}
+
+
 def test_a_heading_of_one_line_has_one(monkeypatch):
     monkeypatch.setattr(textfiles, 'wordings', lambda name: {'job': ['{name} is {a_job}.'] * 2})
     with pytest.raises(SystemExit, match=r"answers\.txt: 2 lines below '= job', expected one"):

@@ -22,7 +22,7 @@ import runtime
 from batches import Writer
 from configurator import configure
 from conversation import SPECIAL, Chat
-from data.tinyworld import facts, text
+from data.tinyworld import facts, text, textfiles
 from data.tinyworld.chats import CARELESS, SKILLS, STAGES, draw, pair
 from data.tinyworld.heldout import HeldOut, canonical, said_by_user
 from data.tinyworld.wordings import Example
@@ -201,6 +201,8 @@ def write(
 
 def main() -> None:
     """Draw the held-out questions first, then write everything that must avoid them."""
+    textfiles.read_all()
+
     # 1) Problems. Their file says that all the rest is there: removed now, written last
     path = FOLDER / 'problems.jsonl'
     path.unlink(missing_ok=True)

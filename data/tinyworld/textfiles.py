@@ -110,6 +110,13 @@ def wordings(name: str) -> dict[str, list[str]]:
     return read(FOLDER / name, holes_of(name), complete=name != 'voices.txt')
 
 
+def read_all() -> None:
+    """Read every text file, so that a fault in one is found before anything is drawn."""
+    for name in sections(FOLDER / 'holes.txt'):
+        if name.endswith('.txt'):
+            wordings(name)
+
+
 def only_line(name: str, heading: str) -> str:
     """The line of a heading that has but one: the code does not draw among them."""
     lines = wordings(name)[heading]
