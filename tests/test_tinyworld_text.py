@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from data.tinyworld import stories, text
+from data.tinyworld import stories, text, textfiles
 from data.tinyworld.facts import (
     ANIMALS,
     BY_NAME,
@@ -22,7 +22,6 @@ from data.tinyworld.facts import (
     THINGS,
 )
 from data.tinyworld.grade import story as grade
-from data.tinyworld.textfiles import wordings
 
 NAMES = [person.name for person in PEOPLE]
 ANY_NAME = '|'.join(NAMES)
@@ -84,7 +83,7 @@ def test_nothing_is_left_unfilled_and_articles_fit():
 
 
 def test_the_words_of_a_story_are_rich_enough():
-    assert len({template for lines in wordings('stories.txt').values() for template in lines}) > 220
+    assert len({template for lines in textfiles.wordings('stories.txt').values() for template in lines}) > 220
     told = many('story', 1000)
     assert len({document.split('. ')[0] for document in told}) > 300
     assert len(set(told)) == 1000
@@ -267,6 +266,11 @@ def test_code_prints_what_it_says():
 
 
 # ---- stories and their grader
+
+
+def test_the_grader_imports_nothing_of_the_repository():
+    source = (textfiles.FOLDER / 'grade.py').read_text(encoding='utf-8')
+    assert set(re.findall(r'(?m)^\s*(?:from|import) (\S+)', source)) == {'re', 'typing'}
 
 
 def drawn(count, seed=1):
