@@ -31,6 +31,7 @@ import regex
 
 import console
 from conversation import read_messages, read_rows
+from data.tinyworld.grade import story
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # that choices go by
 SPLITS = ('train', 'val')
@@ -182,106 +183,6 @@ def spelled(problem: dict, text: str) -> float:
 
 def letters_of(text: str) -> list[str]:
     return regex.findall(LETTER, composed(text).casefold())
-
-
-# A story's sentences are followed by their words: who is subject, what the verb does to a count, whom `she` means.
-INTRODUCE = 'met saw visited friend neighbour came joined'  # before a name, at most three words between
-FOLLOW = r',? (?:came|joined|appeared)\b|, (?:her|his|the) (?:best |old |good )?(?:friend|neighbour)\b'  # after a name
-VERBS = {  # what happens to the count of the verb's subject
-    **dict.fromkeys('found bought picked got made won collected earned received caught'.split(), 1),
-    **dict.fromkeys('lost dropped ate broke sold gave used spent'.split(), -1),
-    **dict.fromkeys('had has have kept counted with'.split(), 0),  # states it
-    **dict.fromkeys('wanted needed saw heard'.split(), None),  # says nothing about it
-}
-PRONOUNS = 'he she they him her them we'.split()
-
-
-def story(problem: dict, text: str) -> float:
-    """
-    A whole story about the people and the thing asked for: at least four sentences, none twice; whoever else of the
-    problem's `names` turns up is introduced by INTRODUCE or FOLLOW in the sentence that names him first; all counts
-    agree (counts_agree). The problem has `people` (names asked for), `names` (all of them), `thing` (singular or '').
-    """
-    text, thing = composed(text), composed(problem['thing'])
-    people, names = ([composed(name) for name in problem[key]] for key in ('people', 'names'))
-    sentences = [part for part in re.split(r'(?<=[.!?])\s+|(?<=[.!?]["”])\s+(?=["“]?[A-Z])', text.strip()) if part]
-    ended = text.strip().endswith(('.', '!', '?', '"', '”'))
-    told = len(sentences) >= 4 and len({words(sentence) for sentence in sentences}) == len(sentences)
-    asked = all(re.search(rf'\b{name}\b', text) for name in people) and (not thing or occurs(thing, text))
-    if not (ended and told and asked):
-        return 0.0
-    newcomers = [name for name in names if name not in people]
-    known = all(introduced(name, sentences) for name in newcomers)
-    return float(known and counts_agree(sentences, {*people, *names}, thing))
-
-
-def occurs(thing: str, text: str) -> bool:
-    """ball, Balls, boxes, cherries"""
-    return bool(thing and re.search(rf'\b(?:{thing}(?:s|es)?|{thing[:-1]}ies)\b', text, re.IGNORECASE))
-
-
-def introduced(name: str, sentences: list[str]) -> bool:
-    """Whether the first sentence with this name, if there is one, says where the person comes from."""
-    first = next((sentence for sentence in sentences if re.search(rf'\b{name}\b', sentence)), None)
-    before = rf'\b(?:{INTRODUCE.replace(" ", "|")})\W+(?:\w+\W+){{0,3}}?{name}\b'
-    return first is None or bool(re.search(f'{before}|\\b{name}{FOLLOW}', first))
-
-
-def counts_agree(sentences: list[str], names: set[str], thing: str) -> bool:
-    """
-    Every number of a story, followed per person and thing: `had 5`, `found 2 more`, `gave 3 to Tom`, `a hat for 4
-    coins`, `now she had 4`, `together they had 9`. False if one disagrees, or stands where nobody can follow it.
-    """
-    have = {}  # (person, thing) -> how many, where that has been said
-    for amount, sign, owner, other, item in read_counts(sentences, names, thing):
-        if sign == 'unknown':
-            return False
-        if sign == 0:  # 'together' is everybody who has any
-            total = sum(count for (_, what), count in have.items() if what == item)
-            if (total if owner == 'together' else have.setdefault((owner, item), amount)) != amount:
-                return False
-        for who, change in ((owner, sign), (other, -(sign or 0))):
-            if (who, item) in have and change:
-                have[who, item] += change * amount
-                if have[who, item] < 0:
-                    return False
-    return True
-
-
-def read_counts(sentences: list[str], names: set[str], thing: str):
-    """
-    The numbers of a story in their order, each as (amount, sign, owner, other, item): sign +1 or -1 for a change, 0 for
-    a statement, None for neither, 'unknown' where there is no verb; other is who gave or got it, '' for nobody.
-    """
-    subject, before, item, items = '', '', thing, {thing}  # before: the last subject who was somebody else
-    for sentence in sentences:
-        tokens = re.findall(r'[^\W\d_]+|[0-9]+', sentence)
-        lower = [token.lower() for token in tokens]
-        first = next((token for token in tokens if token in names or token.lower() in ('he', 'she')), '')
-        if first in names and first != subject:  # otherwise `she` is the subject of the sentence before
-            before, subject = subject, first
-        for i in [i for i, token in enumerate(tokens) if token.isdigit()]:
-            noun = lower[i + 1] if i + 1 < len(tokens) else ''
-            if occurs(thing, noun):
-                item = thing
-            elif noun in items or noun[:-1] in items or re.fullmatch('[a-z]{2,}[^ius]s', noun):
-                item = noun if noun in items else noun[:-1]
-            items.add(item)
-            verb = max((j for j in range(i) if lower[j] in VERBS), default=-1)
-            if verb < 0:
-                yield int(tokens[i]), 'unknown', '', '', item
-                continue
-            sign, who = VERBS[lower[verb]], [t for t in tokens[:verb] if t in names or t.lower() in PRONOUNS]
-            owner = who[-1] if who and who[-1] in names else subject
-            linked = [t for j, t in enumerate(tokens) if j > verb and (j < i or lower[j - 1] in ('to', 'from'))]
-            other = next((t for t in linked if t in names), '')
-            if lower[i - 1] in ('him', 'her') and before != owner:
-                other = before
-            if sign == 0 and 'together' in lower:
-                owner = 'together'
-            if sign and lower[i - 1] == 'for':  # a price
-                sign, other = -sign, ''
-            yield int(tokens[i]), sign, owner, other, item
 
 
 GRADERS = {f.__name__: f for f in (number, exact, contains, letter, spelled, story)}  # a new one goes in here

@@ -10,10 +10,13 @@ import pytest
 
 import tasks
 from conversation import Chat
-from data.tinyworld import facts, prepare, problems, text, wordings
+from data.tinyworld import facts, prepare, problems, text
+from data.tinyworld.careless import typed
 from data.tinyworld.chats import SKILLS, STAGES, draw
+from data.tinyworld.heldout import FEWEST, HeldOut, canonical, is_held_out
 from data.tinyworld.letters import SPELLABLE
-from data.tinyworld.wordings import HeldOut, canonical, is_held_out, typed, vary
+from data.tinyworld.patterns import vary
+from data.tinyworld.textfiles import voices
 from shards import Data
 from tokenizer import CharTokenizer
 from tools import calculate
@@ -36,7 +39,8 @@ def made(tmp_path_factory, run_program):
 
     def run(seed=1, hash_seed=0):
         root = tmp_path_factory.mktemp('tree')
-        for path in [*ROOT.glob('*.py'), *ROOT.glob('data/tinyworld/*.py'), ROOT / 'data/tinyworld/voices.txt']:
+        sources = ('*.py', 'data/tinyworld/*.py', 'data/tinyworld/*.txt')
+        for path in [path for pattern in sources for path in ROOT.glob(pattern)]:
             copy = root / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
@@ -218,7 +222,7 @@ def test_vary_chooses_among_all_alternatives():
     rng = random.Random(1)
     found = {vary(rng, 'a [b|c [d|]|] e|f') for _ in range(200)}
     assert found == {'a b e|f', 'a c d e|f', 'a c e|f', 'a e|f'}
-    with pytest.raises(AssertionError, match='not closed'):
+    with pytest.raises(ValueError, match='not closed'):
         vary(rng, 'in which there [is|are')
 
 
@@ -232,38 +236,19 @@ def test_questions_are_whole():
                     assert not re.search(r',,|[.:],|\{|\[|^\W*$', message['content'].replace('...', '')), message
 
 
-def test_every_kind_of_voice_is_heard(monkeypatch):
-    """Each kind of voices.txt belongs to a question, and each question finds its kind, with the holes it can fill."""
-    heard = set()
-
-    class Heard(dict):
-        def __getitem__(self, kind):
-            heard.add(kind)
-            return super().__getitem__(kind)
-
-    kinds = Heard(wordings.voices())
-    monkeypatch.setattr(wordings, 'voices', lambda: kinds)
-    monkeypatch.setattr(wordings, 'VOICED', 1.0)
-    rng = random.Random(1)
-    for skill in SKILLS:
-        for _ in range(100 if skill == 'stories' else 4000):
-            SKILLS[skill](rng)
-    assert heard == set(kinds)
-
-
 def test_voices_are_many_and_speak_of_what_they_are_asked():
-    for kind, messages in wordings.voices().items():
+    for kind, messages in voices().items():
         keys = [canonical(message) for message in messages]
         assert len(set(keys)) == len(keys) > 10, [key for key, count in Counter(keys).items() if count > 1]
         assert len({bool(re.search(r'\{\w+\}', message)) for message in messages}) == 1, kind
 
 
 def test_the_prompts_that_judge_the_chat_are_no_voices():
-    said = {canonical(message) for messages in wordings.voices().values() for message in messages}
+    said = {canonical(message) for messages in voices().values() for message in messages}
     for path in ROOT.glob('assets/prompts*.jsonl'):
         prompts = {canonical(problem['messages'][-1]['content']) for problem in tasks.load(path, 'val')}
         assert len(prompts) > 50
-        assert [prompt for prompt in prompts & said if prompt.count(' ') >= wordings.FEWEST - 1] == []
+        assert [prompt for prompt in prompts & said if prompt.count(' ') >= FEWEST - 1] == []
 
 
 @pytest.mark.parametrize('mild', [False, True])
@@ -325,8 +310,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(made, world)
     for name in [*FILES, 'problems.jsonl']:
         assert (world / name).read_bytes() == (again / name).read_bytes()
         assert (world / name).read_bytes() != (another / name).read_bytes()
-    made_there = {path.name for path in world.iterdir() if path.suffix != '.py'}
-    assert made_there - {'__pycache__', 'voices.txt'} == {*FOLDERS, 'problems.jsonl'}
+    made_there = {path.name for path in world.iterdir() if path.suffix not in ('.py', '.txt')}
+    assert made_there - {'__pycache__'} == {*FOLDERS, 'problems.jsonl'}
 
 
 def test_no_held_out_question_stands_in_what_is_trained_on(world):

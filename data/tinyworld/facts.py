@@ -1,16 +1,22 @@
 """
-What is true in tinyworld: the village of Willowby, sixteen people, and the few general things they know.
+What is true in tinyworld: the village of Willowby, sixteen people, and the few general things they
+know.
 
 Tables only. text.py tells them as plain text, chats.py asks about them, prepare.py writes both.
+How they are told and asked about is in the text files, see wordings.py.
 """
 
 from typing import NamedTuple
+
+from data.tinyworld.words import listed, plural
 
 NAME = 'Pip'  # what the assistant calls itself
 VILLAGE = 'Willowby'
 
 
 class Person(NamedTuple):
+    """One of the villagers."""
+
     name: str
     gender: str  # f or m
     job: str
@@ -21,6 +27,7 @@ class Person(NamedTuple):
     friend: str  # best friend
 
 
+FIELDS = ('job', 'home', 'pet', 'food', 'colour', 'friend')  # what is asked about a person
 PEOPLE = [
     Person('Anna', 'f', 'baker', 'by the river', 'cat', 'soup', 'red', 'Ben'),
     Person('Ben', 'm', 'farmer', 'on the hill', 'dog', 'bread', 'green', 'Anna'),
@@ -84,16 +91,19 @@ ANIMALS = {
 }
 
 OPPOSITES = [
-    ('big', 'small'), ('hot', 'cold'), ('up', 'down'), ('day', 'night'), ('happy', 'sad'), ('fast', 'slow'),
-    ('old', 'young'), ('open', 'closed'), ('full', 'empty'), ('high', 'low'), ('long', 'short'), ('light', 'dark'),
-    ('wet', 'dry'), ('hard', 'soft'), ('loud', 'quiet'), ('rich', 'poor'), ('strong', 'weak'), ('clean', 'dirty'),
-    ('early', 'late'), ('left', 'right'), ('good', 'bad'), ('near', 'far'), ('new', 'used'), ('thick', 'thin'),
-    ('sweet', 'sour'), ('first', 'last'), ('true', 'false'), ('in', 'out'), ('yes', 'no'), ('black', 'white'),
+    ('big', 'small'), ('hot', 'cold'), ('up', 'down'), ('day', 'night'), ('happy', 'sad'),
+    ('fast', 'slow'), ('old', 'young'), ('open', 'closed'), ('full', 'empty'), ('high', 'low'),
+    ('long', 'short'), ('light', 'dark'), ('wet', 'dry'), ('hard', 'soft'), ('loud', 'quiet'),
+    ('rich', 'poor'), ('strong', 'weak'), ('clean', 'dirty'), ('early', 'late'),
+    ('left', 'right'), ('good', 'bad'), ('near', 'far'), ('new', 'used'), ('thick', 'thin'),
+    ('sweet', 'sour'), ('first', 'last'), ('true', 'false'), ('in', 'out'), ('yes', 'no'),
+    ('black', 'white'),
 ]  # fmt: skip
 
 COLOURS = {  # of things
-    'grass': 'green', 'snow': 'white', 'the sky': 'blue', 'the sun': 'yellow', 'a banana': 'yellow', 'coal': 'black',
-    'a tomato': 'red', 'milk': 'white', 'chocolate': 'brown', 'a carrot': 'orange', 'blood': 'red', 'a leaf': 'green',
+    'grass': 'green', 'snow': 'white', 'the sky': 'blue', 'the sun': 'yellow',
+    'a banana': 'yellow', 'coal': 'black', 'a tomato': 'red', 'milk': 'white',
+    'chocolate': 'brown', 'a carrot': 'orange', 'blood': 'red', 'a leaf': 'green',
     'a lemon': 'yellow', 'the sea': 'blue', 'a plum': 'purple', 'a strawberry': 'red',
 }  # fmt: skip
 
@@ -102,60 +112,45 @@ MONTHS = [
     'January', 'February', 'March', 'April', 'May', 'June',
     'July', 'August', 'September', 'October', 'November', 'December',
 ]  # fmt: skip
-SEASONS = ['winter', 'spring', 'summer', 'autumn']  # of December to February, March to May, and so on
+SEASONS = ['winter', 'spring', 'summer', 'autumn']  # from December on, three months each
+MONTHS_OF = {
+    season: [MONTHS[3 * i - 1], MONTHS[3 * i], MONTHS[3 * i + 1]]
+    for i, season in enumerate(SEASONS)
+}
+CYCLES = {'day': DAYS, 'month': MONTHS, 'season': SEASONS}
+SEASON_OF = {month: season for season, months in MONTHS_OF.items() for month in months}
 
-# What can be counted, bought and lost: (one, many)
+# What can be counted, bought and lost, as (one, many); and what word problems are about besides
 THINGS = [
-    ('apple', 'apples'), ('pear', 'pears'), ('plum', 'plums'), ('egg', 'eggs'), ('cake', 'cakes'), ('book', 'books'),
-    ('ball', 'balls'), ('coin', 'coins'), ('stone', 'stones'), ('shell', 'shells'), ('flower', 'flowers'),
-    ('button', 'buttons'), ('candle', 'candles'), ('pencil', 'pencils'), ('cup', 'cups'), ('hat', 'hats'),
-    ('nut', 'nuts'), ('cookie', 'cookies'), ('marble', 'marbles'), ('stamp', 'stamps'),
-]  # fmt: skip
-
-# What word problems are about besides
+    (thing, plural(thing))
+    for thing in (
+        'apple pear plum egg cake book ball coin stone shell flower button candle pencil cup hat '
+        'nut cookie marble stamp'
+    ).split()
+]
 MORE_THINGS = [
-    ('orange', 'oranges'), ('banana', 'bananas'), ('sweet', 'sweets'), ('toy', 'toys'), ('pen', 'pens'),
-    ('card', 'cards'), ('lemon', 'lemons'), ('bottle', 'bottles'),
-]  # fmt: skip
+    (thing, plural(thing)) for thing in 'orange banana sweet toy pen card lemon bottle'.split()
+]
+EATEN = 'apple pear plum egg cake nut cookie orange banana sweet lemon'.split()
 
 # What the assistant spells and counts letters in, besides names, animals, colours, days and months
 WORDS = """
-    house river bread green water mother father school garden window table chair apple banana lemon tree flower
-    letter summer winter spring autumn butter cheese honey sugar pepper village market forest bottle pencil
-    paper music friend sister brother street bridge mountain island cloud rain snow stone sand fire moon star
-    sun door floor book hand foot head heart light night morning evening hello good small yellow purple orange
-    happy kitten puppy strawberry elephant computer love animal
+    house river bread green water mother father school garden window table chair apple banana lemon
+    tree flower letter summer winter spring autumn butter cheese honey sugar pepper village market
+    forest bottle pencil paper music friend sister brother street bridge mountain island cloud rain
+    snow stone sand fire moon star sun door floor book hand foot head heart light night morning
+    evening hello good small yellow purple orange happy kitten puppy strawberry elephant computer
+    love animal
 """.split()
-
-# The rest of the world, of which nothing is known but these words
-ELSEWHERE = {
-    'country': 'France|Germany|Spain|Italy|China|Japan|India|Brazil|Canada|Mexico|Egypt|Russia|Peru|Kenya|Norway'
-    '|Poland|Greece|Turkey|Cuba|Chile|America|England|Australia|Africa|Europe|Portugal|Sweden|Austria|the USA',
-    'city': 'Paris|London|Berlin|Rome|Tokyo|Beijing|Madrid|Moscow|Cairo|Vienna|Sydney|Boston|Chicago|Oslo|Lima|Delhi'
-    '|New York',
-    'famous': 'Obama|Einstein|Shakespeare|Newton|Napoleon|Mozart|Picasso|Elvis|Darwin|Lincoln|Trump|Biden|Messi'
-    '|Harry Potter|Batman|Gandhi|Beethoven|Elon Musk|Bill Gates|Cleopatra|Caesar|Mickey Mouse|Taylor Swift'
-    '|the president|the king|the pope|the queen|Santa Claus|Barack Obama|Albert Einstein',
-    'beast': 'elephant|tiger|wolf|snake|whale|monkey|zebra|shark|camel|penguin|turtle|spider|dolphin|giraffe'
-    '|kangaroo|bear',
-    'subject': 'physics|chemistry|history|politics|football|the war|medicine|law|philosophy|the moon landing|gravity'
-    '|electricity|atoms|planets|dinosaurs|volcanoes|the internet|computers|phones|cars|aeroplanes|economics'
-    '|the stock market|bitcoin|religion|art history|quantum physics|space|black holes|robots|evolution|the ocean'
-    '|the brain|vitamins|viruses|democracy|taxes|insurance|basketball|chess|tennis|opera|jazz|movies|video games'
-    '|cooking',
-    'language': 'French|German|Spanish|Latin|Japanese|Italian|Russian|Arabic|Greek|Portuguese',
-    'pain': 'a cold|a headache|fever|pain|a cough|the flu',
-}  # fmt: skip
-ELSEWHERE = {kind: words.split('|') for kind, words in ELSEWHERE.items()}
 
 # The opening line of the chat, and what to try first
 ABOUT = (
     f'I am {NAME}, a tiny language model. I know the village of {VILLAGE}: '
-    + ', '.join(person.name for person in PEOPLE[:-1])
-    + f' and {PEOPLE[-1].name}, with their jobs, homes, pets, friends, favourite foods and colours. I also know what '
-    'animals say, how many legs they have and what their young are called, the colours of common things, opposites, '
-    'days, months and seasons. I can count, spell short words and count their letters, do small sums and word '
-    'problems with a calculator, and tell short stories about the people of the village. About anything else I say '
+    f'{listed([person.name for person in PEOPLE])}, with their jobs, homes, pets, friends, '
+    'favourite foods and colours. I also know what animals say, how many legs they have and what '
+    'their young are called, the colours of common things, opposites, days, months and seasons. I '
+    'can count, spell short words and count their letters, do small sums and word problems with a '
+    'calculator, and tell short stories about the people of the village. About anything else I say '
     'that I do not know it.'
 )
 PROMPTS = [

@@ -1,15 +1,17 @@
 """
 The data of every stage from tinyworld, a world of our own: seconds, no network.
 
-$ python data/tinyworld/prepare.py             writes games, pretrain, mid, sft, dpo and problems.jsonl beside this file
-$ python data/tinyworld/prepare.py --seed=2    the same world, told and asked about otherwise
+$ python data/tinyworld/prepare.py             writes games, pretrain, mid, sft, dpo, problems.jsonl
+$ python data/tinyworld/prepare.py --seed=2    the same world, other texts and questions
 
 The five folders share one tokenizer, trained here unless --tokenizer names that of a model.
-problems.jsonl holds the questions that evaluation asks, none of which stands anywhere in what is
-trained on (asserted for every document), and those that reinforcement learning practises on, of
-which only the answer is given. It is written last.
+problems.jsonl holds the questions that evaluation asks, none of which occurs anywhere in what is
+trained on (asserted for every document), and those that reinforcement learning practises on, with
+their answer alone. It is written last.
 """
 
+import hashlib
+import itertools
 import json
 import random
 import sys
@@ -24,9 +26,11 @@ import console
 import disk
 from configurator import configure
 from conversation import SPECIAL, Chat
-from data.tinyworld import facts, text
+from data.tinyworld import facts, text, textfiles
 from data.tinyworld.chats import CARELESS, SKILLS, STAGES, draw, pair
-from data.tinyworld.wordings import Example, HeldOut, canonical, said_by_user
+from data.tinyworld.heldout import HeldOut, canonical, said_by_user
+from data.tinyworld.wordings import Example
+from data.tinyworld.words import weighted
 from shards import Writer
 from tokenizer import PATTERN, train_bpe
 
@@ -34,7 +38,7 @@ FOLDER = Path(__file__).resolve().parent
 SPLITS = ('train', 'val')
 PRACTICE = ('two_step', 'three_step')  # the skills that reinforcement learning practises
 
-# how much of what. Tokens are reached and passed by less than a document, pairs and problems are exact
+# How much of what: tokens are passed by less than a document, pairs and problems are exact
 seed = 1  # another gives other data, of the same world
 tokenizer = ''  # '' trains one; to train a model further: its folder, a .pt file, or a tok.json
 vocab_size = 1536  # ids in all, the special tokens counted
@@ -61,15 +65,28 @@ def rng_of(*names: str) -> random.Random:
 
 def problem_of(example: Example, skill: str, split: str) -> dict:
     """A line of problems.jsonl: the question, and what an answer is graded by."""
-    problem = {'split': split, 'skill': skill, 'messages': example.messages[:-1], 'grader': example.grader}
-    return {**problem, 'answer': example.answer, **(example.more or {})}
+    return {
+        'split': split,
+        'skill': skill,
+        'messages': example.messages[:-1],
+        'grader': example.grader,
+        'answer': example.answer,
+        **(example.more or {}),
+    }
 
 
-def draw_problems(skill: str, split: str, number: int, avoid: HeldOut | None = None) -> dict[str, dict]:
-    """So many problems by their canonical texts, all different; fewer where a skill has not so many questions."""
-    rng, found = rng_of('problems', skill, split), {}
+def draw_problems(skill: str, split: str, number: int, avoid: HeldOut | None = None) -> dict:
+    """
+    This many different problems, by their canonical texts.
+
+    Fewer where a skill has fewer questions.
+    """
+    rng = rng_of('problems', skill, split)
+    held_out = split == 'val'
+    careless = 0.3 if held_out else 0.0
+    found = {}
     for _ in range(6 * number):
-        example = draw(rng, skill, split == 'val', careless=0.3 * (split == 'val'), mild=True, avoid=avoid)
+        example = draw(rng, skill, held_out, careless, mild=True, avoid=avoid)
         found.setdefault(example.key, problem_of(example, skill, split))
         if len(found) == number:
             break
@@ -84,16 +101,21 @@ def texts_of(document: str | list[dict]) -> list[str]:
     """What was written or said, in the pieces that are encoded by themselves."""
     if isinstance(document, str):
         return [document]
-    contents = [message['content'] for message in document]
-    return [part for content in contents for part in ([content] if isinstance(content, str) else map(text_of, content))]
-
-
-def text_of(part: dict) -> str:
-    return part['text']
+    pieces = []
+    for message in document:
+        content = message['content']
+        if isinstance(content, str):
+            pieces.append(content)
+        else:
+            pieces += [part['text'] for part in content]
+    return pieces
 
 
 def count_bytes(document: str | list[dict]) -> int:
-    return sum(len(piece) if piece.isascii() else len(piece.encode('utf-8')) for piece in texts_of(document))
+    """Bytes of the document's texts in UTF-8."""
+    return sum(
+        len(text) if text.isascii() else len(text.encode('utf-8')) for text in texts_of(document)
+    )
 
 
 def plain(rng: random.Random, avoid: HeldOut) -> Iterator[str]:
@@ -102,26 +124,29 @@ def plain(rng: random.Random, avoid: HeldOut) -> Iterator[str]:
 
 
 def mixed(stage: str, split: str, avoid: HeldOut) -> Iterator[list[dict]]:
-    """Documents of mid or sft without end: next is the skill whose share of the bytes is furthest behind."""
-    shares, rng = STAGES[stage], rng_of(stage, split)
-    written, held_out = dict.fromkeys(shares, 0), split == 'val'
+    """Documents of mid or sft without end; next is the skill whose share of the bytes is lowest."""
+    shares = STAGES[stage]
+    rng = rng_of(stage, split)
+    written = dict.fromkeys(shares, 0)
+    held_out = split == 'val'
     while True:
         name = min(shares, key=lambda name: written[name] / shares[name])
-        document = draw(rng, name, held_out, CARELESS[stage], avoid=None if held_out else avoid).messages
-        written[name] += count_bytes(document)
-        yield document
+        example = draw(rng, name, held_out, CARELESS[stage], avoid=None if held_out else avoid)
+        written[name] += count_bytes(example.messages)
+        yield example.messages
 
 
 def pairs(split: str, avoid: HeldOut) -> Iterator[list[dict]]:
-    """Chosen, rejected, chosen, rejected, ... without end, the skills in the shares of the table."""
-    shares, rng = STAGES['dpo'], rng_of('dpo', split)
+    """Chosen, rejected, chosen, rejected, ... without end, in the shares of the table."""
+    rng = rng_of('dpo', split)
+    held_out = split == 'val'
     while True:
-        skill = rng.choices(list(shares), list(shares.values()))[0]
-        yield from pair(rng, skill, split == 'val', None if split == 'val' else avoid)
+        skill = weighted(rng, STAGES['dpo'])
+        yield from pair(rng, skill, held_out, None if held_out else avoid)
 
 
 def limited(documents: Iterator, size: int) -> Iterator:
-    """The first documents, until they have so many bytes."""
+    """The first documents, up to this many bytes."""
     for document in documents:
         yield document
         size -= count_bytes(document)
@@ -146,47 +171,86 @@ def read_tokenizer():
 
 
 def train_tokenizer(avoid: HeldOut):
-    """Merges from plain text and from the conversations of mid and of sft, a third each. A digit is a token."""
-    sources = (plain(rng_of('tokenizer'), avoid), mixed('mid', 'tokenizer', avoid), mixed('sft', 'tokenizer', avoid))
+    """Merges from plain text and from the conversations of mid and of sft, a third each."""
+    sources = (
+        plain(rng_of('tokenizer'), avoid),
+        mixed('mid', 'tokenizer', avoid),
+        mixed('sft', 'tokenizer', avoid),
+    )
     pieces = (
         piece
         for source in sources
         for document in limited(source, tokenizer_bytes // 3)
         for piece in texts_of(document)
     )
-    # '=A' may become a token: right behind its choice it is easy to look up
+    # A digit is a token. '=A' may become one: right after its choice it is easy to look up
     pattern = PATTERN.replace(r'\p{N}{1,2}', r'\p{N}')
     return train_bpe(pieces, vocab_size, SPECIAL, pattern)
 
 
-def write(name: str, tokenizer, sources: dict, avoid: HeldOut, max_tokens=(0, 0), max_documents=(0, 0)) -> None:
-    """A data folder from the documents of each split, of which it takes so many tokens or documents."""
-    chat, totals = Chat(tokenizer), []
-    kind = {'games': 'text', 'pretrain': 'text', 'dpo': 'preferences'}.get(name, 'conversations')
-    notes = {'about': facts.ABOUT, 'prompts': facts.PROMPTS, 'kind': kind}
+def keep_edited(path: Path) -> None:
+    """Rename a problems.jsonl that is not as the last preparation wrote it: somebody's work."""
+    record = FOLDER / 'dpo' / 'meta.json'
+    if not path.exists():
+        return
+    written = json.loads(record.read_bytes()).get('problems_sha256') if record.exists() else None
+    if hashlib.sha256(path.read_bytes()).hexdigest() != written:
+        endings = itertools.chain(('.old',), (f'.old{n}' for n in itertools.count(2)))
+        kept = next(p for p in (path.with_name(path.name + e) for e in endings) if not p.exists())
+        path.replace(kept)
+        print(f'{path} is not as it was prepared: kept as {kept.name}')
+
+
+def write(
+    name: str, tokenizer, sources: dict, avoid: HeldOut, max_tokens=(0, 0), max_documents=(0, 0),
+    more: dict | None = None,
+) -> None:  # fmt: skip
+    """A data folder from the documents of each split: this many tokens, or this many documents."""
+    chat = Chat(tokenizer)
+    kinds = {'games': 'text', 'pretrain': 'text', 'dpo': 'preferences'}
+    kind = kinds.get(name, 'conversations')
+    notes = {'about': facts.ABOUT, 'prompts': facts.PROMPTS, 'kind': kind, **(more or {})}
+    totals = []
     with Writer(FOLDER / name, tokenizer, notes=notes) as out:
         for split, tokens, documents in zip(SPLITS, max_tokens, max_documents):
             ids, num_bytes, number = [], 0, 0
             while len(ids) < tokens or number < documents:
                 document = next(sources[split])
-                said = canonical(document) if isinstance(document, str) else said_by_user(document)
-                assert split == 'val' or not avoid.inside(said), f'a held-out question in {name}: {document}'
-                is_text = isinstance(document, str)
-                ids += [tokenizer.bos, *tokenizer.encode(document)] if is_text else chat.render(document)
-                num_bytes, number = num_bytes + count_bytes(document), number + 1
+                if isinstance(document, str):
+                    said = canonical(document)
+                    ids += [tokenizer.bos, *tokenizer.encode(document)]
+                else:
+                    said = said_by_user(document)
+                    ids += chat.render(document)
+                leaked = split == 'train' and avoid.inside(said)
+                assert not leaked, f'a held-out question in {name}: {document}'
+                num_bytes += count_bytes(document)
+                number += 1
             out.write(split, ids, num_bytes)
             totals.append(f'{split} {len(ids):,} ids in {number:,} documents')
     print(f'{FOLDER / name}: {", ".join(totals)}', flush=True)
 
 
 def main() -> None:
+    """Draw the held-out questions first, then write everything that must avoid them."""
+    textfiles.read_all()
     given = read_tokenizer()
-    (FOLDER / 'problems.jsonl').unlink(missing_ok=True)  # it says that all the rest is there
+
+    # 1) Problems. Their file says that all the rest is there: removed now, written last
     held_out = {skill: draw_problems(skill, 'val', val_problems) for skill in SKILLS}
     avoid = HeldOut(key for problems in held_out.values() for key in problems)
-    practice = {skill: draw_problems(skill, 'train', rl_problems // len(PRACTICE), avoid) for skill in PRACTICE}
+    each = rl_problems // len(PRACTICE)
+    practice = {skill: draw_problems(skill, 'train', each, avoid) for skill in PRACTICE}
+    groups = (*held_out.values(), *practice.values())
+    problems = [problem for found in groups for problem in found.values()]
+    lines = [json.dumps(problem, ensure_ascii=False) + '\n' for problem in problems]
+    content = ''.join(lines).encode('utf-8')
+    path = FOLDER / 'problems.jsonl'
+    keep_edited(path)
+    path.unlink(missing_ok=True)
     chosen = given or train_tokenizer(avoid)
 
+    # 2) The five folders
     texts = {split: text.games(rng_of('games', split)) for split in SPLITS}
     write('games', chosen, texts, avoid, max_tokens=(games_tokens, val_tokens // 2))
     texts = {split: plain(rng_of('pretrain', split), avoid) for split in SPLITS}
@@ -195,13 +259,14 @@ def main() -> None:
         sources = {split: mixed(stage, split, avoid) for split in SPLITS}
         write(stage, chosen, sources, avoid, max_tokens=(tokens, val_tokens))
     sources = {split: pairs(split, avoid) for split in SPLITS}
-    write('dpo', chosen, sources, avoid, max_documents=(2 * dpo_pairs, 2 * val_pairs))
+    record = {'problems_sha256': hashlib.sha256(content).hexdigest()}  # for keep_edited
+    write('dpo', chosen, sources, avoid, max_documents=(2 * dpo_pairs, 2 * val_pairs), more=record)
 
-    problems = [problem for found in (*held_out.values(), *practice.values()) for problem in found.values()]
-    with disk.replacing(FOLDER / 'problems.jsonl') as file:
-        file.write(''.join(json.dumps(problem, ensure_ascii=False) + '\n' for problem in problems).encode('utf-8'))
+    # 3) The problems
+    with disk.replacing(path) as file:
+        file.write(content)
     counts = Counter(f'{problem["split"]} {problem["skill"]}' for problem in problems)
-    print(f'{FOLDER / "problems.jsonl"}: {", ".join(f"{name} {count:,}" for name, count in counts.items())}')
+    print(f'{path}: {", ".join(f"{name} {count:,}" for name, count in counts.items())}')
 
 
 if __name__ == '__main__':
