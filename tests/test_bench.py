@@ -308,7 +308,7 @@ def test_the_dial_sets_the_model_alone(load):
 @pytest.mark.parametrize('settings, words', [
     (dict(what='trian'), ["'trian'", 'train, loader']),
     (dict(what='train,'), ["''", 'train, loader']),
-    (dict(what='train', repeats=0, warmup=-1, seed=-1), ['repeats is 0', 'warmup is -1', 'seed is -1']),
+    (dict(repeats=0, warmup=-1, seed=-1), ['repeats is 0', 'warmup is -1', 'seed is -1']),
     (dict(vocab_size=70000), ['vocab_size is 70000', '65536']),
     (dict(what='train', optimizer='sgd'), ["'sgd'", 'muon']),
     (dict(what='train', n_embd=17), ['n_embd is 17']),

@@ -21,7 +21,8 @@ def one_line(stop, *words):
 
 
 def test_replacing_writes_the_whole_file_under_the_new_name_last(tmp_path, monkeypatch):
-    """fsync comes after the last byte and before the rename: else a power cut leaves an empty file of the new name."""
+    """fsync comes after the last byte and before the rename: else a power cut leaves an empty
+    file of the new name."""
     events, path = [], tmp_path / 'ä b' / 'file'
     path.parent.mkdir()
     path.write_bytes(b'old')
@@ -56,7 +57,9 @@ def test_replacing_leaves_what_was_there_if_anything_fails(tmp_path, error, ther
     with pytest.raises(raised), disk.replacing(path) as file:
         file.write(b'half')
         raise error
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([('file', b'old')] if there else [])
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == (
+        [('file', b'old')] if there else []
+    )
 
 
 @pytest.mark.parametrize('number, mend', [
@@ -234,6 +237,6 @@ def test_sync_asks_the_disk_and_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'fsync', lambda number: synced.append(os.fstat(number).st_ino))
     (tmp_path / 'a').write_bytes(b'content')
     disk.sync(tmp_path / 'a')
-    assert synced == [(tmp_path / 'a').stat().st_ino] and (tmp_path / 'a').read_bytes() == b'content'
-
-
+    assert (
+        synced == [(tmp_path / 'a').stat().st_ino] and (tmp_path / 'a').read_bytes() == b'content'
+    )

@@ -1,4 +1,5 @@
-"""report.py on logs made up here, whose numbers are computed a second time; and quickstart.sh with programs made up."""
+"""report.py on logs made up here, whose numbers are computed a second time; and quickstart.sh
+with programs made up."""
 
 import ast
 import hashlib
@@ -24,8 +25,10 @@ import report
 from configurator import Settings, configure
 
 HOSTILE = (
-    'a | b `c` ``` <img src=x onerror=alert(1)> </td></table><script>x</script> &lt; &amp; **bold** _it_ ~~gone~~\n'
-    '| --- | --- |\r\n# head [link](javascript:x) ![i](y) \\| \\\\ $x$ \u2028 \x1b[31m\ttab 你好\n\n- item\n<!-- no -->'
+    'a | b `c` ``` <img src=x onerror=alert(1)> </td></table><script>x</script> &lt; &amp; '
+    '**bold** _it_ ~~gone~~\n'
+    '| --- | --- |\r\n# head [link](javascript:x) ![i](y) \\| \\\\ $x$ \u2028 \x1b[31m\ttab 你好\n\n'
+    '- item\n<!-- no -->'
 )
 SKILLS = ('facts', 'two steps')
 
@@ -35,13 +38,23 @@ def rows_of(stage, seed=0.0, skills=SKILLS):
     rows, seconds = [], 0.0
     for step in range(41):
         if step % 20 == 0:
-            row = dict(step=step, seconds=seconds, val=3.0 - step / 20 - seed / 7, bits_per_byte=2.0 - step / 50 - seed)
+            row = dict(
+                step=step,
+                seconds=seconds,
+                val=3.0 - step / 20 - seed / 7,
+                bits_per_byte=2.0 - step / 50 - seed,
+            )
             row |= {name: 0.1 + step / 60 + seed / 9 + i / 30 for i, name in enumerate(skills)}
             row |= dict(perplexity=math.exp(row['val']), evaluation_seconds=1.5 + seed)
-            rows += [row, dict(step=step, seconds=seconds, prompt='Who?', text=f'{stage} at {step}')]
+            rows += [
+                row,
+                dict(step=step, seconds=seconds, prompt='Who?', text=f'{stage} at {step}'),
+            ]
             seconds += 1.5 + seed
         if step % 10 == 0 and step < 40:
-            row = dict(step=step, seconds=seconds, loss=3.1 - step / 30, lr=0.1, norm=1.0, skipped=0)
+            row = dict(
+                step=step, seconds=seconds, loss=3.1 - step / 30, lr=0.1, norm=1.0, skipped=0
+            )
             row |= dict(tokens_per_second=1000 + 10 * step, tokens_per_step=16 * 32)
             rows.append({**row, f'{stage} metric': step / 100})
         seconds += 16 * 32 / 1000
@@ -53,8 +66,14 @@ def run_folder(tmp_path):
     """Three stages, begun in another order than that of a model's life."""
     for i, stage in enumerate(('sft', 'pretrain', 'mid')):
         machine = dict(name='Some CPU', cores=4, threads=2, torch='2', python='3', system='Linux')
-        first = dict(config=run_settings(stage), machine={**machine, 'matmul_gflops': 100.0 + 50 * i})
-        write_log(tmp_path / 'x' / stage, rows_of(stage, i / 10, SKILLS if stage != 'pretrain' else ()), first)
+        first = dict(
+            config=run_settings(stage), machine={**machine, 'matmul_gflops': 100.0 + 50 * i}
+        )
+        write_log(
+            tmp_path / 'x' / stage,
+            rows_of(stage, i / 10, SKILLS if stage != 'pretrain' else ()),
+            first,
+        )
     return tmp_path / 'x'
 
 
@@ -96,17 +115,29 @@ def test_the_headline_says_what_the_logs_say(run_folder, page):
     assert [row[0] for row in rows] == ['pretrain', 'mid', 'sft', '**all**']
     everything = 0
     for row, stage, i in zip(rows, ('pretrain', 'mid', 'sft'), (1, 2, 0)):
-        log = [json.loads(line) for line in open(run_folder / stage / 'log.jsonl', encoding='utf-8')]
+        log = [
+            json.loads(line) for line in open(run_folder / stage / 'log.jsonl', encoding='utf-8')
+        ]
         vals = [x for x in log if 'val' in x]
-        total = vals[-1]['seconds'] + vals[-1]['evaluation_seconds']  # the last evaluation ends after its line's clock
+        total = (
+            vals[-1]['seconds'] + vals[-1]['evaluation_seconds']
+        )  # the last evaluation ends after its line's clock
         everything += total
         expected = [[40], [40 * 16 * 32], [total], [sum(x['evaluation_seconds'] for x in vals)]]
         expected += [[statistics.median([1000, 1100, 1200, 1300])], [100 + 50 * i]]
-        for value in (lambda x: x['val'], lambda x: math.exp(x['val']), lambda x: x['bits_per_byte']):
+        for value in (
+            lambda x: x['val'],
+            lambda x: math.exp(x['val']),
+            lambda x: x['bits_per_byte'],
+        ):
             expected.append([value(vals[0]), value(vals[-1])])
         for cell, numbers in zip(row[1:], expected, strict=True):
-            assert as_numbers(cell) == pytest.approx(numbers, abs=0.06 if numbers[0] > 5 else 6e-4), row
-    assert as_numbers(rows[3][2]) == [3 * 40 * 512] and as_numbers(rows[3][3]) == pytest.approx([everything], abs=0.06)
+            assert as_numbers(cell) == pytest.approx(
+                numbers, abs=0.06 if numbers[0] > 5 else 6e-4
+            ), row
+    assert as_numbers(rows[3][2]) == [3 * 40 * 512] and as_numbers(rows[3][3]) == pytest.approx(
+        [everything], abs=0.06
+    )
 
 
 def test_the_skills_have_their_change_through_each_stage(run_folder, page):
@@ -114,7 +145,9 @@ def test_the_skills_have_their_change_through_each_stage(run_folder, page):
     assert head[1:] == ['before mid', 'after mid', 'after sft']  # pretraining measured no skill
     assert [row[0] for row in rows] == list(SKILLS)
     for i, row in enumerate(rows):
-        begin, end = ([100 * (0.1 + step / 60 + seed / 9 + i / 30) for seed in (0.2, 0.0)] for step in (0, 40))
+        begin, end = (
+            [100 * (0.1 + step / 60 + seed / 9 + i / 30) for seed in (0.2, 0.0)] for step in (0, 40)
+        )
         expected = [[begin[0]], [end[0], end[0] - begin[0]], [end[1], end[1] - begin[1]]]
         for cell, numbers in zip(row[1:], expected, strict=True):
             assert as_numbers(cell) == pytest.approx(numbers, abs=0.06)
@@ -140,7 +173,9 @@ def test_a_stage_that_asked_other_problems_begins_with_a_column_of_its_own(tmp_p
     assert cells(text)[0][0][1:] == columns
     assert '30 in mid, 30 in sft, 50 in dpo, 50 in rl' in text
     for stage in ('mid', 'sft', 'dpo', 'rl'):
-        write_log(tmp_path / stage, rows_of(stage), dict(config=run_settings(stage, eval_problems=30)))
+        write_log(
+            tmp_path / stage, rows_of(stage), dict(config=run_settings(stage, eval_problems=30))
+        )
     assert 'different numbers' not in section(page(tmp_path), 'Accuracy on held-out problems')
 
 
@@ -158,36 +193,51 @@ def test_a_page_that_cannot_be_written_is_named_first(run_folder, whole_page, mo
 
 def test_what_is_a_metric_of_training_is_no_skill(tmp_path, page):
     rows = [
-        {**row, 'accuracy': 0.5 + row['step'] / 100} if {'val', 'loss'} & set(row) else row for row in rows_of('dpo')
+        {**row, 'accuracy': 0.5 + row['step'] / 100} if {'val', 'loss'} & set(row) else row
+        for row in rows_of('dpo')
     ]
     write_log(tmp_path / 'dpo', rows, dict(config=run_settings('dpo')))
     text = page(tmp_path)
-    assert 'accuracy' not in [row[0] for row in cells(section(text, 'Accuracy on held-out problems'))[0]]
-    assert cells(section(text, 'Rewards and other metrics'))[0][1] == ['dpo', 'accuracy', '0.500 → 0.900']
+    assert 'accuracy' not in [
+        row[0] for row in cells(section(text, 'Accuracy on held-out problems'))[0]
+    ]
+    assert cells(section(text, 'Rewards and other metrics'))[0][1] == [
+        'dpo',
+        'accuracy',
+        '0.500 → 0.900',
+    ]
 
 
 def test_times_are_scaled_to_150_gflops(run_folder, page):
     text = page(run_folder)
     total = as_numbers(cells(section(text, 'The stages'))[0][-1][3])[0]
     scaled = as_numbers(re.search(r'are \*\*(.*?) seconds, (.*?) minutes', text).group())
-    assert scaled == pytest.approx([total * statistics.median([100, 150, 200]) / 150, total / 60], abs=0.06)
+    assert scaled == pytest.approx(
+        [total * statistics.median([100, 150, 200]) / 150, total / 60], abs=0.06
+    )
     machines = cells(section(text, 'Machine and time'))[0]
     assert machines[1:] == [['pretrain, mid, sft', 'Some CPU', '4', '2', 'Linux', '2', '3']]
 
 
 def test_tokens_are_those_that_the_log_counts(tmp_path, page):
-    """dpo and rl cut their rows to what their data needs: then a step has fewer than rows * block_size."""
+    """dpo and rl cut their rows to what their data needs: then a step has fewer than rows *
+    block_size."""
     rows = [{**row, 'tokens_per_step': 300} if 'loss' in row else row for row in rows_of('dpo')]
     write_log(tmp_path / 'dpo', rows, dict(config=run_settings('dpo')))
     assert cells(section(page(tmp_path), 'The stages'))[0][1][2] == '12,000'
 
 
 def test_answers_that_were_rewarded_are_no_samples(tmp_path, page):
-    notes = [dict(step=4 * i, seconds=0.0, prompt=f'{i} + {i}?', text=f'{2 * i}', reward=i % 2) for i in range(9)]
+    notes = [
+        dict(step=4 * i, seconds=0.0, prompt=f'{i} + {i}?', text=f'{2 * i}', reward=i % 2)
+        for i in range(9)
+    ]
     write_log(tmp_path / 'rl', rows_of('rl') + notes, dict(config=run_settings('rl')))
     text = page(tmp_path)
     found = cells(section(text, 'Rewards and other metrics'))[-1]
-    assert found[1:] == [['rl', f'{i} + {i}?', f'{2 * i}', f'{4 * i}.00'[:-3], f'{i % 2}.00'] for i in (0, 1, 7, 8)]
+    assert found[1:] == [
+        ['rl', f'{i} + {i}?', f'{2 * i}', f'{4 * i}.00'[:-3], f'{i % 2}.00'] for i in (0, 1, 7, 8)
+    ]
     assert len(cells(section(text, 'The same prompts, stage by stage'))) == 1  # Who?
 
 
@@ -199,17 +249,22 @@ def test_one_stage_alone_and_a_run_that_is_under_way(run_folder, page):
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b''.join(lines[:-2]) + lines[-2][:20])  # a crash cut a line in two
     assert page(run_folder / 'sft').startswith('# The run in sft\n')
-    row = cells(section((run_folder / 'sft' / 'report.md').read_text(encoding='utf-8'), 'The stages'))[0][1]
+    row = cells(
+        section((run_folder / 'sft' / 'report.md').read_text(encoding='utf-8'), 'The stages')
+    )[0][1]
     assert row[:2] == ['sft', '31 of 40']
     assert not (run_folder / 'report.md').exists()
     assert ' sft | 31 of 40 |' in page(run_folder)
 
 
 @pytest.mark.parametrize('rows', [
-    [], [dict(step=0, seconds=0.0, val=5.0)], [dict(step=0, seconds=0.0, loss=5.0)], [dict(step=3)], [5, None],
+    [], [dict(step=0, seconds=0.0, val=5.0)], [dict(step=0, seconds=0.0, loss=5.0)], [dict(step=3)],
+    [5, None],
     [dict(step=0, seconds=0, val=None, loss='x', mean=[]), dict(step='x', val=1.0, facts='much')],
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize('first', [{}, dict(config=run_settings('later')), dict(config={}, machine={})], ids=len)
+@pytest.mark.parametrize(
+    'first', [{}, dict(config=run_settings('later')), dict(config={}, machine={})], ids=len
+)
 def test_a_log_that_says_little_is_no_error(tmp_path, whole_page, rows, first):
     write_log(tmp_path / 'odd', rows, {**first, 'x': 1})
     assert '| odd |' in whole_page(tmp_path)
@@ -248,7 +303,12 @@ def test_other_stages_follow_the_known_ones_by_age(tmp_path, page):
     for age, name in enumerate(('young', 'middle', 'old', 'rl')):
         write_log(tmp_path / name, rows_of(name), dict(config=run_settings(name)))
         os.utime(tmp_path / name / 'log.jsonl', (10**9 - age, 10**9 - age))
-    assert [row[0] for row in cells(section(page(tmp_path), 'The stages'))[0][1:-1]] == ['rl', 'old', 'middle', 'young']
+    assert [row[0] for row in cells(section(page(tmp_path), 'The stages'))[0][1:-1]] == [
+        'rl',
+        'old',
+        'middle',
+        'young',
+    ]
 
 
 # ---- plots
@@ -258,7 +318,10 @@ def test_the_plots_are_whole_images_and_show_every_number(run_folder, whole_page
     text = whole_page(run_folder)
     names = re.findall(r'!\[.*?\]\((.*?)\)', text)
     assert sorted(names) == ['accuracy.png', 'losses.png', 'metrics.png']
-    assert sorted(path.name for path in run_folder.glob('*.*')) == [*sorted(names), 'report.md']  # no half-written ones
+    assert sorted(path.name for path in run_folder.glob('*.*')) == [
+        *sorted(names),
+        'report.md',
+    ]  # no half-written ones
     import matplotlib
     from matplotlib import image
 
@@ -292,7 +355,10 @@ def test_a_surrogate_loss_is_not_drawn_beside_a_reward(tmp_path, oracle):
     oracle('matplotlib')
     rows = [{**row, 'reward': 0.5} if 'loss' in row else row for row in rows_of('rl')]
     write_log(tmp_path / 'rl', rows, dict(config=run_settings('rl')))
-    drawn = [line.get_ydata() for line in report.draw_losses(report.read_stages(tmp_path)).axes[0].get_lines()]
+    drawn = [
+        line.get_ydata()
+        for line in report.draw_losses(report.read_stages(tmp_path)).axes[0].get_lines()
+    ]
     assert sorted(map(len, drawn)) == [0, 3]
 
 
@@ -328,25 +394,63 @@ class Cells(html.parser.HTMLParser):
 
 def test_hostile_text_is_shown_as_it_is(tmp_path, whole_page, oracle, recwarn):
     """A renderer that lets HTML pass shows the very text, and no tag that is not ours."""
-    render = oracle('markdown_it').MarkdownIt('commonmark').enable(['table', 'strikethrough']).render
-    shown = '\n'.join(re.sub(r'[\x00-\x1f]', '\N{REPLACEMENT CHARACTER}', x) for x in HOSTILE.splitlines())
-    for text in (HOSTILE, 'plain', '|', '\\', '<img onerror=alert(1)>', '`' * 5, '&#60;b&#62;', '<!--', '* * *'):
-        found = Cells(render('\n'.join(report.table(['after', 'x'], [['rl', report.escape(text)]], left=2))))
+    render = (
+        oracle('markdown_it').MarkdownIt('commonmark').enable(['table', 'strikethrough']).render
+    )
+    shown = '\n'.join(
+        re.sub(r'[\x00-\x1f]', '\N{REPLACEMENT CHARACTER}', x) for x in HOSTILE.splitlines()
+    )
+    for text in (
+        HOSTILE,
+        'plain',
+        '|',
+        '\\',
+        '<img onerror=alert(1)>',
+        '`' * 5,
+        '&#60;b&#62;',
+        '<!--',
+        '* * *',
+    ):
+        found = Cells(
+            render('\n'.join(report.table(['after', 'x'], [['rl', report.escape(text)]], left=2)))
+        )
         assert found.cells[3].rstrip('\n') == (shown if text == HOSTILE else text)
         assert found.tags <= {'table', 'thead', 'tbody', 'tr', 'th', 'td', 'br'}
     name = '<img onerror=alert(1)>|`x' if os.name != 'nt' else 'a`x'
     rows = [{**row, HOSTILE: 0.5, 'prompt': HOSTILE, 'text': HOSTILE} for row in rows_of('rl')]
-    first = dict(config=run_settings('rl', **{HOSTILE: HOSTILE}), machine={'name': HOSTILE}, command=[HOSTILE])
+    first = dict(
+        config=run_settings('rl', **{HOSTILE: HOSTILE}),
+        machine={'name': HOSTILE},
+        command=[HOSTILE],
+    )
     write_log(tmp_path / name.replace('/', ''), rows, first)
     tags = Cells(render(whole_page(tmp_path))).tags
-    ours = {'table', 'thead', 'tbody', 'tr', 'th', 'td', 'br', 'h1', 'h2', 'p', 'strong', 'img', 'pre', 'code'}
+    ours = {
+        'table',
+        'thead',
+        'tbody',
+        'tr',
+        'th',
+        'td',
+        'br',
+        'h1',
+        'h2',
+        'p',
+        'strong',
+        'img',
+        'pre',
+        'code',
+    }
     assert tags == ours
     assert render(whole_page(tmp_path)).count('<img') == 3  # the plots
     assert not [str(w.message) for w in recwarn]
 
 
 def test_an_answer_may_be_empty_or_endless(tmp_path, page):
-    rows = [dict(step=0, seconds=0.0, prompt='', text=''), dict(step=0, seconds=0.0, prompt='b', text='word ' * 10_000)]
+    rows = [
+        dict(step=0, seconds=0.0, prompt='', text=''),
+        dict(step=0, seconds=0.0, prompt='b', text='word ' * 10_000),
+    ]
     write_log(tmp_path / 'sft', rows)
     found = cells(section(page(tmp_path), 'The same prompts, stage by stage'))
     assert found[0] == [['after', '*(nothing)*'], ['sft', '*(nothing)*']]
@@ -355,7 +459,9 @@ def test_an_answer_may_be_empty_or_endless(tmp_path, page):
 
 def test_the_answers_are_the_last_ones_of_each_stage(run_folder, page):
     found = cells(section(page(run_folder), 'The same prompts, stage by stage'))
-    assert found == [[['after', 'Who?'], *([stage, f'{stage} at 40'] for stage in ('pretrain', 'mid', 'sft'))]]
+    assert found == [
+        [['after', 'Who?'], *([stage, f'{stage} at 40'] for stage in ('pretrain', 'mid', 'sft'))]
+    ]
 
 
 # ---- how to do it again
@@ -364,7 +470,11 @@ def test_the_answers_are_the_last_ones_of_each_stage(run_folder, page):
 def test_the_command_gives_the_settings_back(tmp_path, page):
     """Without the command in the log: the settings that have a source, as arguments."""
     defaults = train_defaults()
-    assert defaults['learning_rate'] == 4e-3 and defaults['stage'] == 'pretrain' and defaults['compile'] is None
+    assert (
+        defaults['learning_rate'] == 4e-3
+        and defaults['stage'] == 'pretrain'
+        and defaults['compile'] is None
+    )
     config = {
         **defaults,
         'out_dir': 'out/a b',
@@ -393,7 +503,13 @@ def test_the_command_of_the_log_is_shown_as_it_was_given(run_folder, page):
 
 def save_checkpoint(path, parent):
     state = dict(
-        model={'w': torch.zeros(3)}, model_config={}, tokenizer={}, stage='x', step=1, config={}, parent=parent
+        model={'w': torch.zeros(3)},
+        model_config={},
+        tokenizer={},
+        stage='x',
+        step=1,
+        config={},
+        parent=parent,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(path, state)
@@ -408,13 +524,19 @@ def test_a_parent_that_is_not_on_the_disk_any_more_is_noted(run_folder, page):
     def said():
         text = section(page(run_folder), 'How to do it again')
         return {
-            stage: re.search(rf'^\*\*{stage}\*\*: (.*)$', text, re.M).group(1) for stage in ('pretrain', 'mid', 'sft')
+            stage: re.search(rf'^\*\*{stage}\*\*: (.*)$', text, re.M).group(1)
+            for stage in ('pretrain', 'mid', 'sft')
         }
 
-    assert said()['pretrain'] == 'seed 7, from scratch' and said()['sft'] == 'seed 7, no checkpoint yet'
+    assert (
+        said()['pretrain'] == 'seed 7, from scratch'
+        and said()['sft'] == 'seed 7, no checkpoint yet'
+    )
     assert said()['mid'].endswith(f'(sha256 {parent["sha256"][:16]}…)')
     save_checkpoint(path, dict(path='elsewhere', sha256='0'))
-    assert 'is another one by now' in said()['mid'] and 'no longer on this disk' in said()['pretrain']
+    assert (
+        'is another one by now' in said()['mid'] and 'no longer on this disk' in said()['pretrain']
+    )
     path.unlink()
     assert 'no longer on this disk' in said()['mid']
     (run_folder / 'mid' / 'ckpt.pt').write_bytes(b'half a checkpoint')
@@ -425,7 +547,9 @@ def test_a_run_that_has_moved_finds_its_parents(run_folder, page):
     path = run_folder / 'pretrain' / 'ckpt.pt'
     save_checkpoint(path, None)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    save_checkpoint(run_folder / 'mid' / 'ckpt.pt', dict(path='out/gone/pretrain/ckpt.pt', sha256=digest))
+    save_checkpoint(
+        run_folder / 'mid' / 'ckpt.pt', dict(path='out/gone/pretrain/ckpt.pt', sha256=digest)
+    )
     assert re.search(rf'^\*\*mid\*\*: .*\(sha256 {digest[:16]}…\)$', page(run_folder), re.M)
 
 
@@ -437,7 +561,9 @@ def test_the_program_takes_one_folder(run_folder, run_program, oracle, monkeypat
     assert run_program('report.py', run_folder).stdout.strip() == str(run_folder / 'report.md')
     for arguments in ([], ['a', 'b'], ['--out_dir=x']):
         monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
-        with pytest.raises(SystemExit, match='^expected one folder: python report.py out/tinyworld$'):
+        with pytest.raises(
+            SystemExit, match='^expected one folder: python report.py out/tinyworld$'
+        ):
             report.main()
     monkeypatch.setattr(sys, 'argv', ['report.py', '--help'])
     report.main()
@@ -456,9 +582,13 @@ def test_help_under_python_OO(monkeypatch, capsys):
 
 QUICKSTART = (ROOT / 'quickstart.sh').read_text(encoding='utf-8')
 PROGRAMS = [
-    line.strip() for line in QUICKSTART.split('# ---- Data')[1].splitlines() if line.strip().startswith('python ')
+    line.strip()
+    for line in QUICKSTART.split('# ---- Data')[1].splitlines()
+    if line.strip().startswith('python ')
 ]
-needs_bash = pytest.mark.skipif(os.name == 'nt' or not shutil.which('bash'), reason='quickstart.sh needs bash')
+needs_bash = pytest.mark.skipif(
+    os.name == 'nt' or not shutil.which('bash'), reason='quickstart.sh needs bash'
+)
 
 
 def later(path):
@@ -476,14 +606,16 @@ def test_the_quickstart_runs_every_stage_in_order():
 
 
 def test_every_program_of_the_quickstart_writes_files():
-    """One that only prints ends where nobody reads, as in `bash quickstart.sh | head`, and the script with it."""
+    """One that only prints ends where nobody reads, as in `bash quickstart.sh | head`, and the
+    script with it."""
     (exam,) = [line for line in PROGRAMS if 'evaluate.py' in line]
     assert '--json=out/tinyworld/' in exam
 
 
 @pytest.mark.parametrize('line', PROGRAMS)
 def test_every_line_names_what_there_is(line, run_program):
-    """Plain words only, so that PowerShell reads them as bash does; files that exist; settings that the program has."""
+    """Plain words only, so that PowerShell reads them as bash does; files that exist; settings
+    that the program has."""
     assert re.fullmatch(r'[\w./= -]+', line)
     _, program, *arguments = line.split()
     source = (ROOT / later(program)).read_text(encoding='utf-8')
@@ -508,7 +640,9 @@ def test_each_stage_goes_on_where_it_stopped_and_lands_where_the_report_looks(na
 
 def test_the_quickstart_asks_for_the_packages_of_pyproject():
     pyproject = (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
-    names = set(ast.literal_eval(re.search(r'^dependencies = (\[.*?^\])', pyproject, re.M | re.S).group(1)))
+    names = set(
+        ast.literal_eval(re.search(r'^dependencies = (\[.*?^\])', pyproject, re.M | re.S).group(1))
+    )
     torch_range = next(name for name in names if name.startswith('torch'))
     assert f"'{torch_range}'" in QUICKSTART
     low, high = re.fullmatch(r'torch>=2\.(\d+),<2\.(\d+)', torch_range).groups()
@@ -540,14 +674,17 @@ esac
 
 @pytest.fixture
 def quickstart(tmp_path):
-    """quickstart('active', 'unreachable', …) -> (exit status, calls of Python) in a clone where those things hold."""
+    """quickstart('active', 'unreachable', …) -> (exit status, calls of Python) in a clone where
+    those things hold."""
     clone, bin_folder = tmp_path / 'a clone', tmp_path / 'bin'
     (clone / 'data' / 'tinyworld').mkdir(parents=True)
     bin_folder.mkdir()
     shutil.copy(ROOT / 'quickstart.sh', clone)
     (bin_folder / 'python').write_text(PYTHON, encoding='utf-8')
     (bin_folder / 'python').chmod(0o755)
-    (bin_folder / 'nvidia-smi').write_text('#!/bin/bash\n[ -e "$(dirname "$0")/card" ]\n', encoding='utf-8')
+    (bin_folder / 'nvidia-smi').write_text(
+        '#!/bin/bash\n[ -e "$(dirname "$0")/card" ]\n', encoding='utf-8'
+    )
     (bin_folder / 'nvidia-smi').chmod(0o755)
 
     def run(*facts):
@@ -558,9 +695,17 @@ def quickstart(tmp_path):
         (bin_folder / 'calls').write_text('', encoding='utf-8')
         environment = {**os.environ, 'PATH': f'{bin_folder}:/usr/bin:/bin'}
         command = ['bash', clone / 'quickstart.sh']
-        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the background of a script it is ignored
+        heard = lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # in the background of a script it is ignored
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding='utf-8', preexec_fn=heard
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding='utf-8',
+            preexec_fn=heard,
         )
         return done.returncode, (bin_folder / 'calls').read_text(encoding='utf-8').splitlines()
 
@@ -570,16 +715,20 @@ def quickstart(tmp_path):
 STAGES = [line.removeprefix('python ') for line in PROGRAMS]
 VENV = '-m venv .venv'
 PIP = ['-m pip --version', '-m pip install --quiet .[report]']
+ON_LINUX = sys.platform.startswith('linux')
 CPU = (
-    '-m pip install --quiet --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu torch>=2.9,<2.14'
+    '-m pip install --quiet --retries 1 --timeout 15 '
+    '--index-url https://download.pytorch.org/whl/cpu torch>=2.9,<2.14'
 )
 
 
 @needs_bash
 def test_quickstart_from_nothing_and_again(quickstart):
-    on_linux = sys.platform.startswith('linux')
-    assert quickstart() == (0, [VENV, PIP[0], *[CPU] * on_linux, PIP[1], *STAGES])
-    assert quickstart('installed') == (0, STAGES[1:])  # the second time .venv, packages and data are there
+    assert quickstart() == (0, [VENV, PIP[0], *[CPU] * ON_LINUX, PIP[1], *STAGES])
+    assert quickstart('installed') == (
+        0,
+        STAGES[1:],
+    )  # the second time .venv, packages and data are there
 
 
 @needs_bash
@@ -587,7 +736,7 @@ def test_quickstart_from_nothing_and_again(quickstart):
     (['installed', 'active'], STAGES),
     (['installed'], [VENV, *STAGES]),
     (['active', 'card'], [*PIP, *STAGES]),  # with an NVIDIA card the default build
-    (['active', 'unreachable'], [PIP[0], *[CPU] * sys.platform.startswith('linux'), PIP[1], *STAGES]),
+    (['active', 'unreachable'], [PIP[0], *[CPU] * ON_LINUX, PIP[1], *STAGES]),
 ], ids=str)  # fmt: skip
 def test_quickstart_installs_what_is_missing_where_it_belongs(quickstart, facts, expected):
     assert quickstart(*facts) == (0, expected)
@@ -595,7 +744,8 @@ def test_quickstart_installs_what_is_missing_where_it_belongs(quickstart, facts,
 
 @needs_bash
 def test_quickstart_ends_where_a_stage_fails_or_ctrl_c_is_pressed(quickstart):
-    """train.py leaves with status 0 after Ctrl-C: the next stage must not take a model that is half trained."""
+    """train.py leaves with status 0 after Ctrl-C: the next stage must not take a model that is
+    half trained."""
     status, calls = quickstart('installed', 'active', 'fail')
     assert (status, calls[-1]) == (3, 'train.py config/tinyworld_dpo.py')
     status, calls = quickstart('installed', 'active', 'interrupt')

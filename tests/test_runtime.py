@@ -1,4 +1,5 @@
-"""runtime.py: choices on machines that are not here (mocked), files that survive a crash, and ranks on gloo."""
+"""runtime.py: choices on machines that are not here (mocked), files that survive a crash, and
+ranks on gloo."""
 
 import json
 import os
@@ -27,7 +28,8 @@ def one_line(stop, *words):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(cuda=2, capability=(8, 0), name='…', mps=False): torch says so. Returns the cards that were chosen."""
+    """machine(cuda=2, capability=(8, 0), name='…', mps=False): torch says so. Returns the cards
+    that were chosen."""
 
     def pretend(cuda=0, capability=(8, 0), name='', mps=False):
         chosen = []
@@ -58,7 +60,9 @@ def machine(monkeypatch):
     (8, False, 'cuda', Ranks(0, 0, 2, 2), 'cuda:0'),
     (8, False, 'cuda', Ranks(), 'cuda:0'),  # torch.cuda.set_device('cuda') would be a ValueError
 ])  # fmt: skip
-def test_the_device_is_what_was_asked_for_and_auto_the_best(machine, cuda, mps, asked, ranks, device):
+def test_the_device_is_what_was_asked_for_and_auto_the_best(
+    machine, cuda, mps, asked, ranks, device
+):
     chosen = machine(cuda=cuda, mps=mps)
     assert runtime.choose_device(asked, ranks) == device
     assert chosen == ([device] if device.startswith('cuda') else [])
@@ -146,14 +150,18 @@ def test_autocast_is_for_the_fast_types_alone(dtype):
     (True, 'cuda', True, False, (False, 'Triton is not installed')),
     (None, 'mps', True, True, (False, 'the default on mps')),
 ])  # fmt: skip
-def test_compiling_is_the_default_on_cuda_and_never_a_crash(monkeypatch, compile, device, compiler, triton, expected):
+def test_compiling_is_the_default_on_cuda_and_never_a_crash(
+    monkeypatch, compile, device, compiler, triton, expected
+):
     there = ('clang', 'clang++') if compiler else ()
     monkeypatch.setattr(runtime.shutil, 'which', lambda name: name if name in there else None)
     monkeypatch.setitem(sys.modules, 'triton', sys if triton else None)
     assert runtime.choose_compile(compile, device) == expected
 
 
-@pytest.mark.parametrize('compile', [0, 1, 'yes'])  # a setting whose default is None takes any value
+@pytest.mark.parametrize(
+    'compile', [0, 1, 'yes']
+)  # a setting whose default is None takes any value
 def test_compile_is_a_yes_or_a_no(compile):
     with pytest.raises(SystemExit) as stop:
         runtime.choose_compile(compile, 'cpu')
@@ -229,7 +237,12 @@ def test_the_seed_of_a_step_is_a_function_of_seed_step_and_rank():
         runtime.seed_step(*where)
         return tuple(torch.rand(4).tolist())
 
-    places = [(seed, step, rank) for seed in (0, 1, 1337, -1) for step in (0, 1, 2, 999_999) for rank in (0, 1, 7)]
+    places = [
+        (seed, step, rank)
+        for seed in (0, 1, 1337, -1)
+        for step in (0, 1, 2, 999_999)
+        for rank in (0, 1, 7)
+    ]
     first = {where: draw(*where) for where in places}
     assert len(set(first.values())) == len(places)
     torch.rand(100)
@@ -238,7 +251,8 @@ def test_the_seed_of_a_step_is_a_function_of_seed_step_and_rank():
 
 
 @pytest.mark.parametrize('seconds, text', [
-    (3725, '1:02:05'), (0, '00:00'), (59.6, '01:00'), (65, '01:05'), (-3, '00:00'), (36000, '10:00:00'),
+    (3725, '1:02:05'), (0, '00:00'), (59.6, '01:00'), (65, '01:05'), (-3, '00:00'),
+    (36000, '10:00:00'),
     (90061, '1 day, 1:01:01'), (float('nan'), '00:00'),
 ])  # fmt: skip
 def test_clock(seconds, text):
@@ -270,7 +284,8 @@ def test_the_machine_is_described_in_plain_values_and_no_random_number_is_used()
 
 @pytest.mark.parametrize('seconds, count', [(0.2, 4), (0.02, 16)])
 def test_the_rate_is_the_median_of_enough_products_without_the_first(monkeypatch, seconds, count):
-    """A clock of our own: the first product takes 50 times as long, the second 3 times, the others `seconds` each."""
+    """A clock of our own: the first product takes 50 times as long, the second 3 times, the
+    others `seconds` each."""
     marks, now = [], [0.0]
 
     def mm(a, b):
@@ -285,7 +300,7 @@ def test_the_rate_is_the_median_of_enough_products_without_the_first(monkeypatch
 
 
 @pytest.mark.parametrize('cpuinfo, processor, name', [
-    ('processor\t: 0\nmodel name\t: Fast CPU @ 3 GHz\nmodel name\t: Fast CPU @ 3 GHz\n', 'x', 'Fast CPU @ 3 GHz'),
+    ('processor\t: 0\n' + 2 * 'model name\t: Fast CPU @ 3 GHz\n', 'x', 'Fast CPU @ 3 GHz'),
     ('processor\t: 0\nFeatures\t: fp asimd\n', 'aarch64', 'aarch64'),  # Linux on ARM
     (None, 'Intel64 Family 6', 'Intel64 Family 6'),
     (None, '', platform.machine()),
@@ -329,7 +344,13 @@ def test_a_hang_up_is_caught_unless_nohup_has_it_ignored(monkeypatch):
 def process_state():
     fills = torch.utils.deterministic.fill_uninitialized_memory
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    return sys.excepthook, torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(), fills, handlers
+    return (
+        sys.excepthook,
+        torch.get_deterministic_debug_mode(),
+        torch.get_float32_matmul_precision(),
+        fills,
+        handlers,
+    )
 
 
 @pytest.mark.parametrize('end', ['leave', 'SystemExit', 'exception'])
@@ -368,7 +389,9 @@ def test_one_process_needs_no_group(monkeypatch):
 
 def test_join_reads_what_torchrun_says(monkeypatch):
     backends = []
-    monkeypatch.setattr(dist, 'init_process_group', lambda backend, **options: backends.append(backend))
+    monkeypatch.setattr(
+        dist, 'init_process_group', lambda backend, **options: backends.append(backend)
+    )
     for name, value in dict(RANK=11, LOCAL_RANK=3, WORLD_SIZE=16, LOCAL_WORLD_SIZE=8).items():
         monkeypatch.setenv(name, str(value))
     assert runtime.join() == Ranks(rank=11, local_rank=3, world_size=16, local_world_size=8)
@@ -378,7 +401,11 @@ def test_join_reads_what_torchrun_says(monkeypatch):
 def test_gradients_go_through_nccl_on_cuda_only(monkeypatch):
     monkeypatch.setattr(dist, 'new_group', lambda backend, timeout: backend)
     two = Ranks(0, 0, 2, 2)
-    groups = {(b, d): runtime.device_group(b, d, two) for b in ('auto', 'gloo', 'nccl') for d in ('cpu', 'cuda:1')}
+    groups = {
+        (b, d): runtime.device_group(b, d, two)
+        for b in ('auto', 'gloo', 'nccl')
+        for d in ('cpu', 'cuda:1')
+    }
     assert groups == {
         ('auto', 'cpu'): None, ('gloo', 'cpu'): None, ('nccl', 'cpu'): None,
         ('auto', 'cuda:1'): 'nccl', ('gloo', 'cuda:1'): None, ('nccl', 'cuda:1'): 'nccl',
@@ -391,7 +418,8 @@ import sys
 
 import runtime
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one has left: each is to leave by itself
+# torchrun ends the others when one has left: each is to leave by itself
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ranks = runtime.join()
 with runtime.errors_once(ranks):
     pass
@@ -414,14 +442,17 @@ def speak(tmp_path_factory, run_program):
     script.write_text(SPEAK, encoding='utf-8')
 
     def run(ranks, failing):
-        return run_program(script, failing or '-', ranks=ranks, check=False, env={'PYTHONPATH': ROOT})
+        return run_program(
+            script, failing or '-', ranks=ranks, check=False, env={'PYTHONPATH': ROOT}
+        )
 
     return run
 
 
 @pytest.mark.parametrize('ranks, failing', [(2, '01'), (3, '1')])
 def test_ranks_fail_with_errors_once(speak, ranks, failing):
-    """One message, whichever ranks fail, and each leaves with status 1: nobody is killed and nobody hangs."""
+    """One message, whichever ranks fail, and each leaves with status 1: nobody is killed and
+    nobody hangs."""
     done = speak(ranks, failing)
     assert done.returncode == 1
     assert done.stderr.count('the data are broken') == 1
@@ -432,11 +463,15 @@ def test_ranks_fail_with_errors_once(speak, ranks, failing):
 
 
 @pytest.mark.parametrize('table, files, limits', [
-    ('0::/user/job\n', {'memory.max': 'max', 'user/memory.max': '700', 'user/job/memory.max': '900'}, [900, 700]),
+    ('0::/user/job\n', {
+        'memory.max': 'max', 'user/memory.max': '700', 'user/job/memory.max': '900',
+    }, [900, 700]),
     ('0::/\n', {'memory.max': '800'}, [800]),
-    ('0::/docker/of/the/host\n', {'memory.max': '800'}, [800]),  # in a container the group is the top
+    # in a container the group is the top
+    ('0::/docker/of/the/host\n', {'memory.max': '800'}, [800]),
     ('5:cpuset:/\n4:cpu,memory:/job\n0::/\n', {
-        'memory/memory.limit_in_bytes': str(2**63 - 4096), 'memory/job/memory.limit_in_bytes': '600',
+        'memory/memory.limit_in_bytes': str(2**63 - 4096),
+        'memory/job/memory.limit_in_bytes': '600',
     }, [600, 2**63 - 4096]),
     (None, {}, []),  # no Linux
 ])  # fmt: skip
@@ -461,7 +496,8 @@ def test_memory_is_the_cards_or_the_least_that_this_process_may_use(monkeypatch)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
 def test_freed_memory_is_kept():
-    """Eight blocks of 16 MB, which malloc would return to the kernel: 4,096 pages each, all to be mapped again."""
+    """Eight blocks of 16 MB, which malloc would return to the kernel: 4,096 pages each, all to
+    be mapped again."""
     import resource
 
     runtime.keep_freed_memory()
@@ -475,8 +511,8 @@ def test_freed_memory_is_kept():
 
 
 @pytest.mark.parametrize('error, said', [
-    (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB\nmore'), 'CUDA out of memory. Tried to allocate 2 GiB'),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate memory"),
+    (RuntimeError('CUDA out of memory. Tried 2 GiB\nmore'), 'CUDA out of memory. Tried 2 GiB'),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
     (MemoryError('Unable to allocate 7.28 TiB for an array'), 'Unable to allocate 7.28 TiB'),
     (MemoryError(), 'out of memory'),
 ])  # fmt: skip
@@ -503,4 +539,7 @@ def test_ten_runs_on_two_ranks_end_with_status_0(speak):
 def test_a_child_process_gets_its_threads_and_the_rest_of_the_environment(monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '2')
     environment = runtime.with_threads(3)
-    assert environment == {**os.environ, 'OMP_NUM_THREADS': '3'} and os.environ['OMP_NUM_THREADS'] == '2'
+    assert (
+        environment == {**os.environ, 'OMP_NUM_THREADS': '3'}
+        and os.environ['OMP_NUM_THREADS'] == '2'
+    )

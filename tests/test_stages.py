@@ -1,9 +1,9 @@
 """
-The stages of train.py, each against the same laws: it goes on to the bit, no split of a step changes it, and it learns
-what it is there for.
+The stages of train.py, each against the same laws: it goes on to the bit, no split of a step
+changes it, and it learns what it is there for.
 
-The world is of single letters and bytes: `b?` is answered by a letter, `1+2?` by a call of the calculator. A run that
-several tests look at takes place once.
+The world is of single letters and bytes: `b?` is answered by a letter, `1+2?` by a call of the
+calculator. A run that several tests look at takes place once.
 """
 
 import ast
@@ -48,9 +48,12 @@ from tokenizer import BPETokenizer
 
 SHAPE = ('--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64', '--device=cpu')
 SMALL = (
-    *SHAPE, '--batch_size=8', '--gradient_accumulation_steps=1', '--log_interval=1', '--eval_interval=10',
-    '--max_iters=20', '--warmup_iters=0', '--min_lr=0', '--schedule=warmdown', '--learning_rate=3e-3',
-    '--eval_iters=-1', '--eval_problems=3', '--max_new_tokens=12', '--rl_tokens=12', '--rl_samples=4',
+    *SHAPE, '--batch_size=8', '--gradient_accumulation_steps=1', '--log_interval=1',
+    '--eval_interval=10',
+    '--max_iters=20', '--warmup_iters=0', '--min_lr=0', '--schedule=warmdown',
+    '--learning_rate=3e-3',
+    '--eval_iters=-1', '--eval_problems=3', '--max_new_tokens=12', '--rl_tokens=12',
+    '--rl_samples=4',
     '--sample_prompts=b?|1+2?', '--isolate=True',
 )  # fmt: skip
 STAGES = ('pretrain', 'mid', 'sft', 'dpo', 'rl')
@@ -99,7 +102,11 @@ def world(tmp_path_factory):
     chat = Chat(BPETokenizer(r'.|\n', [], {name: 256 + i for i, name in enumerate(SPECIAL)}))
     many = some_chats(rng)
     write(folder / 'chats', chat, [next(many) for _ in range(160)])
-    pairs = [asks(f'{rng.choice("abcd")}{i % 10}?', words) for i in range(60) for words in ('yes, gladly', 'no. go')]
+    pairs = [
+        asks(f'{rng.choice("abcd")}{i % 10}?', words)
+        for i in range(60)
+        for words in ('yes, gladly', 'no. go')
+    ]
     write(folder / 'pairs', chat, pairs)
     long = [sum((next(many) for _ in range(9)), []) for _ in range(40)]
     write(folder / 'long', chat, long)
@@ -117,28 +124,51 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def train(world, runs, capsys):
-    """train('sft', '--a=b', out=FOLDER): the stage as a user runs it, from the grown model unless init_from is given;
-    stage None says nothing but the arguments."""
+    """train('sft', '--a=b', out=FOLDER): the stage as a user runs it, from the grown model unless
+    init_from is given; stage None says nothing but the arguments."""
     with running(capsys) as run:
 
         def start(stage, *args, out, data=None, **more):
             begin = [f'--out_dir={out}']
             if stage:
-                begin += [f'--stage={stage}', f'--dataset={data or world.folder / FOLDERS.get(stage, "chats")}', *SMALL]
-            if stage != 'pretrain' and not any(str(argument).startswith('--init_from') for argument in args):
+                begin += [
+                    f'--stage={stage}',
+                    f'--dataset={data or world.folder / FOLDERS.get(stage, "chats")}',
+                    *SMALL,
+                ]
+            if stage != 'pretrain' and not any(
+                str(argument).startswith('--init_from') for argument in args
+            ):
                 begin.append(f'--init_from={runs["grown"]}')
             return run(*begin, *args, **more)
 
         if 'grown' not in runs:
             out = runs['grown'] = runs['folder'] / 'grown'
-            rates = ('--learning_rate=1e-2', '--embedding_rate=1', '--head_rate=1', '--weight_decay=0.1')
-            more = ('--optimizer=muon', '--beta1=0.9', '--beta2=0.95', '--grad_clip=1', '--preset=nano')
+            rates = (
+                '--learning_rate=1e-2',
+                '--embedding_rate=1',
+                '--head_rate=1',
+                '--weight_decay=0.1',
+            )
+            more = (
+                '--optimizer=muon',
+                '--beta1=0.9',
+                '--beta2=0.95',
+                '--grad_clip=1',
+                '--preset=nano',
+            )
             done = start('pretrain', '--max_iters=60', '--eval_interval=60', *rates, *more, out=out)
             assert done.returncode == 0, done.stderr
         yield start
 
 
-BIT_EXACT = ('--dtype=float32', '--save_interval=10', '--eval_interval=5', '--dropout=0.1', '--rl_samples=4')
+BIT_EXACT = (
+    '--dtype=float32',
+    '--save_interval=10',
+    '--eval_interval=5',
+    '--dropout=0.1',
+    '--rl_samples=4',
+)
 
 
 @pytest.fixture
@@ -179,14 +209,19 @@ def test_going_on_is_exact_to_the_bit(train, straight, monkeypatch, tmp_path, st
     assert checkpoint.load(out / 'ckpt.pt')['step'] == 10
     assert log_of(out)[-1]['step'] == 12  # lines that will come again
     # DPO's reference is the model that the run began with; its checkpoint has what that said
-    monkeypatch.setattr(evaluate, 'log_probabilities', lambda *_: pytest.fail('the reference was computed again'))
+    monkeypatch.setattr(
+        evaluate, 'log_probabilities', lambda *_: pytest.fail('the reference was computed again')
+    )
     done = train(None, '--init_from=resume', out=out)
     assert done.returncode == 0, done.stderr
     assert_same_bits(trained(out), trained(expected))
     assert learned(out) == learned(expected)
     assert len(steps_of(out)) == 20 and len(measured(out)) == 5
     if stage == 'rl':  # else nothing but the order of the questions would have been tried
-        assert len(set(steps_of(out, 'reward'))) > 3 and sum(x < 1 for x in steps_of(out, 'no_signal')) > 10
+        assert (
+            len(set(steps_of(out, 'reward'))) > 3
+            and sum(x < 1 for x in steps_of(out, 'no_signal')) > 10
+        )
 
 
 # -----------------------------------------------------------------------------
@@ -263,17 +298,26 @@ leave()
 
 
 def test_ranks_do_not_change_a_step(train, whole, world, runs, run_program, tmp_path):
-    """Every stage on two processes, which stay for all of them, for a start of torch takes seconds."""
+    """Every stage on two processes, which stay for all of them, for a start of torch takes
+    seconds."""
     commands = []
     for stage in STAGES:
         start = () if stage == 'pretrain' else (f'--init_from={runs["grown"]}',)
-        where = f'--out_dir={tmp_path / stage}', f'--stage={stage}', f'--dataset={world.folder / FOLDERS[stage]}'
+        where = (
+            f'--out_dir={tmp_path / stage}',
+            f'--stage={stage}',
+            f'--dataset={world.folder / FOLDERS[stage]}',
+        )
         commands.append([*where, *SMALL, *FLOAT64, *split_step(4, 2), *start])
     (tmp_path / 'commands.json').write_text(json.dumps(commands), encoding='utf-8')
-    text = RANKS.format(root=str(ROOT), program=str(ROOT / 'train.py'), heard=str(tmp_path / 'heard'))
+    text = RANKS.format(
+        root=str(ROOT), program=str(ROOT / 'train.py'), heard=str(tmp_path / 'heard')
+    )
     (tmp_path / 'ranks.py').write_text(text, encoding='utf-8')
     run_program(tmp_path / 'ranks.py', tmp_path / 'commands.json', ranks=2)
-    heard = [json.loads((tmp_path / f'heard{rank}').read_text(encoding='utf-8')) for rank in range(2)]
+    heard = [
+        json.loads((tmp_path / f'heard{rank}').read_text(encoding='utf-8')) for rank in range(2)
+    ]
     assert len(heard[0]) == len(heard[1]) == 4 * 6  # a question each
     for stage in STAGES:
         reference, alone = whole(stage)
@@ -297,16 +341,26 @@ OF_STAGE = {
 def test_the_log_says_what_is_needed_to_understand_a_stage(straight, stage):
     rows = learned(straight(stage))
     of_stage = OF_STAGE.get(stage, set())
-    assert {frozenset(row) - {'step'} for row in rows if 'loss' in row} == {frozenset(TRAINING | of_stage)}
-    assert all(math.isfinite(row[name]) for row in rows if 'loss' in row for name in TRAINING | of_stage)
+    assert {frozenset(row) - {'step'} for row in rows if 'loss' in row} == {
+        frozenset(TRAINING | of_stage)
+    }
+    assert all(
+        math.isfinite(row[name]) for row in rows if 'loss' in row for name in TRAINING | of_stage
+    )
     text, skills = {'perplexity', 'bits_per_byte'}, {'letters', 'mean'}
-    expected = {'step', 'val'} | (of_stage if stage == 'dpo' else text) | (skills if stage != 'pretrain' else set())
+    expected = (
+        {'step', 'val'}
+        | (of_stage if stage == 'dpo' else text)
+        | (skills if stage != 'pretrain' else set())
+    )
     assert {frozenset(row) for row in rows if 'val' in row} == {frozenset(expected)}
     samples = Counter(row['prompt'] for row in rows if 'text' in row and 'reward' not in row)
     assert samples == {'b?': 5, '1+2?': 5}  # at each evaluation
     rollouts = [row for row in rows if 'text' in row and 'reward' in row]
     assert [row['step'] for row in rollouts] == (list(range(20)) if stage == 'rl' else [])
-    assert all(row['reward'] in (0, 1) and row['prompt'] in ('a?', 'b?', 'c?', 'd?') for row in rollouts)
+    assert all(
+        row['reward'] in (0, 1) and row['prompt'] in ('a?', 'b?', 'c?', 'd?') for row in rollouts
+    )
 
 
 def test_sft_learns_from_what_the_assistant_says_alone(straight, world):
@@ -315,7 +369,9 @@ def test_sft_learns_from_what_the_assistant_says_alone(straight, world):
     text = shards.Data(world.folder / 'chats').split('train')
     ids = text.read(0, len(text))
     steps = batches.Packed(text, chat, batches.Shape(8, 8, 64))
-    assert sum(supervised[: len(steps)]) >= chat.is_spoken(ids).sum() > 0  # an epoch, and the rest of its last step
+    assert (
+        sum(supervised[: len(steps)]) >= chat.is_spoken(ids).sum() > 0
+    )  # an epoch, and the rest of its last step
     assert 0 < min(supervised) <= max(supervised) < 8 * 64 / 2
 
 
@@ -325,19 +381,25 @@ def test_conversations_longer_than_a_row_are_learned_from(train, world, tmp_path
     assert np.diff(np.flatnonzero(ids == bos)).min() > 65
     done = train('sft', out=tmp_path / 'out', data=world.folder / 'long')
     assert done.returncode == 0, done.stderr
-    assert np.isfinite(steps_of(tmp_path / 'out')).all() and np.isfinite(measured(tmp_path / 'out')).all()
+    assert (
+        np.isfinite(steps_of(tmp_path / 'out')).all()
+        and np.isfinite(measured(tmp_path / 'out')).all()
+    )
     assert min(steps_of(tmp_path / 'out', 'supervised')) > 0
 
 
 def test_dpo_begins_at_ln_2_and_learns_which_is_better(train, tmp_path):
-    """Trap 26. The chosen answers are polite and the rejected are not: a sign that any model can see."""
+    """Trap 26. The chosen answers are polite and the rejected are not: a sign that any model can
+    see."""
     done = train('dpo', '--learning_rate=1e-2', '--dtype=float32', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     loss, val = steps_of(tmp_path / 'out'), measured(tmp_path / 'out')
     assert abs(loss[0] - math.log(2)) < 1e-6 and abs(val[0] - math.log(2)) < 1e-6
     assert steps_of(tmp_path / 'out', 'margin')[0] == pytest.approx(0, abs=1e-6)
     assert val[-1] < 0.3 and measured(tmp_path / 'out', 'accuracy')[-1] > 0.9
-    chosen, rejected = (steps_of(tmp_path / 'out', f'logp_{name}') for name in ('chosen', 'rejected'))
+    chosen, rejected = (
+        steps_of(tmp_path / 'out', f'logp_{name}') for name in ('chosen', 'rejected')
+    )
     assert chosen[-1] - rejected[-1] > chosen[0] - rejected[0] + 1
 
 
@@ -353,7 +415,9 @@ def test_dpo_goes_on_with_another_split_and_evaluation(train, straight, tmp_path
 def test_micro_batches_are_small_on_a_cpu_but_for_rl(train, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, 'cpu_rows', lambda config: 2)
     for stage, rows in (('sft', 2), ('dpo', 2), ('rl', 8)):
-        done = train(stage, '--max_iters=1', '--eval_interval=0', '--eval_problems=0', out=tmp_path / stage)
+        done = train(
+            stage, '--max_iters=1', '--eval_interval=0', '--eval_problems=0', out=tmp_path / stage
+        )
         assert done.returncode == 0, done.stderr
         steps = done.values['run'].steps
         assert getattr(steps, 'reader', steps).micro_batch_rows == rows
@@ -361,14 +425,23 @@ def test_micro_batches_are_small_on_a_cpu_but_for_rl(train, monkeypatch, tmp_pat
 
 
 def test_rl_learns_what_is_rewarded(train, tmp_path):
-    """Trap 27. To the model that RL begins with any of eight letters is an answer; one of them is rewarded."""
-    args = ('--learning_rate=1e-2', '--max_iters=50', '--eval_interval=50', '--rl_samples=16', '--rl_tokens=2')
+    """Trap 27. To the model that RL begins with any of eight letters is an answer; one of them
+    is rewarded."""
+    args = (
+        '--learning_rate=1e-2',
+        '--max_iters=50',
+        '--eval_interval=50',
+        '--rl_samples=16',
+        '--rl_tokens=2',
+    )
     args += ('--max_new_tokens=2',)
     done = train('rl', *args, *split_step(64, 1), '--dtype=float32', out=tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     reward, no_signal = (steps_of(tmp_path / 'out', name) for name in ('reward', 'no_signal'))
     assert reward[0] <= 0.3 and np.mean(reward[-5:]) >= 0.9
-    assert np.mean(no_signal[:10]) < 0.5 < np.mean(no_signal[-10:])  # what is always right teaches nothing more
+    assert (
+        np.mean(no_signal[:10]) < 0.5 < np.mean(no_signal[-10:])
+    )  # what is always right teaches nothing more
     assert measured(tmp_path / 'out', 'letters')[-1] == 1.0
 
 
@@ -387,10 +460,14 @@ def test_the_optimizer_goes_on_where_the_stage_before_left_it(train, world, runs
     model, settings = GPT(GPTConfig(**state['model_config'])), SimpleNamespace(**state['config'])
     model.load_state_dict(state['model'])
     rates = settings.embedding_rate, settings.head_rate
-    optimizer = Optimizer(model, settings.optimizer, (settings.beta1, settings.beta2), settings.weight_decay, *rates)
+    optimizer = Optimizer(
+        model, settings.optimizer, (settings.beta1, settings.beta2), settings.weight_decay, *rates
+    )
     optimizer.load_state_dict(state['optimizer'])
     shape = batches.Shape(8, 8, 64, seed=settings.seed)
-    for batch in batches.Packed(shards.Data(world.folder / 'chats').split('train'), world.chat, shape)[0]:
+    for batch in batches.Packed(
+        shards.Data(world.folder / 'chats').split('train'), world.chat, shape
+    )[0]:
         (batch.weights * model(batch.inputs, batch.targets)).sum().backward()
     optimizer.reduce()
     optimizer.step(3e-3, optimizer.norm(), settings.grad_clip)
@@ -405,8 +482,12 @@ def test_an_optimizer_that_is_not_there_or_of_another_kind_is_named(train, runs,
     carry, out = '--init_optimizer=True', tmp_path / 'out'
     done = train('sft', f'--init_from={tmp_path / "bare/best.pt"}', carry, out=out)
     assert_one_line(done, 'best.pt', 'no optimizer', 'leave --init_optimizer out')
-    assert_one_line(train('sft', '--optimizer=adamw', carry, out=out), 'another optimizer', '--init_optimizer')
-    done = train('sft', f'--init_from={tmp_path / "bare/best.pt"}', '--max_iters=1', out=out)  # the weights are there
+    assert_one_line(
+        train('sft', '--optimizer=adamw', carry, out=out), 'another optimizer', '--init_optimizer'
+    )
+    done = train(
+        'sft', f'--init_from={tmp_path / "bare/best.pt"}', '--max_iters=1', out=out
+    )  # the weights are there
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(out / 'ckpt.pt')['parent']['path'] == str(tmp_path / 'bare/best.pt')
 
@@ -424,9 +505,17 @@ def test_a_tokenizer_without_conversations_is_named(train, runs, tmp_path, stage
     runs['letters'] = data
     if 'speechless' not in runs:
         runs['speechless'] = runs['folder'] / 'speechless'
-        done = train('pretrain', '--isolate=False', '--max_iters=1', out=runs['speechless'], data=data)
+        done = train(
+            'pretrain', '--isolate=False', '--max_iters=1', out=runs['speechless'], data=data
+        )
         assert done.returncode == 0, done.stderr
-    done = train(stage, '--isolate=False', f'--init_from={runs["speechless"]}', out=tmp_path / 'out', data=data)
+    done = train(
+        stage,
+        '--isolate=False',
+        f'--init_from={runs["speechless"]}',
+        out=tmp_path / 'out',
+        data=data,
+    )
     assert_one_line(done, 'no format for conversations', '<|user_start|>', '--tokenizer=bpe')
 
 
@@ -563,11 +652,21 @@ print(run + 1, loaded)
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.parametrize(('stage', 'kills'), [('pretrain', 20), *((stage, 4) for stage in LATER)])
-def test_a_run_killed_at_any_moment_loses_nothing(train, world, runs, run_program, tmp_path, stage, kills):
-    """kill -9 while every step is saved: each time a whole checkpoint, in the end the undisturbed weights."""
+def test_a_run_killed_at_any_moment_loses_nothing(
+    train, world, runs, run_program, tmp_path, stage, kills
+):
+    """kill -9 while every step is saved: each time a whole checkpoint, in the end the
+    undisturbed weights."""
     (tmp_path / 'killer.py').write_text(KILLER, encoding='utf-8')
-    args = [*SMALL, f'--stage={stage}', f'--dataset={world.folder / FOLDERS[stage]}', '--save_interval=1']
-    args += ['--max_iters=60', '--dropout=0.1'] + [f'--init_from={runs["grown"]}'] * (stage != 'pretrain')
+    args = [
+        *SMALL,
+        f'--stage={stage}',
+        f'--dataset={world.folder / FOLDERS[stage]}',
+        '--save_interval=1',
+    ]
+    args += ['--max_iters=60', '--dropout=0.1'] + [f'--init_from={runs["grown"]}'] * (
+        stage != 'pretrain'
+    )
     done = run_program(tmp_path / 'killer.py', tmp_path, kills, *args)
     count, loaded = map(int, done.stdout.split()[-2:])
     assert loaded >= kills // 4  # most moments are in the middle of a run
@@ -585,7 +684,8 @@ counted, original = [], runtime.seed_step
 def seed_step(seed, step, rank):
     original(seed, step, rank)
     stats = torch._dynamo.utils.counters['stats']
-    counted.append((stats['unique_graphs'], sum(torch._dynamo.utils.counters['recompiles'].values())))
+    recompiles = sum(torch._dynamo.utils.counters['recompiles'].values())
+    counted.append((stats['unique_graphs'], recompiles))
 runtime.seed_step, runtime.machine_facts = seed_step, lambda device: {{}}
 sys.argv = sys.argv[1:]
 runpy.run_path({program!r}, run_name='__main__')
@@ -596,11 +696,18 @@ print(json.dumps(counted))
 @pytest.mark.slow
 @pytest.mark.skipif(not runtime.compiler(*runtime.CXX), reason='needs a C++ compiler')
 @pytest.mark.parametrize('stage', STAGES)
-def test_nothing_is_compiled_again_after_the_first_step(train, world, runs, run_program, tmp_path, stage):
+def test_nothing_is_compiled_again_after_the_first_step(
+    train, world, runs, run_program, tmp_path, stage
+):
     """Evaluations and rollouts among the steps included."""
     text = COMPILED.format(root=str(ROOT), program=str(ROOT / 'train.py'))
     (tmp_path / 'compiled.py').write_text(text, encoding='utf-8')
-    args = [*SMALL, f'--stage={stage}', f'--dataset={world.folder / FOLDERS[stage]}', '--compile=True']
+    args = [
+        *SMALL,
+        f'--stage={stage}',
+        f'--dataset={world.folder / FOLDERS[stage]}',
+        '--compile=True',
+    ]
     args += ['--eval_interval=7'] + [f'--init_from={runs["grown"]}'] * (stage != 'pretrain')
     where = tmp_path / 'compiled.py', ROOT / 'train.py', f'--out_dir={tmp_path / "out"}'
     done = run_program(*where, *args, *split_step(8, 2), timeout=600)

@@ -1,4 +1,5 @@
-"""The embedded world's conversations and data files: right answers, and held-out questions that really are."""
+"""The embedded world's conversations and data files: right answers, and held-out questions that
+really are."""
 
 import random
 import re
@@ -23,7 +24,11 @@ from tools import calculate
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ('games', 'pretrain', 'mid', 'sft', 'dpo')
-FILES = [f'{folder}/{name}' for folder in FOLDERS for name in ('train.bin', 'val.bin', 'meta.json', 'tok.json')]
+FILES = [
+    f'{folder}/{name}'
+    for folder in FOLDERS
+    for name in ('train.bin', 'val.bin', 'meta.json', 'tok.json')
+]
 SMALL = {
     'vocab_size': 700, 'tokenizer_bytes': 90_000, 'games_tokens': 20_000, 'pretrain_tokens': 60_000,
     'mid_tokens': 60_000, 'sft_tokens': 60_000,
@@ -35,7 +40,8 @@ each_skill = pytest.mark.parametrize('skill', SKILLS)
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, run_program):
-    """made(seed, hash_seed) -> the folder that a run of prepare.py has left, in a copy of the tree of its own."""
+    """made(seed, hash_seed) -> the folder that a run of prepare.py has left, in a copy of the
+    tree of its own."""
 
     def run(seed=1, hash_seed=0):
         root = tmp_path_factory.mktemp('tree')
@@ -46,7 +52,9 @@ def made(tmp_path_factory, run_program):
             shutil.copyfile(path, copy)
         sizes = [f'--{name}={value}' for name, value in SMALL.items()]
         folder = root / 'data' / 'tinyworld'
-        done = run_program(folder / 'prepare.py', f'--seed={seed}', *sizes, env={'PYTHONHASHSEED': hash_seed})
+        done = run_program(
+            folder / 'prepare.py', f'--seed={seed}', *sizes, env={'PYTHONHASHSEED': hash_seed}
+        )
         assert len(done.stdout.splitlines()) == len(FOLDERS) + 1
         return folder
 
@@ -59,10 +67,14 @@ def world(made):
 
 
 def documents(folder, name, split):
-    """The documents of a file as lists of (text, by whom): the role, or 'text' of plain text. With their ids."""
+    """The documents of a file as lists of (text, by whom): the role, or 'text' of plain text.
+    With their ids."""
     data = Data(folder / name)
     ids = data.split(split).read(0, 10**8).tolist()
-    roles = {data.tokenizer.special[f'<|{kind}_start|>']: kind for kind in ('user', 'assistant', 'python', 'output')}
+    roles = {
+        data.tokenizer.special[f'<|{kind}_start|>']: kind
+        for kind in ('user', 'assistant', 'python', 'output')
+    }
     starts = [i for i, token in enumerate(ids) if token == data.tokenizer.bos]
     for start, end in zip(starts, [*starts[1:], len(ids)]):
         runs = [['text', []]]
@@ -78,11 +90,17 @@ def documents(folder, name, split):
 
 def plainly(said):
     """Words and the signs of sums, found independently of canonical()."""
-    return ' '.join(re.findall(r'[a-z0-9]+|[-+*/×÷]|[\u3400-\u9fff]', said.lower().replace("'", '')))
+    return ' '.join(
+        re.findall(r'[a-z0-9]+|[-+*/×÷]|[\u3400-\u9fff]', said.lower().replace("'", ''))
+    )
 
 
 def spoken(content):
-    return content if isinstance(content, str) else ''.join(part['text'] for part in content if part['type'] == 'text')
+    return (
+        content
+        if isinstance(content, str)
+        else ''.join(part['text'] for part in content if part['type'] == 'text')
+    )
 
 
 # ---- the examples
@@ -122,7 +140,9 @@ def test_the_calculator_is_called_with_what_it_answered(skill):
                 assert calculate(call['text']) == output['text']
         if isinstance(message['content'], list):
             calls[len(message['content']) // 2] += 1
-            assert float(parts[-2]['text']) == example.answer or parts[-2]['text'] == str(example.answer)
+            assert float(parts[-2]['text']) == example.answer or parts[-2]['text'] == str(
+                example.answer
+            )
     if skill in ('two_step', 'three_step'):  # seven people in ten do it in their head
         assert set(calls) == {2 if skill == 'two_step' else 3}
         assert 0.24 < calls.total() / 600 < 0.36
@@ -199,7 +219,9 @@ def test_a_chain_can_be_known_from_the_word_before_and_not_from_the_place():
         follows = dict(zip(first, first[1:]))
         assert len(set(first)) == len(first) >= 3 and len(parts) >= 2
         for part in parts:
-            assert len(part) >= 2 and all(follows[word] == after for word, after in zip(part, part[1:]))
+            assert len(part) >= 2 and all(
+                follows[word] == after for word, after in zip(part, part[1:])
+            )
             places[first.index(part[0])] += 1
     assert places[0] < places.total() / 2
 
@@ -233,20 +255,26 @@ def test_questions_are_whole():
         for _ in range(1000):
             for message in draw(rng, skill, held_out=False).messages:
                 if message['role'] == 'user':
-                    assert not re.search(r',,|[.:],|\{|\[|^\W*$', message['content'].replace('...', '')), message
+                    assert not re.search(
+                        r',,|[.:],|\{|\[|^\W*$', message['content'].replace('...', '')
+                    ), message
 
 
 def test_voices_are_many_and_speak_of_what_they_are_asked():
     for kind, messages in voices().items():
         keys = [canonical(message) for message in messages]
-        assert len(set(keys)) == len(keys) > 10, [key for key, count in Counter(keys).items() if count > 1]
+        assert len(set(keys)) == len(keys) > 10, [
+            key for key, count in Counter(keys).items() if count > 1
+        ]
         assert len({bool(re.search(r'\{\w+\}', message)) for message in messages}) == 1, kind
 
 
 def test_the_prompts_that_judge_the_chat_are_no_voices():
     said = {canonical(message) for messages in voices().values() for message in messages}
     for path in ROOT.glob('assets/prompts*.jsonl'):
-        prompts = {canonical(problem['messages'][-1]['content']) for problem in tasks.load(path, 'val')}
+        prompts = {
+            canonical(problem['messages'][-1]['content']) for problem in tasks.load(path, 'val')
+        }
         assert len(prompts) > 50
         assert [prompt for prompt in prompts & said if prompt.count(' ') >= FEWEST - 1] == []
 
@@ -254,7 +282,9 @@ def test_the_prompts_that_judge_the_chat_are_no_voices():
 @pytest.mark.parametrize('mild', [False, True])
 def test_typing_changes_no_digit_and_no_word_that_must_stay(mild):
     rng, changed = random.Random(1), Counter()
-    said = "Hello, can you tell me what Anna's 12 + 7 elephants and 305 of Peter's friends are called?"
+    said = (
+        "Hello, can you tell me what Anna's 12 + 7 elephants and 305 of Peter's friends are called?"
+    )
     for _ in range(3000):
         result = typed(rng, said, keep=('elephants',), mild=mild)
         assert re.findall(r'\d+|\+', result) == ['12', '+', '7', '305']
@@ -268,7 +298,10 @@ def test_typing_changes_no_digit_and_no_word_that_must_stay(mild):
 
 def test_typing_leaves_text_without_letters_alone():
     rng = random.Random(1)
-    assert all(typed(rng, '你好', mild=True) == '你好' and typed(rng, '7 * 8', mild=True) == '7 * 8' for _ in range(50))
+    assert all(
+        typed(rng, '你好', mild=True) == '你好' and typed(rng, '7 * 8', mild=True) == '7 * 8'
+        for _ in range(50)
+    )
 
 
 @pytest.mark.parametrize(
@@ -295,7 +328,10 @@ def test_questions_are_found_inside_of_others_as_a_search_for_the_text_finds_the
     rng, outcomes = random.Random(1), Counter()
     draw_words = lambda number: ' '.join(rng.choice('ab') for _ in range(number))
     for _ in range(300):
-        keys, said = [draw_words(rng.randint(4, 6)) for _ in range(3)], draw_words(rng.randint(1, 15))
+        keys, said = (
+            [draw_words(rng.randint(4, 6)) for _ in range(3)],
+            draw_words(rng.randint(1, 15)),
+        )
         expected = any(f' {key} ' in f' {said} ' for key in keys)
         assert HeldOut(keys).inside(said) == expected
         outcomes[expected] += 1
@@ -316,14 +352,19 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(made, world)
 
 def test_no_held_out_question_stands_in_what_is_trained_on(world):
     held_out = tasks.load(world / 'problems.jsonl', 'val')
-    users = lambda problem: [message['content'] for message in problem['messages'] if message['role'] == 'user']
+    users = lambda problem: [
+        message['content'] for message in problem['messages'] if message['role'] == 'user'
+    ]
     asked = {' '.join(map(plainly, users(problem))) for problem in held_out}
     assert len(asked) > 30 * len(SKILLS) * 0.95
     lines = []
     for name in FOLDERS:
         for parts, _ in documents(world, name, 'train'):
             lines.append(' '.join(plainly(said) for said, who in parts if who in ('user', 'text')))
-    lines += [plainly(problem['messages'][-1]['content']) for problem in tasks.load(world / 'problems.jsonl', 'train')]
+    lines += [
+        plainly(problem['messages'][-1]['content'])
+        for problem in tasks.load(world / 'problems.jsonl', 'train')
+    ]
     trained = '\n'.join(f' {line} ' for line in lines)
     assert len(trained) > 250_000
     assert [question for question in asked if f' {question} ' in trained] == []
@@ -332,12 +373,16 @@ def test_no_held_out_question_stands_in_what_is_trained_on(world):
 def test_problems_load_and_hold_no_answer_but_the_graded_one(world):
     problems_ = tasks.load(world / 'problems.jsonl')
     counts = Counter((problem['split'], problem['skill']) for problem in problems_)
-    assert counts == {('val', skill): 30 for skill in SKILLS} | {('train', skill): 20 for skill in prepare.PRACTICE}
+    assert counts == {('val', skill): 30 for skill in SKILLS} | {
+        ('train', skill): 20 for skill in prepare.PRACTICE
+    }
     for problem in problems_:
         assert problem['messages'][-1]['role'] == 'user'
         if problem['split'] == 'train':
             assert type(problem['answer']) is int and len(problem['messages']) == 1
-    texts = [problem['messages'][-1]['content'] for problem in problems_ if problem['skill'] == 'facts']
+    texts = [
+        problem['messages'][-1]['content'] for problem in problems_ if problem['skill'] == 'facts'
+    ]
     assert 5 < sum(said.islower() for said in texts) < 25  # half of them are typed carelessly
 
 
@@ -346,7 +391,9 @@ def test_the_folders_are_data_and_say_what_the_model_knows(world, name):
     data = Data(world / name)
     assert data.meta['about'] == facts.ABOUT and data.meta['prompts'] == facts.PROMPTS
     assert data.problems == world / 'problems.jsonl' and data.tokenizer.vocab_size == 700
-    assert not any(re.search(rb'\d', data.tokenizer.decode_bytes([i])[1:]) for i in range(700))  # a digit is an id
+    assert not any(
+        re.search(rb'\d', data.tokenizer.decode_bytes([i])[1:]) for i in range(700)
+    )  # a digit is an id
     chat = Chat(data.tokenizer)
     for split in ('train', 'val'):
         num_bytes = 0
@@ -363,7 +410,10 @@ def test_pairs_are_two_answers_to_one_prompt(world):
     assert len(found) == 300
     differing = 0
     for chosen, rejected in zip(found[::2], found[1::2]):
-        prompts = [ids[: len(ids) - ids[::-1].index(chat.opening['assistant'][0])] for ids in (chosen, rejected)]
+        prompts = [
+            ids[: len(ids) - ids[::-1].index(chat.opening['assistant'][0])]
+            for ids in (chosen, rejected)
+        ]
         assert prompts[0] == prompts[1]
         differing += chosen != rejected
     assert differing == 150
@@ -390,8 +440,12 @@ def test_a_stage_is_made_of_the_shares_of_the_table(stage, monkeypatch):
 
 
 def test_every_skill_has_its_share_of_learning():
-    assert set(STAGES['sft']) == set(STAGES['dpo']) | {'stories'} == set(SKILLS)  # DPO would make stories worse
-    assert not {'two_step', 'three_step'} & set(STAGES['mid'])  # what reinforcement learning is to find out
+    assert (
+        set(STAGES['sft']) == set(STAGES['dpo']) | {'stories'} == set(SKILLS)
+    )  # DPO would make stories worse
+    assert not {'two_step', 'three_step'} & set(
+        STAGES['mid']
+    )  # what reinforcement learning is to find out
     for shares in (STAGES['sft'], STAGES['mid']):
         assert sum(shares.values()) == 100
 

@@ -1,8 +1,9 @@
 """
 train.py as a user runs it, on a corpus of a few kilobytes and a model of two small layers.
 
-Most runs take place in this process (a start of torch takes seconds). What has to die or to be one of several ranks
-runs `driver.py`, a few lines that start train.py after having put a hook into one of its libraries.
+Most runs take place in this process (a start of torch takes seconds). What has to die or to be one
+of several ranks runs `driver.py`, a few lines that start train.py after having put a hook into one
+of its libraries.
 """
 
 import errno
@@ -42,8 +43,10 @@ from tokenizer import CharTokenizer, from_dict
 ROOT = Path(__file__).resolve().parent.parent
 SYLLABLES = ['ka', 'lo', 'mi', 'te', 'ru', ' ', ' ', 'the ', 'I ', '.\n']
 TINY = (
-    '--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=4', '--gradient_accumulation_steps=1',
-    '--device=cpu', '--schedule=warmdown', '--warmup_iters=0', '--min_lr=0', '--max_new_tokens=8', '--sample_prompts=',
+    '--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=4',
+    '--gradient_accumulation_steps=1',
+    '--device=cpu', '--schedule=warmdown', '--warmup_iters=0', '--min_lr=0', '--max_new_tokens=8',
+    '--sample_prompts=',
 )  # fmt: skip
 SHORT = (*TINY, '--log_interval=1', '--eval_interval=10', '--warmup_iters=2')
 
@@ -102,11 +105,15 @@ def running(capture):
         finally:
             runtime.undo_changes()  # of a run that broke off
         stdout, stderr = capture.readouterr()
-        return SimpleNamespace(returncode=status, stdout=stdout, stderr=stderr + last_words, values=values)
+        return SimpleNamespace(
+            returncode=status, stdout=stdout, stderr=stderr + last_words, values=values
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # set by train.py; so it is as before afterwards
+        patch.setenv(
+            'CUBLAS_WORKSPACE_CONFIG', ':4096:8'
+        )  # set by train.py; so it is as before afterwards
         patch.setattr(runtime, 'machine_facts', machine)  # the real one measures for half a second
         yield run
     for number, handler in handlers.items():
@@ -150,9 +157,13 @@ def learned(out):
 
 
 def trained(out, name='ckpt.pt'):
-    """What a run has learned: the parts of its checkpoint that do not depend on the clock or on how it got there."""
+    """What a run has learned: the parts of its checkpoint that do not depend on the clock or on
+    how it got there."""
     state = checkpoint.load(out / name)
-    return {name: state[name] for name in ('model', 'optimizer', 'model_config', 'step', 'best', 'kept', 'tokenizer')}
+    return {
+        name: state[name]
+        for name in ('model', 'optimizer', 'model_config', 'step', 'best', 'kept', 'tokenizer')
+    }
 
 
 def assert_same_bits(a, b, where='state'):
@@ -185,11 +196,17 @@ def assert_close(out, reference, bound=1e-10):
     for row, other in zip(rows, expected):
         assert row.keys() == other.keys()
         for name, x in row.items():
-            assert x == (other[name] if isinstance(x, str) else pytest.approx(other[name], rel=0, abs=bound)), name
+            assert x == (
+                other[name] if isinstance(x, str) else pytest.approx(other[name], rel=0, abs=bound)
+            ), name
 
 
 def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
 
 
 def assert_one_line(done, *words):
@@ -211,12 +228,17 @@ runtime.machine_facts = lambda device: {{}}
 
 @pytest.fixture
 def drive(tmp_path, run_program, corpora):
-    """drive('python lines', '--a=b', out=FOLDER, ranks=2): the lines run in each rank before train.py does."""
+    """drive('python lines', '--a=b', out=FOLDER, ranks=2): the lines run in each rank before
+    train.py does."""
 
     def run(lines, *args, out, ranks=1, data=corpora, **more):
         script = tmp_path / 'driver.py'
-        script.write_text(f'{DRIVER}{lines}\nrunpy.run_path(sys.argv[0], run_name="__main__")\n', encoding='utf-8')
-        return run_program(script, ROOT, f'--out_dir={out}', f'--dataset={data}', *args, ranks=ranks, **more)
+        script.write_text(
+            f'{DRIVER}{lines}\nrunpy.run_path(sys.argv[0], run_name="__main__")\n', encoding='utf-8'
+        )
+        return run_program(
+            script, ROOT, f'--out_dir={out}', f'--dataset={data}', *args, ranks=ranks, **more
+        )
 
     return run
 
@@ -236,7 +258,9 @@ def test_micro_batches_do_not_change_the_result(train, tmp_path, optimizer):
     outs = []
     for batch_size, times in ((8, 1), (4, 2), (1, 8)):
         outs.append(tmp_path / f'{batch_size}x{times}')
-        done = train(*FLOAT64, *rows_of_a_step(batch_size, times), f'--optimizer={optimizer}', out=outs[-1])
+        done = train(
+            *FLOAT64, *rows_of_a_step(batch_size, times), f'--optimizer={optimizer}', out=outs[-1]
+        )
         assert done.returncode == 0, done.stderr
     assert max(row['norm'] for row in learned(outs[0]) if 'norm' in row) > 0.2  # clipping is on
     for out in outs[1:]:
@@ -249,7 +273,8 @@ import checkpoint, optim
 rank, out, original, save = os.environ['RANK'], Path({out!r}), optim.Optimizer.step, checkpoint.save
 def step(self, lr, norm, grad_clip):
     original(self, lr, norm, grad_clip)
-    total = sum(float(p.double().sum()) for bucket in self.buckets.values() for _, p, _, _ in bucket.pieces)
+    pieces = [piece for bucket in self.buckets.values() for piece in bucket.pieces]
+    total = sum(float(p.double().sum()) for _, p, _, _ in pieces)
     with open(out.parent / f'{{out.name}}-{{rank}}.txt', 'a', encoding='utf-8') as file:
         print(repr(lr), repr(float(norm)), repr(total), file=file)
 def keep(path, state):
@@ -270,8 +295,13 @@ def test_ranks_do_not_change_the_result(train, drive, tmp_path):
         out = tmp_path / f'ranks{ranks}'
         drive(WATCH.format(out=str(out)), *FLOAT64, *rows_of_a_step(4, 2), out=out, ranks=ranks)
         assert_close(out, reference)
-        seen = [(tmp_path / f'{out.name}-{rank}.txt').read_text(encoding='utf-8') for rank in range(ranks)]
-        assert len(seen[0].splitlines()) == 10 and seen == seen[:1] * ranks  # same rate, norm and weights on each
+        seen = [
+            (tmp_path / f'{out.name}-{rank}.txt').read_text(encoding='utf-8')
+            for rank in range(ranks)
+        ]
+        assert (
+            len(seen[0].splitlines()) == 10 and seen == seen[:1] * ranks
+        )  # same rate, norm and weights on each
     half = tmp_path / 'ranks2-half'
     assert checkpoint.load(half / 'ckpt.pt')['step'] == 5
     assert train('--init_from=resume', out=half, data=None).returncode == 0
@@ -283,7 +313,8 @@ def test_ranks_do_not_change_the_result(train, drive, tmp_path):
 
 
 def straight_and_resumed(train, monkeypatch, tmp_path, *args):
-    """Two folders: 20 steps at once, and 20 steps with a crash in step 13 after the checkpoint of step 10."""
+    """Two folders: 20 steps at once, and 20 steps with a crash in step 13 after the checkpoint
+    of step 10."""
     straight, resumed = tmp_path / 'straight', tmp_path / 'resumed'
     args = (*SHORT, '--max_iters=20', '--save_interval=10', '--eval_interval=5', *args)
     assert train(*args, out=straight).returncode == 0
@@ -309,7 +340,13 @@ def assert_the_same_run(resumed, straight):
     'args',
     [
         ('--dropout=0.2',),
-        ('--dropout=0.1', '--optimizer=adamw', '--schedule=cosine', '--preset=gpt2', '--always_save_checkpoint=False'),
+        (
+            '--dropout=0.1',
+            '--optimizer=adamw',
+            '--schedule=cosine',
+            '--preset=gpt2',
+            '--always_save_checkpoint=False',
+        ),
         ('--dropout=0.1', '--dtype=bfloat16', '--preset=qwen3', '--gradient_accumulation_steps=2'),
         ('--dropout=0.1', '--dtype=float16', '--sample_prompts=the |I', '--preset=llama'),
         ('--dropout=0.1', '--dtype=float64'),
@@ -329,7 +366,9 @@ def test_resuming_is_exact_to_the_bit(train, monkeypatch, tmp_path, args):
 @pytest.mark.slow
 @pytest.mark.skipif(not runtime.compiler(*runtime.CXX), reason='needs a C++ compiler')
 def test_resuming_compiled_is_exact_to_the_bit(train, monkeypatch, tmp_path):
-    straight, resumed = straight_and_resumed(train, monkeypatch, tmp_path, '--compile=True', '--dropout=0.1')
+    straight, resumed = straight_and_resumed(
+        train, monkeypatch, tmp_path, '--compile=True', '--dropout=0.1'
+    )
     assert_the_same_run(resumed, straight)
     done = train('--init_from=resume', '--eval_only=True', out=resumed, data=None)
     assert 'compiled (as asked)' in done.stdout
@@ -342,7 +381,10 @@ def test_a_signal_stops_the_run_after_saving(train, monkeypatch, tmp_path, numbe
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: signal.raise_signal(number))
         done = train(*args, out=tmp_path / 'stopped')
-    assert done.returncode == 0 and f'--init_from=resume --out_dir={tmp_path / "stopped"}' in done.stdout
+    assert (
+        done.returncode == 0
+        and f'--init_from=resume --out_dir={tmp_path / "stopped"}' in done.stdout
+    )
     assert signal.getsignal(number) == handler  # a notebook goes on after the run
     assert checkpoint.load(tmp_path / 'stopped/ckpt.pt')['step'] == 8  # the step was finished
     assert train('--init_from=resume', out=tmp_path / 'stopped', data=None).returncode == 0
@@ -350,7 +392,9 @@ def test_a_signal_stops_the_run_after_saving(train, monkeypatch, tmp_path, numbe
     assert learned(tmp_path / 'stopped') == learned(tmp_path / 'straight')
 
 
-def test_a_signal_before_the_first_step_leaves_what_one_can_go_on_from(train, monkeypatch, tmp_path):
+def test_a_signal_before_the_first_step_leaves_what_one_can_go_on_from(
+    train, monkeypatch, tmp_path
+):
     """ "go on with --init_from=resume" must be true then as well."""
     out, args = tmp_path / 'stopped', (*SHORT, '--max_iters=6')
     assert train(*args, out=tmp_path / 'straight').returncode == 0
@@ -374,7 +418,9 @@ def seed_step(seed, step, rank):
         torch.empty(10**16)
 runtime.seed_step = seed_step
 """
-    done = drive(lines, *SHORT, '--max_iters=5', '--save_interval=2', out=tmp_path / 'out', check=False)
+    done = drive(
+        lines, *SHORT, '--max_iters=5', '--save_interval=2', out=tmp_path / 'out', check=False
+    )
     assert_one_line(done, 'allocate memory', '--batch_size', '--gradient_accumulation_steps')
     assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 2
 
@@ -452,9 +498,17 @@ def test_every_number_type_learns(train, tmp_path, dtype):
     vals = [row['val'] for row in learned(tmp_path / 'out') if 'val' in row]
     assert vals[-1] < vals[0] - 0.5
     kept = torch.float64 if dtype == 'float64' else torch.float32
-    assert {weight.dtype for weight in checkpoint.load(tmp_path / 'out/ckpt.pt')['model'].values()} == {kept}
-    norms = [row['norm'] for row in learned(tmp_path / 'out') if 'norm' in row and math.isfinite(row['norm'])]
-    assert len(norms) > 20 and 1e-3 < min(norms) <= max(norms) < 100  # the loss scale, 65,536 at first, is not in them
+    assert {
+        weight.dtype for weight in checkpoint.load(tmp_path / 'out/ckpt.pt')['model'].values()
+    } == {kept}
+    norms = [
+        row['norm']
+        for row in learned(tmp_path / 'out')
+        if 'norm' in row and math.isfinite(row['norm'])
+    ]
+    assert (
+        len(norms) > 20 and 1e-3 < min(norms) <= max(norms) < 100
+    )  # the loss scale, 65,536 at first, is not in them
 
 
 def test_a_micro_batch_of_which_nothing_counts_has_loss_0_and_no_gradient(train):
@@ -462,7 +516,8 @@ def test_a_micro_batch_of_which_nothing_counts_has_loss_0_and_no_gradient(train)
     run = values['run']
     ids = torch.randint(5, (4, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        run.raw_model.lm_head.weight.normal_()  # it starts at zero, and then nothing has a gradient anyway
+        # it starts at zero, and then nothing has a gradient anyway
+        run.raw_model.lm_head.weight.normal_()
     for weight in (1.0, 0.0):
         batch = batches.Batch(ids, ids.roll(-1, 1), torch.full((4, 16), weight))
         loss, _ = values['weighted_nll'](run.model, batch)
@@ -474,9 +529,13 @@ def test_bad_gradients_are_seen_before_a_save_too(train, monkeypatch, tmp_path):
     out, seen = tmp_path / 'out', []
     poison(monkeypatch, set(range(6, 100)))
     original = checkpoint.save
-    monkeypatch.setattr(checkpoint, 'save', lambda *a: (original(*a), seen.append((out / 'ckpt.pt').read_bytes())))
+    monkeypatch.setattr(
+        checkpoint, 'save', lambda *a: (original(*a), seen.append((out / 'ckpt.pt').read_bytes()))
+    )
     args = (*TINY, '--log_interval=1000', '--eval_interval=5', '--max_iters=30', '--max_skips=3')
-    assert_one_line(train(*args, out=out), 'step 10', 'not finite 3 times in a row', out / 'ckpt.pt')
+    assert_one_line(
+        train(*args, out=out), 'step 10', 'not finite 3 times in a row', out / 'ckpt.pt'
+    )
     assert len(seen) == 1 and files_of(out)['ckpt.pt'] == seen[0]
     assert checkpoint.load(out / 'ckpt.pt')['step'] == 5
 
@@ -485,7 +544,9 @@ def test_many_bad_gradients_in_a_row_end_the_run(train, monkeypatch, tmp_path):
     poison(monkeypatch, set(range(5, 100)))
     args = (*SHORT, '--max_iters=30', '--save_interval=2', '--max_skips=4', '--log_interval=3')
     done = train(*args, out=tmp_path / 'out')
-    assert_one_line(done, 'step 9:', 'not finite 4 times in a row', '--learning_rate')  # 8 is the fourth; 9 is logged
+    assert_one_line(
+        done, 'step 9:', 'not finite 4 times in a row', '--learning_rate'
+    )  # 8 is the fourth; 9 is logged
     kept = checkpoint.load(tmp_path / 'out/ckpt.pt')
     assert kept['step'] <= 8  # less than four bad steps had been seen
     assert all(weight.isfinite().all() for weight in kept['model'].values())
@@ -497,7 +558,14 @@ def test_bad_gradients_that_a_run_lived_through_do_not_end_it_later(train, monke
         assert train(*SHORT, '--max_iters=4', out=tmp_path / 'out').returncode == 0
     done = train('--init_from=resume', '--max_iters=6', '--max_skips=2', out=tmp_path / 'out')
     assert done.returncode == 0 and log_of(tmp_path / 'out')[-1]['step'] == 6, done.stderr
-    assert [row['skipped'] for row in learned(tmp_path / 'out') if 'norm' in row] == [0, 1, 2, 2, 2, 2]
+    assert [row['skipped'] for row in learned(tmp_path / 'out') if 'norm' in row] == [
+        0,
+        1,
+        2,
+        2,
+        2,
+        2,
+    ]
 
 
 # -----------------------------------------------------------------------------
@@ -505,7 +573,8 @@ def test_bad_gradients_that_a_run_lived_through_do_not_end_it_later(train, monke
 
 
 def nanogpt_rate(step, top, low, warmup, decay):
-    """The rule of nanoGPT's README: linear warm-up, cosine down to min_lr at lr_decay_iters, min_lr from there on."""
+    """The rule of nanoGPT's README: linear warm-up, cosine down to min_lr at lr_decay_iters,
+    min_lr from there on."""
     if step < warmup:
         return top * (step + 1) / (warmup + 1)
     if step > decay:
@@ -521,15 +590,21 @@ def rates(train, *args):
 
 
 def test_cosine_is_nanogpts(train):
-    got = rates(train, '--schedule=cosine', '--min_lr=1e-4', '--warmup_iters=10', '--lr_decay_iters=50')
-    assert got == pytest.approx([nanogpt_rate(step, 1e-3, 1e-4, 10, 50) for step in range(60)], rel=1e-12)
+    got = rates(
+        train, '--schedule=cosine', '--min_lr=1e-4', '--warmup_iters=10', '--lr_decay_iters=50'
+    )
+    assert got == pytest.approx(
+        [nanogpt_rate(step, 1e-3, 1e-4, 10, 50) for step in range(60)], rel=1e-12
+    )
 
 
 def test_a_step_has_the_rate_of_its_number(train, tmp_path):
     args = ('--schedule=cosine', '--min_lr=1e-4', '--max_iters=8', '--learning_rate=1e-3')
     assert train(*SHORT, *args, out=tmp_path / 'out').returncode == 0
     got = [row['lr'] for row in learned(tmp_path / 'out') if 'lr' in row]
-    assert got == pytest.approx([nanogpt_rate(step, 1e-3, 1e-4, 2, 8) for step in range(8)], rel=1e-12)
+    assert got == pytest.approx(
+        [nanogpt_rate(step, 1e-3, 1e-4, 2, 8) for step in range(8)], rel=1e-12
+    )
 
 
 def test_warmdown_is_constant_then_linear(train):
@@ -540,11 +615,15 @@ def test_warmdown_is_constant_then_linear(train):
 
 
 def test_without_decay_the_rate_stays(train):
-    assert rates(train, '--decay_lr=False', '--warmup_iters=1', '--lr_decay_iters=9')[1:] == [1e-3] * 59
+    assert (
+        rates(train, '--decay_lr=False', '--warmup_iters=1', '--lr_decay_iters=9')[1:]
+        == [1e-3] * 59
+    )
 
 
 def test_time_limit_ends_the_run_and_the_schedule(train, monkeypatch, tmp_path):
-    """On a clock by which a step takes a second: 8 seconds are 8 steps, and the schedule follows them."""
+    """On a clock by which a step takes a second: 8 seconds are 8 steps, and the schedule follows
+    them."""
     out, now = tmp_path / 'out', [1000.0]
     monkeypatch.setattr('time.perf_counter', lambda: now[0])
     monkeypatch.setattr(runlog, 'perf_counter', lambda: now[0])
@@ -555,7 +634,14 @@ def test_time_limit_ends_the_run_and_the_schedule(train, monkeypatch, tmp_path):
         now[0] += 1.0
 
     monkeypatch.setattr(runtime, 'seed_step', second)
-    args = (*TINY, '--log_interval=1', '--max_iters=1000', '--time_limit=8', '--warmdown=0.5', '--learning_rate=1e-3')
+    args = (
+        *TINY,
+        '--log_interval=1',
+        '--max_iters=1000',
+        '--time_limit=8',
+        '--warmdown=0.5',
+        '--learning_rate=1e-3',
+    )
     done = train(*args, '--auto_resume=True', out=out)
     assert done.returncode == 0 and 'time_limit is set' in done.stdout
     rows = [row for row in log_of(out) if 'lr' in row]
@@ -599,7 +685,9 @@ def test_val_is_the_mean_over_the_first_rows_whatever_the_batch(train, tmp_path,
         targets = torch.stack([ids[16 * k + 1 : 16 * k + 17] for k in range(count)])
         expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         assert f'val {expected:.4f}' in done.stdout
-        assert f'bits_per_byte {expected / math.log(2):.4f}' in done.stdout  # one byte a character here
+        assert (
+            f'bits_per_byte {expected / math.log(2):.4f}' in done.stdout
+        )  # one byte a character here
     assert files_of(out) == before  # eval_only leaves no trace
 
 
@@ -610,12 +698,22 @@ def test_eval_only_of_a_new_model_makes_nothing(train, tmp_path):
 
 
 def test_best_is_kept_beside_the_latest(train, tmp_path, corpora):
-    args = (*SHORT, '--max_iters=30', '--eval_interval=5', '--learning_rate=0.3', '--always_save_checkpoint=False')
+    args = (
+        *SHORT,
+        '--max_iters=30',
+        '--eval_interval=5',
+        '--learning_rate=0.3',
+        '--always_save_checkpoint=False',
+    )
     out = tmp_path / 'out'
     assert train(*args, out=out).returncode == 0
     vals = {row['step']: row['val'] for row in learned(out) if 'val' in row and row['step']}
     best, last = checkpoint.load(out / 'best.pt'), checkpoint.load(out / 'ckpt.pt')
-    assert last['step'] == 30 and best['step'] == min(vals, key=vals.get) and best['best'] == min(vals.values())
+    assert (
+        last['step'] == 30
+        and best['step'] == min(vals, key=vals.get)
+        and best['best'] == min(vals.values())
+    )
     engine = Engine(GPT(GPTConfig(**best['model_config'])), from_dict(best['tokenizer']))
     engine.model.load_state_dict(best['model'])
     assert engine.generate([[0]], max_tokens=5, sampling=Sampling(temperature=0))[0].ids
@@ -623,7 +721,9 @@ def test_best_is_kept_beside_the_latest(train, tmp_path, corpora):
     count = (len(ids) - 1) // 16 * 16
     inputs, targets = ids[:count].view(-1, 16), ids[1 : count + 1].view(-1, 16)
     with torch.no_grad():
-        assert float(engine.model.eval()(inputs, targets).mean()) == pytest.approx(best['best'], rel=1e-5)
+        assert float(engine.model.eval()(inputs, targets).mean()) == pytest.approx(
+            best['best'], rel=1e-5
+        )
 
 
 # -----------------------------------------------------------------------------
@@ -659,8 +759,14 @@ def bare_folder(folder, **files):
         (('--grad_clip=-1', '--seed=-1'), ('grad_clip is -1.0', 'seed is -1', 'at least 0')),
         (('--eval_iters=0',), ('eval_iters is 0', '-1')),
         (('--seed=99999999999999999999',), ('seed is 99999999999999999999', 'at most')),
-        (('--min_lr=1', '--warmdown=2'), ('min_lr is 1.0', 'learning_rate = ', 'warmdown is 2.0', 'at most 1')),
-        (('--beta1=1', '--beta2=-0.5'), ('beta1 is 1.0', 'less than 1', 'beta2 is -0.5', 'at least 0')),
+        (
+            ('--min_lr=1', '--warmdown=2'),
+            ('min_lr is 1.0', 'learning_rate = ', 'warmdown is 2.0', 'at most 1'),
+        ),
+        (
+            ('--beta1=1', '--beta2=-0.5'),
+            ('beta1 is 1.0', 'less than 1', 'beta2 is -0.5', 'at least 0'),
+        ),
         (('--dropout=1',), ('dropout is 1.0', 'less than 1')),
         (('--norm_eps=-1',), ('norm_eps is -1.0', 'at least 0')),
         (('--rope_theta=-1',), ('rope_theta is -1.0', 'at least 1')),
@@ -717,18 +823,30 @@ def test_preferences_are_for_dpo_and_dpo_is_for_preferences(train, no_model, tmp
     folder = tmp_path / 'data'
     shutil.copytree(corpora, folder)
     meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-    for kind, stage in (('preferences', 'pretrain'), ('preferences', 'sft'), ('conversations', 'dpo'), ('text', 'dpo')):
+    for kind, stage in (
+        ('preferences', 'pretrain'),
+        ('preferences', 'sft'),
+        ('conversations', 'dpo'),
+        ('text', 'dpo'),
+    ):
         (folder / 'meta.json').write_text(json.dumps({**meta, 'kind': kind}), encoding='utf-8')
         args = (*TINY, f'--stage={stage}', '--eval_only=True')  # which may begin with any stage
-        assert_one_line(train(*args, data=folder), f'holds {kind}', '--stage=dpo', f'stage is {stage}')
+        assert_one_line(
+            train(*args, data=folder), f'holds {kind}', '--stage=dpo', f'stage is {stage}'
+        )
 
 
 def test_an_id_beyond_the_vocabulary_is_seen_when_its_row_is_read(train, tmp_path):
     """nanoGPT's files come without meta.json, so nobody knows their largest id before."""
     small, large = (np.full(100, number, '<u2').tobytes() for number in (7, 60000))
-    for name, files in (('train', dict(train=large, val=small)), ('val', dict(train=small, val=large))):
+    for name, files in (
+        ('train', dict(train=large, val=small)),
+        ('val', dict(train=small, val=large)),
+    ):
         folder = bare_folder(tmp_path / name, **files)
-        assert_one_line(train(*TINY, out=tmp_path / f'{name}-out', data=folder), f'{name}.bin', '60000', '50257')
+        assert_one_line(
+            train(*TINY, out=tmp_path / f'{name}-out', data=folder), f'{name}.bin', '60000', '50257'
+        )
 
 
 def test_two_ranks_without_data_say_so_once(run_program, tmp_path):
@@ -737,32 +855,58 @@ def test_two_ranks_without_data_say_so_once(run_program, tmp_path):
     args = (f'--dataset={tmp_path / "mine"}', f'--out_dir={tmp_path / "out"}')
     done = run_program('train.py', *args, ranks=2, check=False)
     assert done.returncode == 1
-    assert done.stderr.count('no data: ') == 1 and f'run: python {tmp_path / "mine" / "prepare.py"}' in done.stderr
+    assert (
+        done.stderr.count('no data: ') == 1
+        and f'run: python {tmp_path / "mine" / "prepare.py"}' in done.stderr
+    )
 
 
 def test_wrong_checkpoints(train, tmp_path, corpora):
     out = tmp_path / 'out'
     assert train(*SHORT, '--max_iters=2', out=out).returncode == 0
-    assert_one_line(train('--init_from=resume', '--n_layer=3', out=out), 'n_layer is 3 here and 2 in', 'leave it out')
-    assert_one_line(train('--init_from=resume', '--optimizer=adamw', out=out), "'adamw' here and 'muon' in")
+    assert_one_line(
+        train('--init_from=resume', '--n_layer=3', out=out),
+        'n_layer is 3 here and 2 in',
+        'leave it out',
+    )
+    assert_one_line(
+        train('--init_from=resume', '--optimizer=adamw', out=out), "'adamw' here and 'muon' in"
+    )
     other = prepare(tmp_path / 'other', train='abcab ' * 100, val='abc ' * 50)
     done = train(f'--init_from={out}', '--block_size=16', out=tmp_path / 'b', data=other)
-    assert_one_line(done, 'another tokenizer', f'--tokenizer={out}/ckpt.pt', 'data/custom/prepare.py')
+    assert_one_line(
+        done, 'another tokenizer', f'--tokenizer={out}/ckpt.pt', 'data/custom/prepare.py'
+    )
     whole = (out / 'ckpt.pt').read_bytes()
     checkpoint.save(out / 'ckpt.pt', checkpoint.load(out / 'ckpt.pt') | dict(optimizer=None))
-    assert_one_line(train('--init_from=resume', out=out), "holds no optimizer's state", '--init_from=', '--out_dir')
+    assert_one_line(
+        train('--init_from=resume', out=out),
+        "holds no optimizer's state",
+        '--init_from=',
+        '--out_dir',
+    )
     (out / 'ckpt.pt').write_bytes(whole[: len(whole) // 2])
     assert_one_line(train('--init_from=resume', out=out), 'ckpt.pt', 'not a whole checkpoint')
 
 
-def test_embedded_data_are_prepared_where_they_are_missing_and_only_there(corpora, tmp_path, capsys):
+def test_embedded_data_are_prepared_where_they_are_missing_and_only_there(
+    corpora, tmp_path, capsys
+):
     program, embedded = tmp_path / 'train.py', tmp_path / 'data/tinyworld'
     shutil.copy(ROOT / 'train.py', program)
     shutil.copytree(corpora, embedded / 'pretrain')
     games, last = str(embedded / 'games'), str(embedded / 'problems.jsonl')
-    twice_is_an_error = f'import shutil\nshutil.copytree({str(corpora)!r}, {games!r})\nopen({last!r}, "w").close()\n'
+    twice_is_an_error = (
+        f'import shutil\nshutil.copytree({str(corpora)!r}, {games!r})\n'
+        f'open({last!r}, "w").close()\n'
+    )
     (embedded / 'prepare.py').write_text(twice_is_an_error, encoding='utf-8')
-    args = (*TINY, '--max_iters=1', '--dataset=tinyworld/pretrain,tinyworld/games:2', f'--out_dir={tmp_path / "out"}')
+    args = (
+        *TINY,
+        '--max_iters=1',
+        '--dataset=tinyworld/pretrain,tinyworld/games:2',
+        f'--out_dir={tmp_path / "out"}',
+    )
     with running(capsys) as run:
         first, second = run(*args, program=program), run(*args, program=program)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
@@ -834,7 +978,9 @@ def test_auto_resume(train, tmp_path):
     assert train(*args, out=out).returncode == 0
     before = files_of(out)
     done = train(*args, out=out)
-    assert done.returncode == 0 and 'nothing is left to do' in done.stdout and files_of(out) == before
+    assert (
+        done.returncode == 0 and 'nothing is left to do' in done.stdout and files_of(out) == before
+    )
     assert train(*args, '--max_iters=6', out=out).returncode == 0
     assert checkpoint.load(out / 'ckpt.pt')['step'] == 6
 
@@ -845,7 +991,12 @@ def test_what_may_change_on_resume(train, tmp_path):
     args = (*FLOAT64, '--decay_lr=False')
     assert train(*args, '--log_interval=2', out=straight).returncode == 0
     assert train(*args, '--max_iters=4', '--eval_interval=3', out=out).returncode == 0
-    free = ('--batch_size=2', '--gradient_accumulation_steps=2', '--max_iters=10', '--log_interval=7')
+    free = (
+        '--batch_size=2',
+        '--gradient_accumulation_steps=2',
+        '--max_iters=10',
+        '--log_interval=7',
+    )
     assert train('--init_from=resume', *free, out=out).returncode == 0
     a, b = trained(out)['model'], trained(straight)['model']
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-10
@@ -855,7 +1006,8 @@ def test_what_may_change_on_resume(train, tmp_path):
 
 
 def test_a_step_is_split_on_resume_as_before(train, monkeypatch, tmp_path):
-    """Dropout follows the rows, so the bits show how a step was split. plan.py may have other constants by then."""
+    """Dropout follows the rows, so the bits show how a step was split. plan.py may have other
+    constants by then."""
     straight, out = tmp_path / 'straight', tmp_path / 'out'
     args = (*SHORT, '--batch_size=6', '--dropout=0.2', '--decay_lr=False')
     monkeypatch.setattr(plan, 'MICRO_BATCH_TOKENS', 0)
@@ -896,13 +1048,26 @@ def test_a_new_run_sets_the_old_one_aside(train, tmp_path):
 def test_starting_from_another_run(train, tmp_path):
     first, second = tmp_path / 'first', tmp_path / 'second'
     assert train(*SHORT, '--max_iters=3', '--n_kv_head=1', out=first).returncode == 0
-    assert train(f'--init_from={first}', '--device=cpu', '--batch_size=4', '--max_iters=0', out=second).returncode == 0
-    assert train(f'--init_from={first}', '--device=cpu', '--batch_size=4', '--max_iters=1', out=second).returncode == 0
+    assert (
+        train(
+            f'--init_from={first}', '--device=cpu', '--batch_size=4', '--max_iters=0', out=second
+        ).returncode
+        == 0
+    )
+    assert (
+        train(
+            f'--init_from={first}', '--device=cpu', '--batch_size=4', '--max_iters=1', out=second
+        ).returncode
+        == 0
+    )
     a, b = checkpoint.load(first / 'ckpt.pt'), checkpoint.load(second / 'ckpt.pt')
     assert a['model_config'] == b['model_config'] and b['step'] == 1
     sha256 = hashlib.sha256((first / 'ckpt.pt').read_bytes()).hexdigest()
     assert b['parent'] == {'path': str(first / 'ckpt.pt'), 'sha256': sha256} and a['parent'] is None
-    vals = [next(row['val'] for row in rows if 'val' in row) for rows in (learned(first)[::-1], learned(second))]
+    vals = [
+        next(row['val'] for row in rows if 'val' in row)
+        for rows in (learned(first)[::-1], learned(second))
+    ]
     assert vals[0] == vals[1]  # it begins where the other ended
 
 
@@ -920,7 +1085,14 @@ def test_small_data_trains_for_epochs(train, tmp_path):
 def test_log_has_the_promised_keys(train, tmp_path):
     out = tmp_path / 'a b ü'
     data = prepare(tmp_path / 'Täxte und mehr')
-    done = train(*SHORT, '--max_iters=2', '--eval_interval=2', '--sample_prompts=the |ž|I', out=out, data=data)
+    done = train(
+        *SHORT,
+        '--max_iters=2',
+        '--eval_interval=2',
+        '--sample_prompts=the |ž|I',
+        out=out,
+        data=data,
+    )
     assert done.returncode == 0, done.stderr
     assert 'MFU n/a' in done.stdout and "'ž' is left out" in done.stdout
     first, *rows = log_of(out)
@@ -931,7 +1103,9 @@ def test_log_has_the_promised_keys(train, tmp_path):
     assert [k for k in kinds if 'loss' in k] == [training] * 2
     evaluation = {'val', 'perplexity', 'bits_per_byte', 'evaluation_seconds'}
     assert [k for k in kinds if 'val' in k] == [evaluation] * 2
-    assert [row['perplexity'] for row in rows if 'val' in row] == [math.exp(row['val']) for row in rows if 'val' in row]
+    assert [row['perplexity'] for row in rows if 'val' in row] == [
+        math.exp(row['val']) for row in rows if 'val' in row
+    ]
     assert [row['prompt'] for row in rows if 'prompt' in row] == ['the ', 'I'] * 2
     assert all({'step', 'seconds'} <= set(row) for row in rows)
     assert not any(key.startswith('val') and key != 'val' for row in rows for key in row)
@@ -940,7 +1114,9 @@ def test_log_has_the_promised_keys(train, tmp_path):
 def test_what_a_model_makes_moves_no_cursor(train, tmp_path):
     """The log keeps it as it is."""
     data = prepare(tmp_path / 'data', train='\x1b[2J\x07' * 100, val='\x1b[2J\x07' * 50)
-    done = train(*SHORT, '--max_iters=1', '--sample_prompts=\x1b[2J', out=tmp_path / 'out', data=data)
+    done = train(
+        *SHORT, '--max_iters=1', '--sample_prompts=\x1b[2J', out=tmp_path / 'out', data=data
+    )
     assert 'sample | [2J | ' in done.stdout and not set('\x1b\x07') & set(done.stdout)
     samples = [row for row in log_of(tmp_path / 'out') if 'prompt' in row]
     assert samples and all(row['prompt'] == '\x1b[2J' for row in samples)
@@ -956,12 +1132,17 @@ def test_prompts_that_cannot_be_continued_are_left_out(train, tmp_path):
         assert f'sample_prompts: {name} is left out' in done.stdout and why in done.stdout
     assert {row['prompt'] for row in learned(tmp_path / 'out') if 'prompt' in row} == {'the '}
     done = train(*SHORT, '--max_iters=1', '--sample_prompts=Ω', out=tmp_path / 'none')
-    assert done.returncode == 0 and not [row for row in learned(tmp_path / 'none') if 'prompt' in row]
+    assert done.returncode == 0 and not [
+        row for row in learned(tmp_path / 'none') if 'prompt' in row
+    ]
 
 
 def test_sampling_changes_nothing_about_the_training(train, tmp_path):
     for name, more in (('plain', ()), ('sampled', ('--eval_interval=2', '--sample_prompts=the '))):
-        assert train(*SHORT, '--max_iters=6', '--dropout=0.2', *more, out=tmp_path / name).returncode == 0
+        assert (
+            train(*SHORT, '--max_iters=6', '--dropout=0.2', *more, out=tmp_path / name).returncode
+            == 0
+        )
     assert_same_bits(trained(tmp_path / 'sampled'), trained(tmp_path / 'plain'))
 
 
@@ -995,11 +1176,13 @@ decay_lr = False
 
 def test_nanogpts_own_commands_and_files(train, tmp_path, corpora):
     long = (
-        'config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 '
-        '--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 '
+        'config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 '
+        '--log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 '
         '--lr_decay_iters=2000 --dropout=0.0'
     )
-    done = train(*long.split(), '--max_iters=1', f'--out_dir={tmp_path / "long"}', f'--dataset={corpora}')
+    done = train(
+        *long.split(), '--max_iters=1', f'--out_dir={tmp_path / "long"}', f'--dataset={corpora}'
+    )
     assert done.returncode == 0, done.stderr
     config = checkpoint.load(tmp_path / 'long/ckpt.pt')['config']
     assert (config['n_embd'], config['lr_decay_iters'], config['beta2']) == (128, 2000, 0.99)
@@ -1017,7 +1200,9 @@ def test_two_runs_side_by_side(train, tmp_path, corpora):
     args = [*SHORT, '--max_iters=20', f'--dataset={corpora}']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     runs = [
-        subprocess.Popen([sys.executable, 'train.py', *args, f'--out_dir={out}'], cwd=ROOT, env=environment)
+        subprocess.Popen(
+            [sys.executable, 'train.py', *args, f'--out_dir={out}'], cwd=ROOT, env=environment
+        )
         for out in outs
     ]
     assert [run.wait(300) for run in runs] == [0, 0]
