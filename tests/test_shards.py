@@ -295,8 +295,8 @@ def retrain(folder):
     CharTokenizer('abc').save(folder / 'tok.json')
 
 
-def hash_of_another(folder):
-    edit_meta(folder, lambda meta: meta.update(tokenizer_hash='0123456789abcdef'))
+def with_facts(**facts):
+    return lambda folder: edit_meta(folder, lambda meta: meta.update(facts))
 
 
 def id_beyond(folder):
@@ -333,27 +333,15 @@ REFUSALS = {
     'null': (put('meta.json', b'null'), ['{}/meta.json cannot be read', 'prepare']),
     'no hash': (without('tokenizer_hash'), ['{}/meta.json cannot be read', "'tokenizer_hash'"]),
     'no splits': (without('splits'), ['{}/meta.json cannot be read', "'splits'"]),
-    'splits are none': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(splits=3)),
-        ['cannot be read'],
-    ),
-    'tokenizer is none': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer=3)),
-        ['cannot be read'],
-    ),
+    'splits of a wrong type': (with_facts(splits=3), ['cannot be read']),
+    'tokenizer of a wrong type': (with_facts(tokenizer=3), ['cannot be read']),
     'another tokenizer': (retrain, ['{}/tok.json has hash', BYTES.hash[:12], 'prepare']),
     'another hash': (
-        hash_of_another,
+        with_facts(tokenizer_hash='0123456789abcdef'),
         ['{}/tok.json has hash', BYTES.hash[:12], '0123456789ab', 'prepare'],
     ),
-    'control characters': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer_hash='\x1b[2J')),
-        ['expects [2J'],
-    ),
-    'a hash that is none': (
-        lambda f: edit_meta(f, lambda meta: meta.update(tokenizer_hash=7)),
-        ['expects 7'],
-    ),
+    'control characters': (with_facts(tokenizer_hash='\x1b[2J'), ['expects [2J']),
+    'a hash of a wrong type': (with_facts(tokenizer_hash=7), ['expects 7']),
     'a tokenizer edited by hand': (spoil_tokenizer, ['{}/tok.json', 'hash', 'prepare']),
     'no tokenizer': (remove('tok.json'), ['{}/tok.json does not exist', 'custom']),
     'odd': (
@@ -373,8 +361,8 @@ REFUSALS = {
         put('train_00001.bin', b'\0\0'),
         ['train_00001.bin', 'meta.json lists', 'prepare'],
     ),
-    'a dtype of others': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(dtype='int64')),
+    'an unknown dtype': (
+        with_facts(dtype='int64'),
         ['{}/meta.json cannot be read', 'int64', 'prepare'],
     ),
     'id beyond': (id_beyond, ['{}/train.bin', '257', 'vocab_size = 257', 'prepare']),
