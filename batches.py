@@ -12,8 +12,9 @@ Readers: the ways of making training steps of token files. A reader is a sequenc
 
 Stream reads text, Packed conversations, Pairs answers to choose between; in Rollouts the model
 writes its own rows. Row g of a run is row order(epoch)[g mod n] of the data, with epoch = g div n:
-steps span epochs, small data wraps around, nothing is dropped. Weights divide by the whole step, over
-all its micro-batches and all ranks, so losses, counts and gradients add up. Resuming needs no state.
+steps span epochs, small data wraps around, nothing is dropped. Weights divide by the whole step,
+over all its micro-batches and all ranks, so losses, counts and gradients add up. Resuming needs no
+state.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (B, T) int64, inputs shifted by one
     weights: torch.Tensor  # (B, T) each target's share of the step's loss
     share: torch.Tensor | None = None  # (B,) Pairs: the share of the step's loss of a row's pair
-    reference: torch.Tensor | None = None  # (B,) Pairs: the row's log-probability under the reference
+    reference: torch.Tensor | None = None  # (B,) Pairs: log-probability under the reference
     metrics: dict = {}  # {name: number} for the log, additive over micro-batches and ranks
 
     def to(self, device: str) -> 'Batch':
@@ -88,8 +89,9 @@ class Reader:
         groups, rest = divmod(shape.rows_per_step, self.group)
         if rest:
             raise SystemExit(
-                f'a step has {shape.rows_per_step} rows (gradient_accumulation_steps * batch_size), '
-                f'expected a multiple of {self.group}, the rows that belong together; change either'
+                f'a step has {shape.rows_per_step} rows (gradient_accumulation_steps * '
+                f'batch_size), expected a multiple of {self.group}, the rows that belong together; '
+                'change either'
             )
         # every rank runs as many micro-batches as the fullest one, all of one size
         unit = self.group if shape.batch_size % self.group == 0 else 1
@@ -349,8 +351,8 @@ class Pairs(Reader):
 
     weights are 1 where the assistant speaks, undivided: the loss needs log-probabilities of whole
     rows. share is a pair's part of the step. reference holds one number per row of the data and may
-    be set later. Rows are padded to the longest document, rounded up to 64: shape.block_size becomes
-    that, if it was more.
+    be set later. Rows are padded to the longest document, rounded up to 64: shape.block_size
+    becomes that, if it was more.
     """
 
     group = 2
@@ -469,8 +471,8 @@ class Rollouts(Reader):
         # every question must leave room for an answer
         if not problems or samples < 2 or max_tokens < 1:
             raise SystemExit(
-                f'{len(problems)} problems, {samples} samples of each and rl_tokens = {max_tokens}: '
-                'expected at least one problem, two samples and one token'
+                f'{len(problems)} problems, {samples} samples of each and rl_tokens = {max_tokens}'
+                ': expected at least one problem, two samples and one token'
             )
         self.prompts = [chat.prompt(problem['messages']) for problem in problems]
         longest = max(range(len(problems)), key=lambda q: len(self.prompts[q]))
@@ -478,8 +480,8 @@ class Rollouts(Reader):
         if needed > shape.block_size:
             question = problems[longest]['messages'][-1]['content']
             raise SystemExit(
-                f'the question {question!r:.60} takes {needed - max_tokens} tokens, expected at most '
-                f'block_size - rl_tokens = {shape.block_size} - {max_tokens}; '
+                f'the question {question!r:.60} takes {needed - max_tokens} tokens, expected at '
+                f'most block_size - rl_tokens = {shape.block_size} - {max_tokens}; '
                 'take shorter ones, or lower --rl_tokens'
             )
         shape = shape._replace(block_size=min(shape.block_size, ceil_to(needed, 64)))

@@ -40,7 +40,7 @@ import plan
 import runtime
 import shards
 import tokenizer as tokenizers
-from configurator import configure
+from configurator import check_ranges, configure
 from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
 
@@ -372,15 +372,7 @@ def check(names: list[str]) -> None:
     )  # fmt: skip
     expected = f'expected all, or some of {", ".join(MEASURES)} separated by commas'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
-    wrong += [
-        f'{name} is {config[name]}, expected at least {low}'
-        for name, low in least.items()
-        if config[name] < low
-    ]
-    if vocab_size > 2**16:
-        wrong.append(f'vocab_size is {vocab_size}, expected at most 65536: shards hold uint16 ids')
-    if wrong:
-        raise SystemExit('; '.join(wrong))
+    check_ranges(config, least=least, most=dict(vocab_size=tokenizers.MAX_VOCAB), wrong=wrong)
 
 
 def main():

@@ -1,6 +1,6 @@
 r"""
-The terminal: streams that never fail a program, text made safe to print, whether colours are
-wanted, and how a message is read.
+The terminal: streams that never fail a program, text that is safe to print, colours, and reading a
+message.
 
     >>> printable('done\x1b[2J\x07')
     'done[2J'
@@ -15,7 +15,7 @@ import re
 import sys
 from typing import TextIO
 
-# C0 and C1 control characters except tab and line feed: they move the cursor, ring, or rename the window
+# C0 and C1 control characters except tab and line feed: they move the cursor, ring, rename windows
 CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')
 # Bracketed paste: a terminal in this mode marks where a pasted text begins and ends
 PASTE_ON, PASTE_OFF = '\x1b[?2004h', '\x1b[?2004l'
@@ -26,15 +26,17 @@ READER_LEFT = 141  # the exit status of a Unix tool that SIGPIPE ended: 128 + 13
 
 def set_up(must_finish: bool, missing: str = 'replace') -> None:
     """
-    Call first in a program: from then on the state of stdout and stderr is no error of the program.
+    Call first in a program: from then on a broken stdout or stderr does not fail it.
 
-    must_finish: True for a program that writes files. When the reader of its stdout exits (`| head`,
-    a closed terminal), it goes on and its output is dropped. A program that only prints ends: quietly,
-    with the exit status of a Unix tool. A second call changes must_finish alone, for programs whose
-    settings decide it.
-    missing: how stdout shows a character that its encoding lacks (an error handler of codecs).
-    A stream that is closed or None, as after `>&-`, is replaced by os.devnull, stdin too. One without
-    an encoding (a notebook's, a StringIO) stays as it is.
+    must_finish: True for a program that writes files. When the reader of its stdout exits
+    (`| head`, a closed terminal), the program continues and its output is dropped. A program that
+    only prints exits quietly, with the status of a Unix tool. A second call changes must_finish
+    alone, for programs whose settings decide it.
+
+    missing: the error handler of codecs for a character that the encoding of stdout lacks.
+
+    A stream that is closed or None, as after `>&-`, is replaced by os.devnull, also stdin. A stream
+    without an encoding (a notebook's, a StringIO) stays as it is.
     """
     if sys.stdin is None or getattr(sys.stdin, 'closed', False):
         sys.stdin = open(os.devnull, encoding='utf-8')
@@ -48,11 +50,11 @@ def set_up(must_finish: bool, missing: str = 'replace') -> None:
             stream = Console(stream)
             setattr(sys, name, stream)
         if isinstance(stream, Console):
-            stream.must_finish = must_finish or name == 'stderr'  # a result goes to stdout
+            stream.must_finish = must_finish or name == 'stderr'  # results go to stdout
 
 
 class Console:
-    """A text stream whose reader may exit: what is written after that goes to os.devnull."""
+    """A text stream whose reader may exit. What is written after that goes to os.devnull."""
 
     def __init__(self, stream: io.TextIOWrapper):
         self.stream = stream
@@ -63,7 +65,7 @@ class Console:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        # Not in attempt(): the last flush comes from the interpreter, when it is too late to exit
+        # Not in attempt(): the interpreter flushes last, when it is too late to exit
         if self.reader_left and not self.must_finish:
             raise SystemExit(READER_LEFT)
         self.attempt(self.stream.write, text)
@@ -82,11 +84,12 @@ class Console:
         except OSError as error:
             if error.errno in NOBODY_READS:
                 self.drop_output()
-            elif not self.must_finish:  # say, a full disk: what a program only prints is its result
+            elif not self.must_finish:  # a full disk, say: here the output is the result
                 raise SystemExit(f'{self.stream.name}: {error.strerror}') from None
 
     def drop_output(self) -> None:
-        """Point the file descriptor at os.devnull: child processes and C++ code must not fail either."""
+        """Point the file descriptor at os.devnull, so that child processes and C++ code do not fail
+        either."""
         self.reader_left = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
@@ -94,18 +97,19 @@ class Console:
 
 
 def printable(text: str) -> str:
-    """The text without the control characters that a model must not send to a terminal."""
+    """The text without control characters, which a model must not send to a terminal."""
     return CONTROL.sub('', text)
 
 
 def visible(text: str) -> str:
-    r"""The text with line breaks as \n and other characters that cannot be printed as \x1b."""
-    spelled = lambda c: c if c.isprintable() else c.encode('unicode_escape').decode('ascii')
-    return ''.join(map(spelled, text))
+    r"""The text with line breaks spelled \n, an escape \x1b, and so on."""
+    return ''.join(
+        c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
+    )
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Whether to colour what is written to stream: a terminal, and NO_COLOR (no-color.org) is not set."""
+    """True for a terminal, unless NO_COLOR (no-color.org) is set."""
     return stream is not None and stream.isatty() and not os.environ.get('NO_COLOR')
 
 
@@ -115,9 +119,9 @@ def enable_line_editing() -> None:
         import readline
     except ImportError:
         return
-    # GNU readline inserts a pasted text, line breaks included, without its marks, and returns it
-    # as one line. libedit does not know the marks. Quoted by ^V they stay in the line, as they do
-    # without readline: see read_message.
+    # GNU readline returns a pasted text as one message, line breaks included and marks removed.
+    # libedit does not know the marks. Quoted by ^V they stay in the line, as they do without
+    # readline; read_message removes them
     if 'libedit' in (readline.__doc__ or ''):
         for mark in (r'\e[200~', r'\e[201~'):
             readline.parse_and_bind(f"bind -s '{mark}' '^V{mark}'")
@@ -125,10 +129,10 @@ def enable_line_editing() -> None:
 
 def read_message(symbol: str) -> str:
     """
-    A line of stdin, without a byte order mark; symbol is the prompt.
+    A line of stdin without a byte order mark. symbol: the prompt. EOFError at the end of input.
 
-    On a terminal a pasted text of several lines is one message. input() returns it whole (GNU
-    readline), or line by line with the terminal's marks still in it (libedit, no readline).
+    On a terminal, a pasted text of several lines is one message. input() returns it whole (GNU
+    readline) or line by line, with the terminal's marks still in it (libedit, no readline).
     """
     has_modes = os.environ.get('TERM', 'dumb') != 'dumb'  # not Windows' console, nor Emacs' shell
     if not (has_modes and sys.stdin.isatty() and sys.stdout.isatty()):

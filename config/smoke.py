@@ -1,5 +1,5 @@
-# Seconds on two cores: a small model and a few steps on the embedded world. Meant to show that everything works on a
-# machine, not to be good.
+# A smoke test: a small model and a few steps on the embedded world, seconds on two cores. It shows
+# that everything works on a machine; the model is not good.
 #
 # $ python train.py config/smoke.py
 # $ python sample.py
@@ -11,7 +11,7 @@ n_layer = 2
 n_head = 2
 n_embd = 128
 block_size = 128
-batch_size = 16  # 16 * 128 = 2,048 tokens a step
+batch_size = 16  # 16 * 128 = 2,048 tokens per step
 
 max_iters = 200
 eval_interval = 100

@@ -1,4 +1,4 @@
-# Direct preference optimisation: of two answers the better one.
+# Direct preference optimisation: make the better of two answers more likely.
 #
 # $ python train.py config/tinyworld_dpo.py
 
@@ -8,7 +8,7 @@ out_dir = 'out/tinyworld/dpo'
 auto_resume = True
 dataset = 'tinyworld/dpo'
 
-batch_size = 32  # 16 pairs
+batch_size = 32  # 16 pairs per step
 max_iters = 30
 learning_rate = 2e-4
 dpo_beta = 0.1

@@ -1,11 +1,12 @@
-# Midtraining: the pretrained model meets the format of a conversation, multiple choice and the calculator.
+# Midtraining: the pretrained model learns the format of a conversation, multiple choice and the
+# calculator.
 #
 # $ python train.py config/tinyworld_mid.py
 
 stage = 'mid'
-init_from = 'out/tinyworld/pretrain'  # its weights, architecture and rates
+init_from = 'out/tinyworld/pretrain'  # weights, architecture and rates
 out_dir = 'out/tinyworld/mid'
-auto_resume = True  # started again, it goes on where it stopped
+auto_resume = True  # run the command again to resume
 dataset = 'tinyworld/mid'
 
 batch_size = 4

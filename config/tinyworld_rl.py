@@ -1,7 +1,7 @@
-# Reinforcement learning: word problems of two and three steps, of which only the answer is known.
+# Reinforcement learning: word problems of two and three steps. Only their answers are known.
 #
-# The people whose answers sft imitated did most of these in their head, and a small model cannot. It finds out by
-# itself that the calculator pays.
+# The solutions that sft imitates compute most of these without the calculator, which a small model
+# cannot. In this stage it discovers that the calculator pays.
 #
 # $ python train.py config/tinyworld_rl.py
 
@@ -9,15 +9,15 @@ stage = 'rl'
 init_from = 'out/tinyworld/dpo'
 out_dir = 'out/tinyworld/rl'
 auto_resume = True
-dataset = 'tinyworld/sft'  # its held-out conversations show what the rest of the model does meanwhile
+dataset = 'tinyworld/sft'  # its held-out conversations show whether the model forgets the rest
 rl_skills = 'two_step,three_step'
 
-rl_samples = 8  # answers to each question
+rl_samples = 8  # answers per question
 rl_tokens = 70  # three calls and a sentence
 batch_size = 64
-gradient_accumulation_steps = 2  # 16 questions a step
+gradient_accumulation_steps = 2  # 2 * 64 / 8 = 16 questions per step
 max_iters = 32
-learning_rate = 2.5e-4  # twice that forgets more of what is not practised
+learning_rate = 2.5e-4  # at twice that the model forgets more of what it does not practise
 eval_interval = 16
 eval_problems = 30
 log_interval = 4

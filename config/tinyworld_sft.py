@@ -1,4 +1,5 @@
-# Supervised fine-tuning: answers to all that people may ask, imitated. Only what the assistant says counts.
+# Supervised fine-tuning: imitate good answers to everything people may ask. Only the tokens of the
+# assistant count.
 #
 # $ python train.py config/tinyworld_sft.py
 

@@ -1,5 +1,5 @@
-# GPT-2 (124M) on OpenWebText, nanoGPT's reproduction: by its README val loss 2.85 after 4 days on 8 A100s.
-# Not measured here.
+# GPT-2 (124M) on OpenWebText, nanoGPT's reproduction. Its README gives a val loss of 2.85 after 4
+# days on 8 A100s; not measured here.
 #
 # $ python data/openwebtext/prepare.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
@@ -16,13 +16,12 @@ n_head = 12
 n_embd = 768
 block_size = 1024
 
-# 12 rows * 1,024 tokens * 5 micro-batches * 8 GPUs = 491,520 tokens a step, about GPT-2's half a million.
-# On fewer GPUs each takes more micro-batches: the step stays the same.
+# 12 rows * 1,024 tokens * 5 micro-batches * 8 GPUs = 491,520 tokens per step, about GPT-2's half a
+# million. On fewer GPUs each runs more micro-batches; the step stays the same
 batch_size = 12
 gradient_accumulation_steps = 5 * 8
 
-# 300B tokens
-max_iters = 600000
+max_iters = 600000  # 295B tokens
 lr_decay_iters = 600000
 
 optimizer = 'adamw'

@@ -1,17 +1,17 @@
-# nanoGPT's character-level Shakespeare on one GPU: a good sanity check, minutes long.
-# Its 10.7M parameters see the text many times over, so dropout is high and the best validation loss is kept.
+# nanoGPT's character-level Shakespeare on one GPU: a sanity check that takes minutes. Its 10.7M
+# parameters see the text many times, so dropout is high and the best checkpoint is kept.
 #
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/train_shakespeare_char.py
 # $ python sample.py --out_dir=out-shakespeare-char
 #
-# On a laptop take config/shakespeare_char_cpu.py, or nanoGPT's own long command line (see the README).
+# On a laptop, use config/shakespeare_char_cpu.py, or nanoGPT's command line for a CPU (README.md).
 
 out_dir = 'out-shakespeare-char'
 dataset = 'shakespeare_char'
 
-eval_interval = 250  # often, because it will over-fit
-eval_iters = 200  # * 64 rows * 256 characters is more than there are: all of the validation text
+eval_interval = 250  # often, because the model overfits
+eval_iters = 200  # 200 * 64 rows are more than exist: all of the validation text
 log_interval = 10
 always_save_checkpoint = False  # keep the best as best.pt
 
@@ -19,7 +19,7 @@ wandb_log = False
 wandb_project = 'shakespeare-char'
 wandb_run_name = 'mini-gpt'
 
-# 64 * 256 = 16,384 characters a step
+# 64 * 256 = 16,384 characters per step
 gradient_accumulation_steps = 1
 batch_size = 64
 block_size = 256
@@ -31,8 +31,8 @@ n_embd = 384
 dropout = 0.2
 
 learning_rate = 1e-3
-max_iters = 5000  # 82M characters, the text 82 times over
+max_iters = 5000  # 82M characters: 82 epochs
 lr_decay_iters = 5000
 min_lr = 1e-4
-beta2 = 0.99  # few tokens a step
+beta2 = 0.99  # a step has few tokens
 warmup_iters = 100

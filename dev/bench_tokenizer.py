@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 import console
-from configurator import configure
+from configurator import check_ranges, configure
 
 text_mb = 100.0  # millions of bytes of text to train on, from what this Python has installed
 bpe_vocab_size = 32768  # ids of the tokenizer
@@ -243,9 +243,7 @@ def show(kind: str, size: int, found: dict[str, dict]) -> None:
 def main() -> None:
     console.set_up(must_finish=False)
     config = configure(globals())
-    for name, least in dict(text_mb=0.1, bpe_vocab_size=256, bpe_repeats=1, seed=0).items():
-        if config[name] < least:
-            raise SystemExit(f'{name} is {config[name]}, expected at least {least}')
+    check_ranges(config, least=dict(text_mb=0.1, bpe_vocab_size=256, bpe_repeats=1, seed=0))
 
     # 1) Texts: what is installed, what of it is natural language, and what repeats nothing
     cores = os.cpu_count()

@@ -32,7 +32,7 @@ import disk
 import plan
 import runlog
 import runtime
-from configurator import configure
+from configurator import check_ranges, configure
 
 out_dir = 'out/dial'  # one folder per run, the table and the plot
 dataset = 'stdlib'  # plain text: depth 3 reads 29 million of its ids
@@ -248,13 +248,12 @@ def main() -> None:
         raise SystemExit(
             'the plot needs matplotlib, which is not installed; run: pip install ".[report]"'
         )
-    if jobs < 1 or min(listed(depths, int)) < 1:
-        raise SystemExit(f"jobs is {jobs} and depths is '{depths}', expected at least 1 each")
-    if min(listed(seeds, int)) < 0:
-        raise SystemExit(f"seeds is '{seeds}', expected numbers of at least 0")
     rates = listed(factors, float)
+    wrong = []
     if 1.0 not in rates:
-        raise SystemExit(f"factors is '{factors}', expected 1 among them: the derived rate")
+        wrong.append(f"factors is '{factors}', expected 1 among them: the derived rate")
+    smallest = dict(depths=min(listed(depths, int)), seeds=min(listed(seeds, int)))
+    check_ranges(dict(jobs=jobs, **smallest), least=dict(jobs=1, depths=1, seeds=0), wrong=wrong)
 
     # 2) Runs
     runs = wanted(listed(depths, int), rates, listed(seeds, int))

@@ -38,7 +38,7 @@ from tools import calculate
 
 
 def naive_row(ids, k, T, bos):
-    """DESIGN's rule, read aloud: from the first bos at or after k * T and before (k + 1) * T,
+    """Stream's rule, word by word: from the first bos at or after k * T and before (k + 1) * T,
     else from k * T."""
     for start in range(k * T, (k + 1) * T):
         if ids[start] == bos:
@@ -111,9 +111,8 @@ def test_a_bos_near_the_end_never_makes_a_row_short(tmp_path, count):
         assert rows_of(Stream(found, Shape(0, 2, 4), bos=BOS, shuffle=False), 0) == expected
 
 
-@pytest.mark.parametrize(
-    'rows_per_step', [1, 3, 5, 17, 40]
-)  # of 17 rows: steps span epochs, and small data wraps
+# of 17 rows: steps span epochs, and small data wraps around
+@pytest.mark.parametrize('rows_per_step', [1, 3, 5, 17, 40])
 @pytest.mark.parametrize('seed', [1337, 7])
 def test_row_g_of_a_run_is_where_the_law_says(shards, rows_per_step, seed):
     reader = Stream(shards, Shape(rows_per_step, 2, 6, seed=seed), bos=BOS)
@@ -125,9 +124,7 @@ def test_row_g_of_a_run_is_where_the_law_says(shards, rows_per_step, seed):
         expected = order[step * rows_per_step : (step + 1) * rows_per_step]
         assert reader.rows(step) == expected
         assert rows_of(reader, step) == [naive_row(shards.ids, k, 6, BOS) for k in expected]
-    assert [naive_order(g, 17, seed) for g in range(17)] != [
-        naive_order(17 + g, 17, seed) for g in range(17)
-    ]
+    assert order[:17] != order[17:34]
 
 
 def test_orders_of_past_epochs_are_forgotten(shards):
@@ -144,15 +141,14 @@ def test_a_step_is_a_pure_function_of_its_number(shards):
         fresh = [tuple(batch[:3]) for batch in Stream(shards, shape, bos=BOS)[step]]
         again = [tuple(batch[:3]) for batch in reader[step]]
         assert len(fresh) == len(again) > 0
-        assert all(
-            torch.equal(a, b) for one, other in zip(fresh, again) for a, b in zip(one, other)
-        )
+        for one, other in zip(fresh, again):
+            assert all(torch.equal(a, b) for a, b in zip(one, other))
+    # reading another step in between changes nothing
     halves = iter(reader[2])
     next(halves)
-    middle = rows_of(reader, 7)  # another step read in between does not disturb it
-    assert [batch.inputs.tolist() for batch in halves] == [
-        b.inputs.tolist() for b in list(reader[2])[1:]
-    ]
+    middle = rows_of(reader, 7)
+    rest = [batch.inputs.tolist() for batch in halves]
+    assert rest == [batch.inputs.tolist() for batch in list(reader[2])[1:]]
     assert middle == rows_of(Stream(shards, shape, bos=BOS), 7)
 
 
@@ -175,16 +171,14 @@ def test_ranks_share_a_step_in_micro_batches_of_one_shape(
         assert set(weights.tolist()) <= {0.0, 1 / (wanted * 6)}
         mine = [rows_of(reader, step) for reader in ranks]
         assert sum(map(len, mine)) == wanted  # the others are filler
-        dealt = [
-            mine[j % world_size][j // world_size] for j in range(wanted)
-        ]  # ranks take rows r, r + N, …
+        # rank r takes rows r, r + world_size, …
+        dealt = [mine[j % world_size][j // world_size] for j in range(wanted)]
         assert dealt == [naive_row(shards.ids, k, 6, BOS) for k in ranks[0].rows(step)]
     (rows, T), *more = shapes
     assert not more and T == 6 and 1 <= rows <= batch_size
     assert len(counts) == 1
-    assert (rows * counts.pop() - -(-wanted // world_size)) < -(
-        -wanted // world_size
-    )  # less than half is filler
+    fullest = -(-wanted // world_size)
+    assert rows * counts.pop() < 2 * fullest  # less than half is filler
 
 
 def test_float32_weights_are_float32(shards):
@@ -242,15 +236,11 @@ def test_a_masked_step_is_divided_by_all_its_supervised_targets(world_size):
     ranks = [Masked(5, shape._replace(rank=rank)) for rank in range(world_size)]
     for step in range(6):
         total = sum(ranks[0].rows(step))
-        counted = [
-            (batch.inputs[0, 0], w)
-            for reader in ranks
-            for batch in reader[step]
-            for w in batch.weights.sum(1)
-        ]
+        parts = [batch for reader in ranks for batch in reader[step]]
+        counted = [(batch.inputs[0, 0], w) for batch in parts for w in batch.weights.sum(1)]
         assert abs(sum(float(w) for _, w in counted) - 1) < 1e-12
         assert all(abs(float(w) - int(r) / total) < 1e-12 for r, w in counted)
-    nothing = Masked(1, Shape(2, 2, 4))  # its only row has no supervised target: loss 0, not 0 / 0
+    nothing = Masked(1, Shape(2, 2, 4))  # no supervised target: loss 0, not 0 / 0
     assert all(batch.weights.eq(0).all() for batch in nothing[0])
 
 
@@ -265,8 +255,7 @@ def test_a_batch_goes_to_a_device_and_keeps_the_rest(shards):
     assert {of_pairs.share.device.type, of_pairs.reference.device.type} == {'meta'}
 
 
-# ---- conversations: what the readers below read, and an account of it that knows nothing of
-# headers
+# ---- conversations for the readers below, with what the assistant says known by construction
 
 SPECIAL = {name: 256 + i for i, name in enumerate(conversation.SPECIAL)}
 TALK = BPETokenizer(PATTERN, [], SPECIAL)  # 265 ids
@@ -280,11 +269,12 @@ CHATML = Chat(
 
 
 class Talks:
-    """Random conversations as lists of (id, does the assistant say it). Every id of text occurs
-    once in all of them."""
+    """Random conversations as lists of (id, whether the assistant says it). An id of text occurs
+    only once in all of them."""
 
     def __init__(self, seed=0):
-        self.rng, self.next = np.random.default_rng(seed), 300
+        self.rng = np.random.default_rng(seed)
+        self.next = 300
 
     def text(self, mean, said):
         count = 1 + int(self.rng.poisson(mean))
@@ -332,15 +322,15 @@ def full_rows(reader, step=0):
     rows = []
     for batch in reader[step]:
         assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
-        for ids, last, weights in zip(
-            batch.inputs.tolist(), batch.targets[:, -1:].tolist(), batch.weights.tolist()
-        ):
-            rows += [(ids + last, weights)] if any(weights) else []
+        rows_of_batch = torch.cat((batch.inputs, batch.targets[:, -1:]), 1).tolist()
+        for ids, weights in zip(rows_of_batch, batch.weights.tolist()):
+            if any(weights):
+                rows.append((ids, weights))
     return rows
 
 
 def taught(rows):
-    """Every target with a weight, row after row."""
+    """The targets with a weight, row by row."""
     return [i for ids, weights in rows for i, w in zip(ids[1:], weights) if w]
 
 
@@ -348,7 +338,7 @@ def taught(rows):
 
 
 def naive_best_fit(sizes, capacity):
-    """What is left of each row, looked for among all rows."""
+    """The room left in each row, by searching all rows for the best fit."""
     rooms = []
     for size in sorted(sizes, reverse=True):
         fitting = [room for room in rooms if room >= size]
@@ -371,15 +361,15 @@ def test_best_fit_is_the_naive_one(seed):
 
 
 def test_a_hundred_thousand_conversations_fill_their_rows():
-    """Lengths as those of SmolTalk in shape: log-normal, a few hundred ids."""
+    """Lengths distributed like SmolTalk's: log-normal, a few hundred ids."""
     sizes = np.clip(np.random.default_rng(0).lognormal(5.5, 1, 100_000).astype(np.int64), 4, 2049)
     row_of, num_rows = best_fit(sizes, 2049)
     assert np.bincount(row_of, sizes).max() <= 2049
     assert sizes.sum() / (num_rows * 2049) > 0.999
 
 
-def test_a_file_is_looked_through_in_parts_that_fit_together(tmp_path):
-    """More ids than are read at a time, and a document that is longer than that by itself."""
+def test_reading_a_file_in_parts_gives_the_same_counts(tmp_path):
+    """More ids than are read at a time, with a document longer than that."""
     part = ids_of(Talks().some(1000))
     long = [BOS_, USER, 5, USER_END, ASSISTANT, *[7] * 1_500_000, ASSISTANT_END]
     ids = np.concatenate((np.tile(part, 80), long, np.tile(part, 40)))
@@ -390,30 +380,27 @@ def test_a_file_is_looked_through_in_parts_that_fit_together(tmp_path):
     said = np.concatenate(([False], CHAT.is_spoken(ids)))
     for size in (20, len(ids)):
         kept = said & (np.arange(len(ids)) - np.repeat(starts[:-1], np.diff(starts)) < size)
-        assert np.array_equal(
-            count_spoken(shards, CHAT, starts, size), np.add.reduceat(kept.astype(int), starts[:-1])
-        )
+        expected = np.add.reduceat(kept.astype(int), starts[:-1])
+        assert np.array_equal(count_spoken(shards, CHAT, starts, size), expected)
 
 
 @pytest.mark.parametrize('T', [6, 11, 24, 60, 200])
 @pytest.mark.parametrize('shard_tokens', [10**9, 97])
 def test_packed_teaches_every_word_of_the_assistants_once_an_epoch(tmp_path, T, shard_tokens):
     talks = Talks(T).some(300)
-    assert (
-        max(map(len, talks)) > 60 > 30 > min(map(len, talks))
-    )  # whatever T is, some are cut or some are packed
-    reader = Packed(
-        shards_of(tmp_path, ids_of(talks), shard_tokens), CHAT, Shape(0, 7, T, dtype=torch.float64)
-    )
+    # for every T, some are cut or some are packed
+    assert max(map(len, talks)) > 60 > 30 > min(map(len, talks))
+    shards = shards_of(tmp_path, ids_of(talks), shard_tokens)
+    reader = Packed(shards, CHAT, Shape(0, 7, T, dtype=torch.float64))
     rows = full_rows(reader)
     assert sorted(taught(rows)) == sorted(spoken_of(talks))
     assert all(len(ids) == T + 1 for ids, _ in rows) and len(rows) == reader.num_rows
     assert {w for _, weights in rows for w in weights} <= {0.0, 1 / len(spoken_of(talks))}
-    # no id is laid down twice, but for the headers that cut conversations repeat
+    # no id occurs twice, except headers, which the pieces of cut conversations repeat
     text = [i for ids, _ in rows for i in ids if i >= 300]
     assert len(text) == len(set(text))
     assert [i for i in set(spoken_of(talks)) - set(text) if i >= 300] == []
-    for ids, weights in rows:  # in order, and under the context it had
+    for ids, weights in rows:  # in order and in context
         assert ids[0] == BOS_
         assert [w > 0 for w in weights] == CHAT.is_spoken(ids).tolist()
 
@@ -425,9 +412,8 @@ def test_whole_conversations_lie_whole_in_full_rows(tmp_path):
     rows = full_rows(reader)
     ends = [np.flatnonzero(np.array(ids) == BOS_) for ids, _ in rows]
     found = [part.tolist() for (ids, _), cuts in zip(rows, ends) for part in np.split(ids, cuts)]
-    assert sorted(part for part in found if len(part) > 1) == sorted(
-        ids_of([talk]) for talk in talks
-    )
+    whole = sorted(part for part in found if len(part) > 1)
+    assert whole == sorted(ids_of([talk]) for talk in talks)
     assert sum(len(talk) for talk in talks) / (len(rows) * (T + 1)) > 0.99
     oracle = {i: said for talk in talks for i, said in talk if i >= 300}
     for ids, weights in rows:
@@ -446,13 +432,11 @@ def test_packed_chatml_masks_row_by_row_as_piece_by_piece(tmp_path):
     talks = [CHATML.render(talk) for talk in messages]
     for T in (40, 150):
         reader = Packed(shards_of(tmp_path, sum(talks, [])), CHATML, Shape(0, 4, T))
-        expected = sorted(
-            i for ids in talks for i, said in zip(ids[1:], CHATML.is_spoken(ids)) if said
-        )
+        masked = [pair for ids in talks for pair in zip(ids[1:], CHATML.is_spoken(ids))]
+        expected = sorted(i for i, said in masked if said)
         assert sorted(taught(full_rows(reader))) == expected
-        assert expected.count(258) == sum(
-            m['role'] == 'assistant' for talk in messages for m in talk
-        )
+        roles = [message['role'] for talk in messages for message in talk]
+        assert expected.count(258) == roles.count('assistant')
         assert {ord('B'), ord('b')} <= set(expected) and not {ord('a'), ord('c')} & set(expected)
 
 
@@ -460,7 +444,7 @@ def test_packed_chatml_masks_row_by_row_as_piece_by_piece(tmp_path):
 def test_every_step_has_something_to_teach_where_all_conversations_are_too_long(
     tmp_path, rows_per_step
 ):
-    """Trap 2: long questions, one word of answer; no step without a supervised target, no 0 / 0."""
+    """Long questions, answers of one word: each step has a supervised target, so no 0 / 0."""
     talks = []
     for n in range(9):
         question = [(USER, False), *Talks(n).text(90, False), (USER_END, False)]
@@ -468,17 +452,13 @@ def test_every_step_has_something_to_teach_where_all_conversations_are_too_long(
         talks.append([(BOS_, False), *question, *answer])
     T = 16
     assert min(map(len, talks)) > 3 * T
-    reader = Packed(
-        shards_of(tmp_path, ids_of(talks)), CHAT, Shape(rows_per_step, 2, T, dtype=torch.float64)
-    )
+    shape = Shape(rows_per_step, 2, T, dtype=torch.float64)
+    reader = Packed(shards_of(tmp_path, ids_of(talks)), CHAT, shape)
     seen = []
     for step in range(20):
         parts = list(reader[step])
-        assert (
-            sum(b.metrics['supervised'] for b in parts)
-            == sum(int((b.weights > 0).sum()) for b in parts)
-            > 0
-        )
+        supervised = sum(b.metrics['supervised'] for b in parts)
+        assert supervised == sum(int((b.weights > 0).sum()) for b in parts) > 0
         assert abs(sum(float(b.weights.sum()) for b in parts) - 1) < 1e-12
         seen += taught(full_rows(reader, step))
     epoch = seen[: len(seen) // (20 * rows_per_step) * reader.num_rows]
@@ -486,7 +466,6 @@ def test_every_step_has_something_to_teach_where_all_conversations_are_too_long(
 
 
 def test_a_packed_corpus_smaller_than_a_step_lasts_for_epochs(tmp_path):
-    """Trap 17."""
     talks = Talks().some(3)
     reader = Packed(shards_of(tmp_path, ids_of(talks)), CHAT, Shape(8, 4, max(map(len, talks))))
     assert (len(reader), 1 <= reader.num_rows <= 3) == (1, True)
@@ -499,19 +478,17 @@ def test_a_packed_corpus_smaller_than_a_step_lasts_for_epochs(tmp_path):
 def test_limited_rows_are_the_same_for_every_seed_and_stand_for_all(tmp_path):
     talks = Talks().some(400)
     shards = shards_of(tmp_path, ids_of(talks))
-    make = lambda seed, limit: Packed(
-        shards, CHAT, Shape(0, 8, 40, seed=seed), shuffle=False, limit=limit
-    )
+
+    def make(seed, limit):
+        return Packed(shards, CHAT, Shape(0, 8, 40, seed=seed), shuffle=False, limit=limit)
+
     whole, some, other = make(1, None), make(1, 20), make(2, 20)
     ids = [[row for row, _ in full_rows(reader)] for reader in (whole, some, other)]
-    assert ids[1] == ids[2] == ids[0][:20] and (some.num_rows, make(1, 0).num_rows) == (
-        20,
-        whole.num_rows,
-    )
+    assert ids[1] == ids[2] == ids[0][:20]
+    assert (some.num_rows, make(1, 0).num_rows) == (20, whole.num_rows)
     per_row = [[row.count(BOS_) for row in rows] for rows in (ids[0], ids[1])]
-    assert (
-        min(per_row[1]) < np.mean(per_row[0]) < max(per_row[1])
-    )  # best fit alone puts the longest talks first
+    # best fit alone would put the longest talks first
+    assert min(per_row[1]) < np.mean(per_row[0]) < max(per_row[1])
 
 
 def test_conversations_without_an_answer_are_named(tmp_path):
@@ -546,9 +523,8 @@ def test_pairs_are_padded_once_to_the_longest_document(tmp_path, capsys, block_s
     documents[3] = [*documents[3][:-1], *Talks(9).text(0, True) * 90, (ASSISTANT_END, True)]
     longest, count = max(map(len, documents)), sum(len(d) > block_size + 1 for d in documents)
     assert 90 < longest < 129
-    reader = Pairs(
-        shards_of(tmp_path, ids_of(documents), 77), CHAT, Shape(0, 6, block_size), shuffle=False
-    )
+    shards = shards_of(tmp_path, ids_of(documents), 77)
+    reader = Pairs(shards, CHAT, Shape(0, 6, block_size), shuffle=False)
     assert reader.shape.block_size == T
     said = capsys.readouterr().out
     assert (f'{count} of 40 documents' in said and said.count('\n') == 1) if count else said == ''
@@ -556,16 +532,15 @@ def test_pairs_are_padded_once_to_the_longest_document(tmp_path, capsys, block_s
     for (ids, weights), document in zip(rows, documents):
         expected = (document + [(BOS_, False)] * T)[: T + 1]
         assert ids == [i for i, _ in expected]
-        assert weights == [float(said) for _, said in expected[1:]]  # 1, not divided by anything
+        assert weights == [float(said) for _, said in expected[1:]]  # undivided
     assert len(rows) == 40
 
 
 def test_a_document_that_just_fits_is_not_padded_further(tmp_path):
     for length, T in ((65, 64), (66, 128), (64, 64)):
         document = [BOS_, USER, 5, USER_END, ASSISTANT, *[6] * (length - 6), ASSISTANT_END]
-        assert (
-            Pairs(shards_of(tmp_path, document * 2), CHAT, Shape(2, 2, 512)).shape.block_size == T
-        )
+        reader = Pairs(shards_of(tmp_path, document * 2), CHAT, Shape(2, 2, 512))
+        assert reader.shape.block_size == T
 
 
 @pytest.mark.parametrize('world_size', [1, 2, 5])
@@ -575,16 +550,14 @@ def test_pairs_stay_together_with_their_shares_and_references(
 ):
     documents = preferences(7)
     number = {tuple(i for i, _ in document): n for n, document in enumerate(documents)}
-    shards, shape = (
-        shards_of(tmp_path, ids_of(documents)),
-        Shape(rows_per_step, batch_size, 64, dtype=torch.float64),
-    )
+    shards = shards_of(tmp_path, ids_of(documents))
+    shape = Shape(rows_per_step, batch_size, 64, dtype=torch.float64)
     reference = -np.arange(14) - 0.25
     ranks = [
         Pairs(shards, CHAT, shape._replace(rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
-    assert next(ranks[0][0]).reference is None  # the model has not been asked yet
+    assert next(ranks[0][0]).reference is None  # not computed yet
     for reader in ranks:
         reader.reference = reference
     pairs = (rows_per_step or 14) // 2
@@ -594,14 +567,11 @@ def test_pairs_stay_together_with_their_shares_and_references(
             mine = []
             for batch in reader[step]:
                 assert len(batch.inputs) % 2 == 0 and len(batch.inputs) <= batch_size
-                assert torch.equal(
-                    batch.share > 0, batch.weights.any(1)
-                )  # nothing for rows that a rank lacks
-                assert (
-                    set(batch.share.tolist()) <= {0.0, 1 / pairs}
-                    and batch.reference[batch.share == 0].eq(0).all()
-                )
-                rows = torch.cat((batch.inputs, batch.targets[:, -1:]), 1)[batch.share > 0].tolist()
+                mine_alone = batch.share > 0  # without rows that the rank lacks
+                assert torch.equal(mine_alone, batch.weights.any(1))
+                assert set(batch.share.tolist()) <= {0.0, 1 / pairs}
+                assert batch.reference[~mine_alone].eq(0).all()
+                rows = torch.cat((batch.inputs, batch.targets[:, -1:]), 1)[mine_alone].tolist()
                 rows = [number[(BOS_, *(i for i in ids if i != BOS_))] for ids in rows]
                 assert all(b == a + 1 and a % 2 == 0 for a, b in zip(rows[::2], rows[1::2]))
                 assert batch.reference[: len(rows)].tolist() == reference[rows].tolist()
@@ -631,9 +601,8 @@ def test_what_is_wrong_with_pairs_is_named(tmp_path):
         Pairs(good, CHAT, Shape(4, 2, 64), reference=[0.0] * 4)
     one_line(stop, '4 log-probabilities', '6 rows')
     for limit, rows in ((None, 6), (0, 6), (1, 2), (2, 2), (5, 4), (99, 6)):
-        assert Pairs(good, CHAT, Shape(0, 2, 64), limit=limit, shuffle=False).rows(0) == list(
-            range(rows)
-        )
+        reader = Pairs(good, CHAT, Shape(0, 2, 64), limit=limit, shuffle=False)
+        assert reader.rows(0) == list(range(rows))
 
 
 # ---- Rollouts
@@ -649,19 +618,20 @@ QUESTIONS[2]['messages'] = [
 
 
 def fake_generate(prompts, numbers, n, seed):
-    """Answers that depend on the stream alone, as the engine's do: words, now and then a call,
-    and an end or none."""
+    """Answers that depend on the stream alone, as the engine's do: words, sometimes a call, and an
+    end or none."""
     samples = []
     for number in numbers:
         for j in range(n):
             rng = np.random.default_rng((*seed, number, j))
-            ids, spoken = rng.integers(97, 123, 1 + rng.integers(9)).tolist(), []
-            spoken += [True] * len(ids)
+            ids = rng.integers(97, 123, 1 + rng.integers(9)).tolist()
+            spoken = [True] * len(ids)
             if rng.random() < 0.5:
                 ids += [PYTHON, 49, PYTHON_END, OUTPUT, 50, OUTPUT_END]
                 spoken += [True] * 3 + [False] * 3
             ended = rng.random() < 0.7
-            ids, spoken = ids + [ASSISTANT_END] * ended, spoken + [True] * ended
+            ids += [ASSISTANT_END] * ended
+            spoken += [True] * ended
             text = TALK.decode(i for i in ids if i < 256 and i != 49 and i != 50)
             reason = 'stop' if ended else 'length'
             samples.append(SimpleNamespace(ids=ids, spoken=spoken, text=text, finish_reason=reason))
@@ -669,41 +639,36 @@ def fake_generate(prompts, numbers, n, seed):
 
 
 def fake_grade(problem, text):
-    """A third of the answers is right, whatever is asked; question 3 is always answered well and
-    5 never."""
+    """A third of the answers is right. Those to question 3 are always right, those to 5 never."""
     return {3: 1.0, 5: 0.1}.get(problem['answer'], float(sum(map(ord, text)) % 3 == 0))
 
 
 def rollouts(
-    shape,
-    generate=fake_generate,
-    samples=4,
-    max_tokens=20,
-    add_up=list,
-    note=None,
+    shape, generate=fake_generate, samples=4, max_tokens=20, add_up=list, note=None,
     problems=QUESTIONS,
-):
+):  # fmt: skip
     return Rollouts(generate, fake_grade, problems, CHAT, shape, samples, max_tokens, add_up, note)
 
 
 def naive_grpo(shape, step, samples=4):
-    """{(ids of a row without its padding): [weights of its answer's targets]}, and the metrics,
-    sample by sample."""
+    """{(ids of a row without padding): [weights of its answer's targets]} and the metrics, sample
+    by sample."""
     questions = shape.rows_per_step // samples
     order = [naive_order(g, 7, shape.seed) for g in range(step * questions, (step + 1) * questions)]
-    weights, count, rewards, flat, cut, lengths = {}, 0, [], 0, 0, []
+    weights, rewards, lengths = {}, [], []
+    flat = cut = 0
     for q, problem in enumerate(order):
         prompt = CHAT.prompt(QUESTIONS[problem]['messages'])
         group = fake_generate([prompt], [q], samples, (shape.seed, step))
         marks = [fake_grade(QUESTIONS[problem], sample.text) for sample in group]
         for sample, mark in zip(group, marks):
             advantage = mark - sum(marks) / len(marks) if len(set(marks)) > 1 else 0.0
-            weights[q, problem, tuple(prompt + sample.ids)] = [
-                advantage * said for said in sample.spoken
-            ]
+            key = q, problem, tuple(prompt + sample.ids)
+            weights[key] = [advantage * said for said in sample.spoken]
             lengths.append(sum(sample.spoken))
             cut += sample.finish_reason != 'stop'
-        rewards, flat = rewards + marks, flat + (len(set(marks)) == 1)
+        rewards += marks
+        flat += len(set(marks)) == 1
     count = sum(lengths)
     weights = {key[2]: [w / count for w in row] for key, row in weights.items() if any(row)}
     rows = shape.rows_per_step
@@ -716,16 +681,14 @@ def naive_grpo(shape, step, samples=4):
 
 
 def all_ranks(make, shape, world_size, step):
-    """The micro-batches of every rank. A first pass hears what the ranks want added up, a second
-    gets the sums."""
-    heard, ranks = (
-        [],
-        [shape._replace(rank=rank, world_size=world_size) for rank in range(world_size)],
-    )
+    """The micro-batches of every rank. The first pass collects the numbers that add_up gets, the
+    second gets their sums."""
+    heard = []
+    ranks = [shape._replace(rank=rank, world_size=world_size) for rank in range(world_size)]
     for rank in ranks:
         list(make(rank, add_up=lambda numbers: heard.append(numbers) or numbers)[step])
     sums = [sum(column) for column in zip(*heard)]
-    assert not heard or len(heard) == world_size  # one word a step
+    assert not heard or len(heard) == world_size  # called once per step
     return [list(make(rank, add_up=lambda numbers: sums)[step]) for rank in ranks]
 
 
@@ -739,19 +702,15 @@ def test_rollouts_weigh_answers_as_the_naive_formula(world_size, batch_size):
         got = dict.fromkeys(metrics, 0.0)
         for mine in ranks:
             assert len(mine) >= 1 and all(batch.metrics == {} for batch in mine[1:])
-            assert all(
-                batch.weights.any() for batch in mine[1:]
-            )  # no micro-batch that teaches nothing, but the first
+            # every micro-batch teaches something, except perhaps the first
+            assert all(batch.weights.any() for batch in mine[1:])
             assert {tuple(batch.inputs.shape) for batch in mine} == {(mine[0].inputs.shape[0], 64)}
             got = {name: got[name] + mine[0].metrics[name] for name in got}
         assert got == pytest.approx(metrics, abs=1e-12)
-        every = [
-            row
-            for mine in ranks
-            for b in mine
-            for row in zip(b.inputs.tolist(), b.weights.tolist())
-        ]
-        rows = [(ids, row) for ids, row in every if any(row)]
+        rows = []
+        for batch in (batch for mine in ranks for batch in mine):
+            pairs = zip(batch.inputs.tolist(), batch.weights.tolist())
+            rows += [(ids, row) for ids, row in pairs if any(row)]
         assert len(rows) == len(weights)
         for ids, row in rows:
             key = next(key for key in weights if tuple(ids[: len(key)]) == key)
@@ -762,14 +721,13 @@ def test_rollouts_weigh_answers_as_the_naive_formula(world_size, batch_size):
     assert seen > 20
 
 
-def test_streams_are_told_apart_the_same_way_on_every_rank():
+def test_streams_have_the_same_numbers_on_any_number_of_ranks():
     def heard(world_size):
         said = {}
 
         def generate(prompts, numbers, n, seed):
-            said.update(
-                {number: (tuple(prompt), n, seed) for prompt, number in zip(prompts, numbers)}
-            )
+            for prompt, number in zip(prompts, numbers):
+                said[number] = (tuple(prompt), n, seed)
             return fake_generate(prompts, numbers, n, seed)
 
         for rank in range(world_size):
@@ -783,14 +741,13 @@ def test_streams_are_told_apart_the_same_way_on_every_rank():
 
 @pytest.mark.parametrize('world_size', [2, 5])
 def test_a_real_engine_says_the_same_on_any_number_of_ranks(world_size):
-    """Token by token, calls of the calculator included, and what it says is what the mask calls
-    the assistant's."""
+    """Token by token, calls of the calculator included; the mask agrees on what it has sampled."""
     torch.manual_seed(0)
     config = GPTConfig(
         block_size=64, vocab_size=TALK.vocab_size, n_layer=2, n_head=2, n_embd=32, zero_init=False
     )
     model = GPT(config).double()
-    with torch.no_grad():  # special tokens likelier, so that there are calls and ends
+    with torch.no_grad():  # make special tokens likely: calls and ends
         model.lm_head.weight[256:265] *= 30
     engine = Engine(model, TALK, CHAT, calculate, rows=4, slots=64)
     said = []
@@ -805,21 +762,15 @@ def test_a_real_engine_says_the_same_on_any_number_of_ranks(world_size):
     shape, rows = Shape(12, 4, 64, dtype=torch.float64), []
     for count in (1, world_size):
         every = [batch for mine in all_ranks(make, shape, count, 3) for batch in mine]
-        rows.append(
-            sorted(
-                (row, w)
-                for b in every
-                for row, w in zip(b.inputs.tolist(), b.weights.tolist())
-                if any(w)
-            )
-        )
+        pairs = [pair for b in every for pair in zip(b.inputs.tolist(), b.weights.tolist())]
+        rows.append(sorted((row, w) for row, w in pairs if any(w)))
     assert rows[0] == rows[1] and len(rows[0]) > 4
     assert any(OUTPUT in sample.ids for sample in said)
     assert {sample.finish_reason for sample in said} == {'stop', 'length'}
 
 
 def test_a_step_without_signal_teaches_nothing_and_says_so():
-    assert np.mean([0.1] * 3) != 0.1  # which is no advantage
+    assert np.mean([0.1] * 3) != 0.1  # a rounding error must not count as an advantage
     reader = rollouts(Shape(6, 4, 64), samples=3, problems=[QUESTIONS[3], QUESTIONS[5]])
     (batch,) = reader[0]
     assert not batch.weights.any() and batch.inputs.shape == (3, 64)
@@ -833,9 +784,8 @@ def test_rollouts_note_one_answer_a_step_with_its_calls():
         for step in range(8):
             list(reader[step])
     assert len(notes) == 8 and {tuple(note) for note in notes} == {('prompt', 'text', 'reward')}
-    assert {note['prompt'] for note in notes} <= {
-        problem['messages'][-1]['content'] for problem in QUESTIONS
-    }
+    questions = {problem['messages'][-1]['content'] for problem in QUESTIONS}
+    assert {note['prompt'] for note in notes} <= questions
     assert {'<<1=2>>' in note['text'] for note in notes} == {True, False}
 
 
@@ -867,27 +817,22 @@ def test_what_is_wrong_with_rollouts_is_named_before_anything_is_generated():
         with pytest.raises(SystemExit) as stop:
             rollouts(**arguments, generate=None)
         one_line(stop, *words)
-    assert (
-        rollouts(Shape(8, 4, 512)).shape.block_size == 64
-    )  # the longest question and answer, rounded up
+    # rows hold the longest question and answer, rounded up to 64
+    assert rollouts(Shape(8, 4, 512)).shape.block_size == 64
     assert rollouts(Shape(8, 4, 512), max_tokens=60).shape.block_size == 128
 
 
-# ---- the law for all of them: what a step adds up to does not depend on how its rows are dealt
+# ---- for all readers: the sums of a step do not depend on how its rows are dealt
 
 
 def toy(batch):
-    """Loss and metrics of a model that is a formula; Pairs by DPO's, the others by the weighted
-    one."""
+    """Loss and metrics of a formula instead of a model. For Pairs the loss is DPO's."""
     nll = torch.sin(0.37 * batch.inputs + 1.3 * batch.targets) ** 2
     if batch.share is None:
         return {'loss': float((batch.weights * nll).sum()), **batch.metrics}
     rows = -(batch.weights * nll).sum(1) - batch.reference
-    return {
-        'loss': float(
-            (batch.share[::2] * torch.nn.functional.softplus(rows[1::2] - rows[::2])).sum()
-        )
-    }
+    losses = torch.nn.functional.softplus(rows[1::2] - rows[::2])
+    return {'loss': float((batch.share[::2] * losses).sum())}
 
 
 @pytest.mark.parametrize('name', ['stream', 'packed', 'pairs', 'rollouts'])
@@ -912,15 +857,12 @@ def test_splits_and_ranks_agree(tmp_path, name):
                         sums[key] = sums.get(key, 0.0) + x
                 results.append(sums)
         assert all(result == pytest.approx(results[0], abs=1e-12) for result in results)
-        assert abs(results[0]['loss']) > 1e-3 and len({*results[0]}) == {
-            'packed': 2,
-            'rollouts': 5,
-        }.get(name, 1)
+        assert abs(results[0]['loss']) > 1e-3
+        assert len(results[0]) == {'packed': 2, 'rollouts': 5}.get(name, 1)
 
 
 def test_a_row_never_holds_a_conversation_twice(tmp_path):
-    """Best fit lays conversations of one length side by side, and so the copies that a mixture
-    makes."""
+    """Best fit puts conversations of one length side by side, so also the copies of a mixture."""
     talks = Talks().some(40)
     once = shards_of(tmp_path, ids_of(talks))
     shards = Shards(once.paths * 3, [len(once)] * 3, 65536, copies=[0, 1, 2])
@@ -930,10 +872,9 @@ def test_a_row_never_holds_a_conversation_twice(tmp_path):
     for ids, _ in rows:
         text = [i for i in ids if i >= 300]
         assert len(text) == len(set(text))
-    careless = Shards(once.paths * 3, [len(once)] * 3, 65536)  # the oracle sees what it looks for
-    texts = [
-        [i for i in ids if i >= 300] for ids, _ in full_rows(Packed(careless, CHAT, Shape(0, 8, T)))
-    ]
+    careless = Shards(once.paths * 3, [len(once)] * 3, 65536)  # without copies
+    rows = full_rows(Packed(careless, CHAT, Shape(0, 8, T)))
+    texts = [[i for i in ids if i >= 300] for ids, _ in rows]
     assert any(len(text) > len(set(text)) for text in texts)
 
 
@@ -948,15 +889,12 @@ def test_ahead_gives_what_the_reader_gives(shards, steps):
     for step in steps:
         ours, theirs = list(ahead[step]), list(reader[step])
         assert len(ours) == len(theirs)
-        assert all(
-            torch.equal(a, b)
-            for one, other in zip(ours, theirs)
-            for a, b in zip(one[:3], other[:3])
-        )
+        for one, other in zip(ours, theirs):
+            assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3]))
 
 
 class Noted:
-    """A reader that notes which steps it was asked for, and whose third one fails."""
+    """A reader that notes the steps it was asked for. Step 3 fails."""
 
     def __init__(self):
         self.asked = []
@@ -990,7 +928,7 @@ def test_an_error_in_the_thread_is_raised_where_its_step_is_asked_for():
     assert list(ahead[5]) == []
 
 
-# ---- trap 25: memory
+# ---- memory
 
 MEMORY = """
 import sys
@@ -1008,7 +946,8 @@ def resident():
 steps = Ahead(Stream(Data(sys.argv[1]).split('train'), Shape(8, 8, 1024), bos=50256), 'cpu')
 for step in range(3):
     steps[step]
-before, peak = resident(), 0  # early: the first 200 steps touch most of a mapped file
+before = resident()  # early: the first 200 steps touch most of a mapped file
+peak = 0
 for step in range(3, 5003):
     steps[step]
     if step % 50 == 0:
@@ -1021,7 +960,7 @@ print('growth', peak - before)
     not sys.platform.startswith('linux'), reason='resident memory is read from /proc/self/status'
 )
 def test_memory_stays_bounded_over_5000_steps(tmp_path, run_program):
-    """A file of 200 MB; a reader that maps or keeps it would grow by most of that, ours by less
+    """A file of 200 MB. A reader that maps or keeps it would grow by most of that, ours by less
     than 30 MB."""
     (tmp_path / 'data').mkdir()
     part = (np.arange(2**20) % 50257).astype('<u2').tobytes()

@@ -1,4 +1,4 @@
-"""What reaches a terminal and is read from one; programs whose terminal or pipe fails them."""
+"""Text to and from a terminal; programs whose terminal or pipe breaks."""
 
 import ctypes.util
 import importlib.util
@@ -12,16 +12,15 @@ import time
 import pytest
 from conftest import ROOT
 
-import checkpoint
 import console
 import runlog
 import shards
 from tokenizer import CharTokenizer
 
 TRAIN = [
-    sys.executable, 'train.py', 'config/smoke.py', '--n_layer=1', '--n_embd=16', '--block_size=16', '--batch_size=2',
-    '--log_interval=1', '--max_iters=1000000', '--eval_interval=1000000', '--sample_prompts=the', '--max_new_tokens=8',
-    '--device=cpu',
+    sys.executable, 'train.py', 'config/smoke.py', '--n_layer=1', '--n_embd=16', '--block_size=16',
+    '--batch_size=2', '--log_interval=1', '--max_iters=1000000', '--eval_interval=1000000',
+    '--sample_prompts=the', '--max_new_tokens=8', '--device=cpu',
 ]  # fmt: skip
 on_unix = pytest.mark.skipif(os.name == 'nt', reason='pipes, terminals and descriptors of Unix')
 
@@ -112,13 +111,13 @@ def test_a_pasted_text_is_one_message(in_terminal, editing):
 
 @pytest.mark.parametrize('stdin', [b'\xef\xbb\xbfone\r\ntwo', b'one\ntwo\n'])
 def test_piped_lines_are_messages(monkeypatch, capsys, stdin):
-    """And Windows' byte order mark is no part of the first."""
+    """Without Windows' byte order mark."""
     monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(stdin), encoding='utf-8'))
     assert [console.read_message(''), console.read_message('')] == ['one', 'two']
-    assert capsys.readouterr().out == ''  # a pipe is not told to mark what is pasted
+    assert capsys.readouterr().out == ''  # no request for marks goes to a pipe
 
 
-def test_a_terminal_that_knows_no_modes_is_left_alone(monkeypatch, capsys):
+def test_a_terminal_without_modes_gets_no_request(monkeypatch, capsys):
     monkeypatch.setenv('TERM', 'dumb')
     monkeypatch.setattr('sys.stdin', Terminal('one\n'))
     monkeypatch.setattr('sys.stdout.isatty', lambda: True)
@@ -148,11 +147,11 @@ import console
 finishes, path = sys.argv[1] == 'finishes', sys.argv[2]
 console.set_up(must_finish=finishes)
 print('first', flush=True)
-input()  # until nobody reads
+input()  # until the reader is gone
 for _ in range(3):
     print('more', flush=True)
     print('more', file=sys.stderr)
-subprocess.run([sys.executable, '-c', 'print(1, flush=True)'], check=True)  # a child does not suffer from it either
+subprocess.run([sys.executable, '-c', 'print(1, flush=True)'], check=True)  # a child
 with open(path, 'w', encoding='utf-8') as file:
     file.write('whole')
 print('done')  # the interpreter flushes this
@@ -161,7 +160,7 @@ print('done')  # the interpreter flushes this
 
 @pytest.fixture
 def speaker(tmp_path):
-    """speaker(code, *arguments, env={}, **Popen's) -> a Popen of a program that imports console alone."""
+    """speaker(code, *arguments, env={}, **of_popen) -> Popen of a program that imports console."""
 
     def start(code, *arguments, env=None, **more):
         environment = {**os.environ, 'PYTHONPATH': str(ROOT), **(env or {})}
@@ -172,7 +171,7 @@ def speaker(tmp_path):
 
 
 def lose_reader(program, descriptor):
-    """Read a line, leave, and have the program go on; its exit status."""
+    """Read a line, close the reader, let the program continue. Returns its exit status."""
     with open(descriptor, 'rb') as reader:
         assert reader.readline().strip() == b'first'
     program.communicate(b'\n', timeout=60)
@@ -193,7 +192,7 @@ def terminal():
 @pytest.mark.parametrize('channel', [pipe, terminal])
 @pytest.mark.parametrize('kind, status', [('finishes', 0), ('prints only', console.READER_LEFT)])
 def test_a_reader_that_leaves(speaker, tmp_path, channel, kind, status):
-    """As `| head -n1` does, or a terminal that is closed: quiet, and what writes files writes them."""
+    """Like `| head -n1` or a closed terminal: no complaint, and files are written."""
     reader, writer = channel()
     with open(tmp_path / 'stderr', 'wb') as stderr:
         program = speaker(SPEAKER, kind, tmp_path / 'file', stdout=writer, stderr=stderr)
@@ -213,8 +212,8 @@ def test_stdout_and_stderr_lost_together(speaker, tmp_path):
 
 
 @on_unix
-def test_a_reader_who_has_read_enough_before_the_last_flush(speaker):
-    """Nothing is left to be ended then, and the interpreter has nothing to complain of."""
+def test_a_reader_that_leaves_before_the_last_flush(speaker):
+    """The program is over by then; the interpreter must not complain."""
     code = "import console\nconsole.set_up(must_finish=False)\ninput()\nprint('never read')"
     reader, writer = pipe()
     buffered = {'PYTHONUNBUFFERED': ''}
@@ -227,8 +226,14 @@ def test_a_reader_who_has_read_enough_before_the_last_flush(speaker):
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_a_full_disk_under_stdout(speaker):
-    code = "import console, sys\nconsole.set_up(len(sys.argv) > 1)\nprint('x', flush=True)\nprint('y', file=sys.stderr)"
-    for arguments, said, status in ((['finishes'], b'y\n', 0), ([], b'<stdout>: No space left on device\n', 1)):
+    code = (
+        'import console, sys\nconsole.set_up(len(sys.argv) > 1)\n'
+        "print('x', flush=True)\nprint('y', file=sys.stderr)"
+    )
+    for arguments, said, status in (
+        (['finishes'], b'y\n', 0),
+        ([], b'<stdout>: No space left on device\n', 1),
+    ):
         with open('/dev/full', 'wb') as full:
             program = speaker(code, *arguments, stdout=full, stderr=subprocess.PIPE)
             assert program.communicate(timeout=60)[1] == said
@@ -248,19 +253,27 @@ def test_streams_that_are_closed(speaker, tmp_path):
     assert (tmp_path / 'file').read_text(encoding='utf-8') == 'whole'
 
 
-@pytest.mark.parametrize('missing, shown', [('replace', b'? \xe4'), ('backslashreplace', b'\\u0436 \xe4')])
+@pytest.mark.parametrize(
+    'missing, shown', [('replace', b'? \xe4'), ('backslashreplace', b'\\u0436 \xe4')]
+)
 def test_a_character_that_the_encoding_lacks(speaker, missing, shown):
     code = (
         'import console, sys\nconsole.set_up(must_finish=False, missing=sys.argv[1])\n'
         "print('\\u0436 \\xe4')\nsys.exit('\\u0436')"
     )
-    program = speaker(code, missing, env={'PYTHONIOENCODING': 'cp1252'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = speaker(
+        code,
+        missing,
+        env={'PYTHONIOENCODING': 'cp1252'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     stdout, stderr = program.communicate(timeout=60)
     assert (stdout.rstrip(), stderr.rstrip(), program.returncode) == (shown, b'\\u0436', 1)
 
 
 class NotebookStream:
-    """What a kernel has: it writes and flushes, and has no `reconfigure`, `closed` or `fileno`."""
+    """A kernel's stream has no `reconfigure`, `closed` or `fileno`."""
 
     def write(self, text):
         pass
@@ -290,26 +303,38 @@ def test_setting_up_again_wraps_no_stream_twice(monkeypatch):
 
 
 @on_unix
-def test_a_file_is_written_though_nobody_reads_what_is_said(tmp_path):
-    """tokenizer.py without stdout and stderr, its bars included, and a name that the console's cp1252 lacks."""
+def test_a_file_is_written_though_nobody_reads_the_output(tmp_path):
+    """tokenizer.py with its progress bars, stdout and stderr broken; the name is not in cp1252."""
     (tmp_path / 'ж.txt').write_text('low lower lowest ' * 50, encoding='utf-8')
     reader, writer = pipe()
     os.close(reader)
-    command = [sys.executable, ROOT / 'tokenizer.py', '--input=ж.txt', '--out=ж.json', '--vocab_size=262']
+    command = [sys.executable, ROOT / 'tokenizer.py']
+    training = ['--input=ж.txt', '--out=ж.json', '--vocab_size=262']
     environment = {**os.environ, 'PYTHONIOENCODING': 'cp1252'}
-    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=writer, env=environment, timeout=120)
+    done = subprocess.run(
+        command + training,
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=writer,
+        env=environment,
+        timeout=120,
+    )
     os.close(writer)
     assert done.returncode == 0
     shown = subprocess.run(
-        [*command[:2], '--out=ж.json', '--show=ж low'], cwd=tmp_path, capture_output=True, env=environment, timeout=120
+        [*command, '--out=ж.json', '--show=ж low'],
+        cwd=tmp_path,
+        capture_output=True,
+        env=environment,
+        timeout=120,
     )
-    assert (shown.returncode, shown.stderr) == (0, b'')  # an error of the console's would blame ж.json
+    assert (shown.returncode, shown.stderr) == (0, b'')  # an encoding error would blame ж.json
     assert shown.stdout.startswith(b'\\xd0|\\xb6| low|')
 
 
 @on_unix
 def test_a_run_outlives_the_terminal(tmp_path, corpora):
-    """Hung up, train.py saves and ends, though what it then says reaches nobody."""
+    """After a hang-up train.py saves and ends, though nobody reads its output."""
     import fcntl
     import termios
 
@@ -320,7 +345,8 @@ def test_a_run_outlives_the_terminal(tmp_path, corpora):
     master, slave = terminal()
     out = tmp_path / 'out'
     run = subprocess.Popen(
-        [*TRAIN, f'--dataset={corpora}', f'--out_dir={out}'], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave,
+        [*TRAIN, f'--dataset={corpora}', f'--out_dir={out}'], cwd=ROOT,
+        stdin=slave, stdout=slave, stderr=slave,
         env={**os.environ, 'OMP_NUM_THREADS': '1'}, preexec_fn=own_terminal,
     )  # fmt: skip
     os.close(slave)
@@ -335,13 +361,17 @@ def test_a_run_outlives_the_terminal(tmp_path, corpora):
 @on_unix
 @pytest.mark.parametrize('ranks', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
-    """`python train.py 2>&1 | head`, and Ctrl-C later: the log goes on, and the checkpoint is saved."""
+    """`python train.py 2>&1 | head`, Ctrl-C later: the log continues, the checkpoint is saved."""
     out = tmp_path / 'out'
-    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'] if ranks > 1 else []
+    torchrun = (
+        ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'] if ranks > 1 else []
+    )
     command = [TRAIN[0], *torchrun, *TRAIN[1:], f'--dataset={corpora}', f'--out_dir={out}']
     run = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        # a background job ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     said = b''
     while b'tokens/s' not in said:
@@ -350,12 +380,14 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
         said += more
     run.stdout.close()
     try:
-        seen, deadline = len(runlog.read_log(out / 'log.jsonl')), time.monotonic() + 120
-        while len(runlog.read_log(out / 'log.jsonl')) < seen + 20 and time.monotonic() < deadline:
+        log = out / 'log.jsonl'
+        enough = len(runlog.read_log(log)) + 20
+        deadline = time.monotonic() + 120
+        while len(runlog.read_log(log)) < enough and time.monotonic() < deadline:
             assert run.poll() is None
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
-        assert run.wait(120) == (0 if ranks == 1 else 1)  # torchrun's own answer to Ctrl-C is 1
+        assert run.wait(120) == (0 if ranks == 1 else 1)  # torchrun exits with 1 after Ctrl-C
     finally:
         run.kill()
     assert checkpoint.load(out / 'ckpt.pt')['step'] >= 20
@@ -363,12 +395,17 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
 
 @on_unix
 def test_a_program_is_found_through_a_link_and_without_its_folder_on_the_path(tmp_path):
-    """PYTHONSAFEPATH=1 is python -P. report.py reads train.py's settings from the file beside it."""
+    """PYTHONSAFEPATH=1 is python -P. report.py reads the settings of the train.py beside it."""
     (tmp_path / 'link.py').symlink_to(ROOT / 'report.py')
-    (tmp_path / 'log.jsonl').write_text('{"config": {"stage": "pretrain"}, "machine": {}}\n', encoding='utf-8')
-    environment = {name: x for name, x in os.environ.items() if name != 'PYTHONPATH'} | {'PYTHONSAFEPATH': '1'}
+    (tmp_path / 'log.jsonl').write_text(
+        '{"config": {"stage": "pretrain"}, "machine": {}}\n', encoding='utf-8'
+    )
+    environment = {name: x for name, x in os.environ.items() if name != 'PYTHONPATH'}
+    environment['PYTHONSAFEPATH'] = '1'
     command = [sys.executable, 'link.py', '.']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120
+    )
     assert (done.returncode, done.stdout) == (0, 'report.md\n'), done.stderr
 
 
@@ -377,14 +414,16 @@ def test_a_program_is_found_through_a_link_and_without_its_folder_on_the_path(tm
 
 @pytest.fixture(scope='module')
 def notebook(oracle):
-    """notebook(code, press_at='…') -> what it prints. The kernel is interrupted once press_at was printed."""
+    """notebook(code, press_at='…') -> its output. Interrupts the kernel when press_at appears."""
     oracle('ipykernel')
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import KernelManager
 
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, name):
-            return KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'])
+            return KernelSpec(
+                argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+            )
 
     manager = KernelManager(kernel_spec_manager=ThisPython())
     manager.start_kernel(cwd=str(ROOT), env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -414,10 +453,11 @@ def notebook(oracle):
 STATE = """
 import signal, sys, optim, torch
 def process_state():
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    handlers = [signal.getsignal(number) for number in signals]
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    deterministic = torch.get_deterministic_debug_mode(), fills, torch.get_float32_matmul_precision()
-    return handlers, sys.excepthook, deterministic, sys.stdout, sys.stderr
+    mode = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
+    return handlers, sys.excepthook, fills, mode, sys.stdout, sys.stderr
 state_before = process_state()
 """
 BREAKS = """
@@ -427,7 +467,7 @@ optim.Optimizer.norm = lambda self: 1 / 0
 
 @on_unix
 def test_programs_in_a_notebook_leave_it_as_it_was(notebook, tmp_path, corpora):
-    """The run and its end, the next program and the next run, the interrupt button, and runs that fail."""
+    """After a run, another program, the interrupt button, and runs that fail."""
     out = tmp_path / 'out'
     train = f'%run {" ".join(TRAIN[1:])} --out_dir={out}'
     assert notebook(STATE) == ''

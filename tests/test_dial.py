@@ -75,7 +75,7 @@ def test_what_cannot_be_is_said_before_hours_of_training(monkeypatch, tmp_path, 
     oracle('matplotlib')
     (tmp_path / 'file').write_bytes(b'')
     for setting, value, said in (
-        ('seeds', '1,-1', "seeds is '1,-1', expected numbers of at least 0"),
+        ('seeds', '1,-1', 'seeds is -1, expected at least 0'),
         ('out_dir', str(tmp_path / 'file'), f'out_dir {tmp_path / "file"} cannot be written'),
     ):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:

@@ -1,10 +1,8 @@
-"""plan.py: what a preset and a depth imply, and how long a run is."""
-
-import ast
+"""plan.py: what a preset and a depth imply, how long a run is, what memory it needs."""
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import train_defaults
 
 import plan
 import runtime
@@ -13,24 +11,12 @@ from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
 
 
-def train_settings():
-    """{name: default} of train.py's settings, from its source: the program cannot be imported."""
-    settings = {}
-    for node in ast.parse((ROOT / 'train.py').read_text(encoding='utf-8')).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            try:
-                settings[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:  # no setting
-                continue
-    return {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str, type(None)))}
-
-
 def configured(*argv):
-    return configure(train_settings(), derive=plan.derive, argv=list(argv))
+    return configure(train_defaults(), derive=plan.derive, argv=list(argv))
 
 
 def one_line(stop, *words):
-    """The words of an error for the user, checked to be one line that holds each of `words`."""
+    """Check that an error for the user is one line that contains each of `words`."""
     message = str(stop.value.code)
     assert '\n' not in message
     assert [word for word in map(str, words) if word not in message] == [], message
@@ -45,13 +31,13 @@ def test_a_preset_gives_its_row(preset):
     assert plan.derive(dict(preset=preset, depth=0), frozenset()) == row
     config = configured(f'--preset={preset}')
     assert {name: config[name] for name in PRESETS[preset]} == PRESETS[preset]
-    expected = {**train_settings(), **PRESETS[preset], 'preset': preset}
-    assert dict(config) == expected  # and nothing else changes
-    assert set(PRESETS[preset]) == set(PRESETS['nano'])  # so that no preset leaves a switch to chance
+    expected = {**train_defaults(), **PRESETS[preset], 'preset': preset}
+    assert dict(config) == expected  # nothing else changes
+    assert set(PRESETS[preset]) == set(PRESETS['nano'])  # every preset sets every switch
 
 
 def test_the_default_preset_is_what_the_defaults_say():
-    assert dict(configured()) == train_settings()
+    assert dict(configured()) == train_defaults()
     assert configured().describe() == ''
 
 
@@ -78,7 +64,8 @@ def test_an_unknown_preset_and_a_negative_depth_are_named():
 
 @pytest.mark.parametrize('depth, n_embd, n_head', [
     (1, 64, 1), (4, 256, 4), (7, 448, 7),  # heads of 64
-    (8, 512, 4), (9, 640, 5), (10, 640, 5), (12, 768, 6), (20, 1280, 10), (32, 2048, 16),  # heads of 128
+    # heads of 128
+    (8, 512, 4), (9, 640, 5), (10, 640, 5), (12, 768, 6), (20, 1280, 10), (32, 2048, 16),
 ])  # fmt: skip
 def test_the_width_follows_the_depth(depth, n_embd, n_head):
     config = configured('--preset=nano', f'--depth={depth}')
@@ -87,18 +74,23 @@ def test_the_width_follows_the_depth(depth, n_embd, n_head):
     assert {name: config[name] for name in PRESETS['nano']} == PRESETS['nano']
 
 
-def test_heads_are_whole_and_of_the_size_that_is_said():
+def test_heads_are_whole_and_of_64_or_128():
     for depth in range(1, 65):
         config = configured(f'--depth={depth}')
         head_dim = 64 if 64 * depth < 512 else 128
         assert config['n_embd'] == config['n_head'] * head_dim
         assert 0 <= config['n_embd'] - 64 * depth < head_dim  # rounded up, by less than a head
-        model_config = GPTConfig(**{name: config[name] for name in ('n_layer', 'n_head', 'n_embd', 'n_kv_head')})
+        model_config = GPTConfig(
+            **{name: config[name] for name in ('n_layer', 'n_head', 'n_embd', 'n_kv_head')}
+        )
         assert model_config.head_dim == head_dim
 
 
-def test_turning_the_dial_goes_one_way():
-    configs = [configured(f'--depth={depth}', '--batch_size=1', '--block_size=64') for depth in range(1, 40)]
+def test_a_larger_depth_moves_each_setting_one_way():
+    configs = [
+        configured(f'--depth={depth}', '--batch_size=1', '--block_size=64')
+        for depth in range(1, 40)
+    ]
     for small, large in zip(configs, configs[1:]):
         assert small['n_layer'] < large['n_layer'] and small['n_embd'] <= large['n_embd']
         assert small['learning_rate'] >= large['learning_rate'] > 0
@@ -107,44 +99,58 @@ def test_turning_the_dial_goes_one_way():
     assert configs[-1]['learning_rate'] < configs[0]['learning_rate'] / 4
 
 
-def test_the_dial_stands_at_its_reference():
-    config, reference = configured('--depth=12', '--batch_size=32', '--block_size=1024'), plan.REFERENCE
+def test_the_dial_gives_its_reference_and_scales_from_it():
+    config = configured('--depth=12', '--batch_size=32', '--block_size=1024')
+    reference = plan.REFERENCE
     assert config['learning_rate'] == pytest.approx(reference['learning_rate'])
     assert config['weight_decay'] == pytest.approx(reference['weight_decay'])
-    assert config['gradient_accumulation_steps'] * 32 * 1024 == reference['rows_tokens'] == 2**19
-    # four times the depth: a quarter of the rate, 4^-0.8 of the decay; 2**5 times the depth: 2**6 times the batch
+    assert (
+        config['gradient_accumulation_steps'] * 32 * 1024 == reference['tokens_per_step'] == 2**19
+    )
+    # 4 times the depth: 1/4 of the rate, 4^-0.8 of the decay
     deeper = configured('--depth=48', '--batch_size=32', '--block_size=1024')
     assert deeper['learning_rate'] == pytest.approx(reference['learning_rate'] / 4)
     assert deeper['weight_decay'] == pytest.approx(reference['weight_decay'] / 4**0.8)
+    # 32 times the depth: 64 times the batch
     rows = [configured(f'--depth={depth}', '--batch_size=1', '--block_size=1') for depth in (2, 64)]
-    assert rows[1]['gradient_accumulation_steps'] / rows[0]['gradient_accumulation_steps'] == pytest.approx(64, 1e-3)
+    small, large = [config['gradient_accumulation_steps'] for config in rows]
+    assert large / small == pytest.approx(64, 1e-3)
 
 
 @pytest.mark.parametrize('given', [
-    'n_layer=3', 'n_head=2', 'n_embd=96', 'learning_rate=0.125', 'weight_decay=0.0', 'gradient_accumulation_steps=5',
-    'target_param_data_ratio=8.0', *(f'{name}={train_settings()[name]}' for name in ('n_layer', 'weight_decay')),
+    'n_layer=3', 'n_head=2', 'n_embd=96', 'learning_rate=0.125', 'weight_decay=0.0',
+    'gradient_accumulation_steps=5', 'target_param_data_ratio=8.0',
+    *(f'{name}={train_defaults()[name]}' for name in ('n_layer', 'weight_decay')),
 ])  # fmt: skip
 def test_what_is_given_wins_over_the_dial(tmp_path, given):
     name, text = given.split('=')
-    value = type(train_settings()[name])(text)
+    value = type(train_defaults()[name])(text)
     (tmp_path / 'a.py').write_text(f'{name} = {text}', encoding='utf-8')
     plain = configured('--depth=20')
     assert plain[name] != value
-    for config in (configured('--depth=20', f'--{given}'), configured(str(tmp_path / 'a.py'), '--depth=20')):
+    for config in (
+        configured('--depth=20', f'--{given}'),
+        configured(str(tmp_path / 'a.py'), '--depth=20'),
+    ):
         assert config[name] == value and name in config.explicit
-        assert {k: v for k, v in config.items() if k != name} == {k: v for k, v in plain.items() if k != name}
+        assert {k: v for k, v in config.items() if k != name} == {
+            k: v for k, v in plain.items() if k != name
+        }
 
 
 @pytest.mark.parametrize('given', ['max_iters=100', 'epochs=2'])
-def test_a_given_horizon_keeps_the_dials_away(given):
+def test_a_given_horizon_replaces_the_dials(given):
     config = configured('--depth=4', f'--{given}')
     assert config['target_param_data_ratio'] == 0.0
-    assert plan.horizon(config, config.explicit, 30, 10**6, 10**3)[0] == (100 if 'iters' in given else 60)
+    steps, _ = plan.horizon(config, config.explicit, 30, 10**6, 10**3)
+    assert steps == (100 if 'iters' in given else 60)
 
 
 def test_a_dialled_run_is_20_tokens_a_parameter():
     config = configured('--depth=2')
-    model = GPT(GPTConfig(vocab_size=65, **{name: config[name] for name in ('n_layer', 'n_head', 'n_embd')}))
+    model = GPT(
+        GPTConfig(vocab_size=65, **{name: config[name] for name in ('n_layer', 'n_head', 'n_embd')})
+    )
     count = sum(parameter.numel() for parameter in model.parameters())
     steps, why = plan.horizon(config, config.explicit, 10, count, 4096)
     assert abs(steps * 4096 - 20 * count) <= 4096 / 2
@@ -155,7 +161,7 @@ def test_a_dialled_run_is_20_tokens_a_parameter():
 
 
 @pytest.mark.parametrize('argv, steps, why', [
-    ([], train_settings()['max_iters'], 'max_iters'),
+    ([], train_defaults()['max_iters'], 'max_iters'),
     (['--max_iters=70'], 70, 'max_iters'),
     (['--max_iters=0'], 0, 'max_iters'),
     (['--epochs=3'], 36, '3 epochs of 12 steps'),
@@ -165,7 +171,9 @@ def test_a_dialled_run_is_20_tokens_a_parameter():
 ])  # fmt: skip
 def test_the_horizon_is_one_number_of_steps(argv, steps, why):
     config = configured(*argv)
-    answer = plan.horizon(config, config.explicit, steps_per_epoch=12, num_params=5000, tokens_per_step=2500)
+    answer = plan.horizon(
+        config, config.explicit, steps_per_epoch=12, num_params=5000, tokens_per_step=2500
+    )
     assert answer[0] == steps and type(answer[0]) is int
     assert why in answer[1]
 
@@ -175,8 +183,8 @@ def test_the_horizon_is_one_number_of_steps(argv, steps, why):
     (dict(max_iters=9, epochs=2.0, target_param_data_ratio=0.0), 24),
     (dict(max_iters=9, epochs=2.0, target_param_data_ratio=1.0), 2),
 ])  # fmt: skip
-def test_of_taken_over_values_the_most_special_counts(config, steps):
-    """On resume nothing need be explicit: the checkpoint's settings hold what the first run was given."""
+def test_of_inherited_values_the_ratio_comes_first_then_epochs(config, steps):
+    """On resume nothing need be explicit: the settings come from the checkpoint."""
     assert plan.horizon(config, frozenset(), 12, 5000, 2500)[0] == steps
     given = {**config, 'max_iters': 77}
     assert plan.horizon(given, frozenset({'max_iters'}), 12, 5000, 2500)[0] == 77
@@ -199,14 +207,23 @@ def test_a_negative_horizon_is_named(name):
     config = configured(f'--{name}=-3')
     with pytest.raises(SystemExit) as stop:
         plan.horizon(config, config.explicit, 12, 5000, 2500)
-    one_line(stop, f'{name} is -3', '0 or more')
+    one_line(stop, f'{name} is -3', 'at least 0')
 
 
 # ---- memory
 
 GIB = 2**30
+ONE = runtime.Ranks()
 SHAPES = [
-    dict(PRESETS[preset], n_layer=3, n_head=4, n_kv_head=n_kv_head, n_embd=64, block_size=32, vocab_size=256)
+    dict(
+        PRESETS[preset],
+        n_layer=3,
+        n_head=4,
+        n_kv_head=n_kv_head,
+        n_embd=64,
+        block_size=32,
+        vocab_size=256,
+    )
     for preset, n_kv_head in zip(PRESETS, (4, 4, 2, 1))
 ]
 NANO = dict(n_layer=4, n_head=4, n_embd=128, block_size=128, vocab_size=1536)
@@ -214,7 +231,7 @@ NANO = dict(n_layer=4, n_head=4, n_embd=128, block_size=128, vocab_size=1536)
 
 @pytest.mark.parametrize('shape', SHAPES, ids=PRESETS)
 def test_weights_and_activations_are_counted_without_a_model(shape):
-    """The arithmetic against a model: never more than there is, and not far below."""
+    """The arithmetic is a lower bound on a real model, and not far below."""
     config = GPTConfig(**shape)
     model, ids = GPT(config), torch.zeros(4, 32, dtype=torch.int64)
     assert 0.99 < plan.weights(config) / model.num_params() <= 1
@@ -226,12 +243,12 @@ def test_weights_and_activations_are_counted_without_a_model(shape):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = model(ids, ids).sum()  # as long as it lives, so do the tensors
+        loss = model(ids, ids).sum()  # keeps the tensors alive
     assert 1 < sum(kept.values()) / (4 * plan.activations(config, 4 * 32)) < 3.5
     assert loss.requires_grad
 
 
-def test_a_step_takes_as_many_gradients_as_are_counted(monkeypatch):
+def test_a_step_holds_as_many_gradients_as_are_counted(monkeypatch):
     """In Optimizer.reduce each gradient is in its parameter and in its bucket."""
     model = GPT(GPTConfig(**SHAPES[0]))
     for p in model.parameters():
@@ -264,15 +281,16 @@ def test_rows_of_a_micro_batch_on_a_cpu(shape, rows):
     settings = dict(batch_size=64, cpu_micro_batch_size=0)
     assert plan.micro_batch_rows(config, settings, 'cpu') == rows
     assert plan.micro_batch_rows(config, {**settings, 'batch_size': 1}, 'cpu') == 1
-    assert plan.micro_batch_rows(config, {**settings, 'cpu_micro_batch_size': 24}, 'cpu') == 24  # it was given
+    given = {**settings, 'cpu_micro_batch_size': 24}
+    assert plan.micro_batch_rows(config, given, 'cpu') == 24
     for device in ('cuda:0', 'mps'):
-        assert plan.micro_batch_rows(config, {**settings, 'cpu_micro_batch_size': 24}, device) == 64
+        assert plan.micro_batch_rows(config, given, device) == 64
 
 
-def refused(monkeypatch, gib, device='cpu', dtype='float32', ranks=runtime.Ranks(), **given):  # noqa: B008
-    """What check_memory says of these settings on a device of so many GiB; None where it lets them pass."""
+def refused(monkeypatch, gib, device='cpu', dtype='float32', ranks=ONE, **given):
+    """The message of check_memory for a device of `gib` GiB; None if the settings pass."""
     monkeypatch.setattr(runtime, 'memory', lambda device: gib and int(gib * GIB))
-    settings = {**train_settings(), **NANO, **given}
+    settings = {**train_defaults(), **NANO, **given}
     fields = {name: x for name, x in settings.items() if name in GPTConfig.__dataclass_fields__}
     try:
         plan.check_memory(GPTConfig(**fields), settings, device, dtype, ranks)
@@ -284,7 +302,8 @@ def refused(monkeypatch, gib, device='cpu', dtype='float32', ranks=runtime.Ranks
 
 @pytest.mark.parametrize('given', [
     dict(n_layer=10**9), dict(n_embd=10**8), dict(n_hidden=10**10), dict(n_head=10**9, head_dim=64),
-    dict(block_size=10**8), dict(block_size=10**6, bos=0, isolate=True), dict(batch_size=10**9), dict(vocab_size=10**9),
+    dict(block_size=10**8), dict(block_size=10**6, bos=0, isolate=True), dict(batch_size=10**9),
+    dict(vocab_size=10**9),
     dict(gradient_accumulation_steps=10**10), dict(block_size=10**8, positions='learned'),
     dict(block_size=10**9, eval_only=True), dict(n_layer=10**9, stage='rl'),
 ])  # fmt: skip
@@ -293,12 +312,18 @@ def test_what_cannot_fit_is_named_with_its_value(monkeypatch, given):
     for device in ('cpu', 'cuda:0'):
         message = refused(monkeypatch, 16, device, **given)
         assert f'{name} = {value}' in message and f'{device} has 16.0 GiB' in message
-    assert refused(monkeypatch, None, **given) is None  # nobody knows how much there is
+    assert refused(monkeypatch, None, **given) is None  # memory of unknown size
 
 
 def test_the_bound_is_below_what_is_needed(monkeypatch):
     gpt2 = dict(
-        PRESETS['gpt2'], n_layer=12, n_head=12, n_embd=768, vocab_size=50257, block_size=1024, optimizer='adamw'
+        PRESETS['gpt2'],
+        n_layer=12,
+        n_head=12,
+        n_embd=768,
+        vocab_size=50257,
+        block_size=1024,
+        optimizer='adamw',
     )
     assert refused(monkeypatch, 1) is None
     assert refused(monkeypatch, 0.01)
@@ -306,14 +331,14 @@ def test_the_bound_is_below_what_is_needed(monkeypatch):
     assert refused(monkeypatch, 2.5, batch_size=1, **gpt2) is None
     assert 'at least 2.3 GiB' in refused(monkeypatch, 2, batch_size=1, **gpt2)
     assert refused(monkeypatch, 0.5, eval_only=True, **gpt2) is None
-    # moments and the copy are shared by the ranks of several cards, a CPU's memory by all its processes
+    # ranks on several cards share moments and the copy; ranks on a CPU share its memory
     two = runtime.Ranks(0, 0, 2, 2)
     assert refused(monkeypatch, 2, 'cuda:0', ranks=two, batch_size=1, **gpt2) is None
     assert refused(monkeypatch, 2.5, 'cpu', ranks=two, batch_size=1, **gpt2)
     # activations of 12 rows: half as much in half precision
     assert refused(monkeypatch, 6, 'cuda:0', batch_size=12, **gpt2)
     assert refused(monkeypatch, 6, 'cuda:0', 'bfloat16', batch_size=12, **gpt2) is None
-    # rows of dpo and rl are as long as the longest text, however long the context is
+    # rows of dpo and rl are as long as the longest text, whatever block_size is
     long = dict(block_size=2**17, batch_size=32)
     assert refused(monkeypatch, 16, 'cuda:0', stage='sft', **long)
     assert refused(monkeypatch, 16, 'cuda:0', stage='dpo', **long) is None

@@ -72,7 +72,7 @@ def test_the_files_are_the_ids_as_raw_little_endian_uint16(tmp_path, shard_token
     assert list(tmp_path.glob('*.part')) == []
 
 
-def test_meta_json_holds_the_truth(tmp_path):
+def test_meta_json_holds_the_facts_of_the_shards(tmp_path):
     train, val = documents(1000, seed=1), documents(70, seed=2)
     with Writer(tmp_path, BYTES, shard_tokens=300) as out:
         out.write('train', train[:420], 400)
@@ -87,17 +87,14 @@ def test_meta_json_holds_the_truth(tmp_path):
     }
     for name, ids in (('train', train), ('val', val)):
         shards = meta['splits'][name]['shards']
-        assert [shard['tokens'] for shard in shards] == (
-            [300, 300, 300, 100] if name == 'train' else [70]
-        )
+        sizes = [300, 300, 300, 100] if name == 'train' else [70]
+        assert [shard['tokens'] for shard in shards] == sizes
         for i, shard in enumerate(shards):
             held = ids[300 * i : 300 * (i + 1)]
             assert shard['largest_id'] == held.max()
-            assert (
-                shard['sha256']
-                == hashlib.sha256((tmp_path / shard['name']).read_bytes()).hexdigest()
-            )
-            assert shard['sha256'] == hashlib.sha256(held.astype('<u2').tobytes()).hexdigest()
+            content = (tmp_path / shard['name']).read_bytes()
+            assert content == held.astype('<u2').tobytes()
+            assert shard['sha256'] == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize('bad', [[-1], [257], [0, 70000], [65535 + 1]])
@@ -120,12 +117,10 @@ def test_a_vocabulary_beyond_uint16_is_refused(tmp_path):
 def test_an_exception_keeps_the_old_data_and_leaves_nothing_else(tmp_path):
     write(tmp_path, documents(50), shard_tokens=20)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Writer(tmp_path, CharTokenizer('ab'), shard_tokens=4) as out,
-    ):
-        out.write('train', [0, 1] * 9, 18)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        with Writer(tmp_path, CharTokenizer('ab'), shard_tokens=4) as out:
+            out.write('train', [0, 1] * 9, 18)
+            raise KeyboardInterrupt
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -168,11 +163,8 @@ def test_shards_of_earlier_data_are_removed(tmp_path, first, second):
     write(tmp_path, documents(60, seed=1), documents(30, seed=1), shard_tokens=first)
     train, val = documents(60, seed=2), documents(30, seed=2)
     write(tmp_path, train, val, shard_tokens=second)
-    listed = {
-        shard['name']
-        for split in facts_of(tmp_path)['splits'].values()
-        for shard in split['shards']
-    }
+    splits = facts_of(tmp_path)['splits'].values()
+    listed = {shard['name'] for split in splits for shard in split['shards']}
     others = {'train_notes.bin', 'trainer.bin', 'input.txt', 'meta.json', 'tok.json'}
     assert {path.name for path in tmp_path.iterdir()} == listed | others
     assert Data(tmp_path).split('train').read(0, 60).tolist() == train.tolist()
@@ -245,12 +237,8 @@ def test_a_crash_at_any_moment_leaves_the_old_data_or_the_new_or_a_refusal(tmp_p
 
         return call
 
-    for owner, name in (
-        (pathlib.Path, 'replace'),
-        (pathlib.Path, 'unlink'),
-        (os, 'fsync'),
-        (os, 'replace'),
-    ):
+    operations = (pathlib.Path, 'replace'), (pathlib.Path, 'unlink'), (os, 'fsync'), (os, 'replace')
+    for owner, name in operations:
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
     seen = set()
     for survived in range(100):
@@ -307,8 +295,8 @@ def retrain(folder):
     CharTokenizer('abc').save(folder / 'tok.json')
 
 
-def hash_of_another(folder):
-    edit_meta(folder, lambda meta: meta.update(tokenizer_hash='0123456789abcdef'))
+def with_facts(**facts):
+    return lambda folder: edit_meta(folder, lambda meta: meta.update(facts))
 
 
 def id_beyond(folder):
@@ -345,27 +333,15 @@ REFUSALS = {
     'null': (put('meta.json', b'null'), ['{}/meta.json cannot be read', 'prepare']),
     'no hash': (without('tokenizer_hash'), ['{}/meta.json cannot be read', "'tokenizer_hash'"]),
     'no splits': (without('splits'), ['{}/meta.json cannot be read', "'splits'"]),
-    'splits are none': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(splits=3)),
-        ['cannot be read'],
-    ),
-    'tokenizer is none': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer=3)),
-        ['cannot be read'],
-    ),
+    'splits of a wrong type': (with_facts(splits=3), ['cannot be read']),
+    'tokenizer of a wrong type': (with_facts(tokenizer=3), ['cannot be read']),
     'another tokenizer': (retrain, ['{}/tok.json has hash', BYTES.hash[:12], 'prepare']),
     'another hash': (
-        hash_of_another,
+        with_facts(tokenizer_hash='0123456789abcdef'),
         ['{}/tok.json has hash', BYTES.hash[:12], '0123456789ab', 'prepare'],
     ),
-    'control characters': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(tokenizer_hash='\x1b[2J')),
-        ['expects [2J'],
-    ),
-    'a hash that is none': (
-        lambda f: edit_meta(f, lambda meta: meta.update(tokenizer_hash=7)),
-        ['expects 7'],
-    ),
+    'control characters': (with_facts(tokenizer_hash='\x1b[2J'), ['expects [2J']),
+    'a hash of a wrong type': (with_facts(tokenizer_hash=7), ['expects 7']),
     'a tokenizer edited by hand': (spoil_tokenizer, ['{}/tok.json', 'hash', 'prepare']),
     'no tokenizer': (remove('tok.json'), ['{}/tok.json does not exist', 'custom']),
     'odd': (
@@ -385,8 +361,8 @@ REFUSALS = {
         put('train_00001.bin', b'\0\0'),
         ['train_00001.bin', 'meta.json lists', 'prepare'],
     ),
-    'a dtype of others': (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(dtype='int64')),
+    'an unknown dtype': (
+        with_facts(dtype='int64'),
         ['{}/meta.json cannot be read', 'int64', 'prepare'],
     ),
     'id beyond': (id_beyond, ['{}/train.bin', '257', 'vocab_size = 257', 'prepare']),
