@@ -309,7 +309,8 @@ def inherit(
 
     SystemExit names the setting, both values and the path.
     """
-    # 1) The settings of the checkpoint's run. The architecture is as the model was built
+    # 1) The settings of the checkpoint's run. Its architecture is what the model was built with;
+    # dropout leaves the weights' shapes alone and may change
     ignored = rules.own
     if explicit & rules.horizon:
         ignored = ignored | rules.horizon
