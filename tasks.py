@@ -48,18 +48,19 @@ GROUPED = r'[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])'  # 1,000   1,234,567   not 1,0000
 FRACTION = r'\.[0-9]+'
 LEADING_MINUS = r'(?:(?<![\w)])[-−])?'  # of -3; in 9-3 and (2+7)-3 it is an operator
 PRICE_SIGN = r'(?:[$€£][-−]?)?'  # of $3 and $-3
+# 1,000.5 or 5.0 or .5
 DIGITS = rf'{GROUPED}(?:{FRACTION})?|[0-9]+(?:{FRACTION})?|(?<!\w){FRACTION}'
 NUMBER = rf'{LEADING_MINUS}{PRICE_SIGN}(?:{DIGITS})'
 
-# The patterns below know marks (\p{M}: an accent, an Indic vowel sign), which belong to the letter
-# before them. re does not have \p, so they need the module regex
+# The patterns below are for the module regex: re does not have \p. Marks (\p{M}: an accent, an Indic
+# vowel sign) belong to the letter before them
 
-CHARACTER = r'\p{L}\p{M}\p{N}'  # for [ ]: letters, marks and digits, of which words consist
+CHARACTER = r'\p{L}\p{M}\p{N}'  # inside [ ]: letters, marks and digits, of which words consist
 LETTER = r'\p{L}\p{M}*+'  # a letter with its marks: a   é   दि
 
 # For plain(): other spellings of the same text
-ALWAYS_INVISIBLE = r'[\u00ad\u200b\u200c\u200e\u200f\u2060\ufe00-\ufe0f\ufeff]'  # a soft hyphen
-JOINER = r'(?<![\p{So}\p{Sk}]\ufe0f?)\u200d'  # not after an emoji, where it makes another emoji
+ALWAYS_INVISIBLE = r'[\u00ad\u200b\u200c\u200e\u200f\u2060\ufe00-\ufe0f\ufeff]'  # soft hyphen, …
+JOINER = r'(?<![\p{So}\p{Sk}]\ufe0f?)\u200d'  # but after an emoji it makes another emoji
 INVISIBLE = f'{ALWAYS_INVISIBLE}|{JOINER}'
 # The sign of $5, -$5 and $-5 (the minus is kept), and the + of +5
 CURRENCY = rf'(?<![{CHARACTER})+])(-?)[$€£+](-?)(?=\.?[0-9])'
@@ -71,6 +72,7 @@ MINUS = rf'(?:(?<![{CHARACTER})])-(?=\.?[0-9]))?'  # of -5; in 9-3 it is an oper
 DECIMAL = rf'[0-9]+\.[0-9]+|(?<![{CHARACTER}.])\.[0-9]+'  # 3.5   .5
 CJK = r'[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]'  # Chinese, Japanese: one character is one word
 SUFFIX = rf'(?:\+{{2,}}+|[+#](?![{CHARACTER}#]))'  # of C++, C# and A+; not the + of 3+4
+# -3.5 or 你 or cats, -5, C++
 WORD = rf'{MINUS}(?:{DECIMAL}|{CJK}\p{{M}}*+|(?:(?!{CJK})[{CHARACTER}])++{SUFFIX}?)'
 EMOJI = r'(?=\p{So})\X'  # with its modifiers, such as a skin colour
 SIGNS = r'[\p{Sm}\p{Sc}^#%&/@\\-]++'  # >   >=   %   but not punctuation
