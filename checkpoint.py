@@ -275,21 +275,14 @@ def inherit(
 
     SystemExit names the setting, both values and the path.
     """
-    # 1) The settings of the checkpoint's run. The architecture is as the model was built
+    # 1) The settings of the checkpoint's run
     ignored = OWN | HORIZON if explicit & HORIZON else OWN
     before = {
         name: value
         for name, value in state['config'].items()
         if name in settings and name not in ignored
     }
-    architecture = {
-        name: value
-        for name, value in state['model_config'].items()
-        if name in settings and name != 'dropout'
-    }
-    for name in ('preset', 'depth'):  # from which the architecture was derived
-        if name in before:
-            architecture[name] = before[name]
+    architecture = architecture_of(state, settings)
 
     # 2) Those that this run takes, and which of them it may set anew
     if resume:
@@ -317,6 +310,20 @@ def inherit(
         now = before | {name: settings[name] for name in explicit}
         compare_rows(now, before, path)
     return {name: (value, str(path)) for name, value in taken.items()}
+
+
+def architecture_of(state: dict, settings: dict) -> dict:
+    """The settings that decide names and shapes of the weights, with the values that the model was
+    built with, and the preset and depth from which they were derived."""
+    found = {
+        name: value
+        for name, value in state['model_config'].items()
+        if name in settings and name != 'dropout'
+    }
+    for name in ('preset', 'depth'):
+        if name in settings and name in state['config']:
+            found[name] = state['config'][name]
+    return found
 
 
 def compare_rows(now: dict, before: dict, path: Path) -> None:

@@ -431,9 +431,9 @@ def test_the_identity_of_a_checkpoint_is_its_path_and_hash(path):
 
 SETTINGS = dict(
     init_from='scratch', out_dir='out/a', eval_only=False, auto_resume=False, preset='nano',
-    depth=0, n_layer=4, n_kv_head=0, block_size=64, qk_norm='rms', learning_rate=1e-3, max_iters=100,
-    epochs=0.0, seed=1, device='auto', compile=None, batch_size=16, gradient_accumulation_steps=1,
-    eval_interval=250, new_setting=7,
+    depth=0, n_layer=4, n_kv_head=0, block_size=64, qk_norm='rms', learning_rate=1e-3,
+    max_iters=100, epochs=0.0, seed=1, device='auto', compile=None, batch_size=16,
+    gradient_accumulation_steps=1, eval_interval=250, new_setting=7,
 )  # fmt: skip
 RUN = {
     **SETTINGS, 'out_dir': 'out/b', 'preset': 'qwen3', 'n_layer': 6, 'learning_rate': 5e-4,

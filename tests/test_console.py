@@ -12,6 +12,7 @@ import time
 import pytest
 from conftest import ROOT
 
+import checkpoint
 import console
 import runlog
 import shards

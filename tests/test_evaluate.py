@@ -1,6 +1,6 @@
 """
-evaluate.py against naive counts: one number for any batch size, number of ranks and number of shards (trap 30); and
-problems answered by a tiny model that has learned them by heart, against one forward a problem.
+evaluate.py against naive counts: the same number for any batch size, number of ranks and number of
+shards; and a tiny model that has learned its problems, against one forward pass per problem.
 """
 
 import itertools
@@ -40,7 +40,7 @@ def weighted_nll(model, batch):
 
 @pytest.fixture(scope='module')
 def model():
-    """Tiny, its weights random: every target has a loss of its own."""
+    """A tiny model with random weights: every target has another loss."""
     small = dict(n_layer=1, n_head=2, n_embd=16, block_size=T, vocab_size=257)
     model = GPT(GPTConfig(**{**PRESETS['nano'], **small})).eval()
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    """The same 403 validation ids in 1, 2 and 41 shards: 50 rows and two targets that no row holds."""
+    """The same 403 validation ids in 1, 2 and 41 shards: 50 rows, and two targets left over."""
     ids = np.random.default_rng(3).integers(0, 257, 403)
     found = {}
     for shard_tokens in (1000, 300, 10):
@@ -70,7 +70,7 @@ def val(folder, batch_size=4, world_size=1, rank=0, limit=None, dtype=torch.floa
 
 
 def naive_loss(model, ids, rows):
-    """The mean of the negative log-likelihood of targets 1 to rows * T, one row after the other, from the logits."""
+    """The mean negative log-likelihood of targets 1 to rows * T from the logits, row by row."""
     losses = []
     for k in range(rows):
         row = torch.tensor(ids[k * T : k * T + T + 1])
@@ -87,7 +87,9 @@ def test_the_total_is_one_number(model, folders, num_shards, batch_size, world_s
     ids, found = folders
     assert set(found) == {1, 2, 41}
     parts = [
-        evaluate.total(model, weighted_nll, val(found[num_shards], batch_size, world_size, rank), 'cpu')
+        evaluate.total(
+            model, weighted_nll, val(found[num_shards], batch_size, world_size, rank), 'cpu'
+        )
         for rank in range(world_size)
     ]
     total = {name: sum(part[name] for part in parts) for name in parts[0]}
@@ -132,8 +134,8 @@ def test_a_total_needs_no_gradient_and_adds_up_in_float64(folders):
 TEXT = 'Größe: 3 €. 你好🌍!\nnaïve café — Ω≈ç√ and plain words, plain words again\n' * 5
 
 
-def stand_for(tokenizer, i):
-    """The bytes that an id stands for, by its text where it is whole characters."""
+def count_bytes(tokenizer, i):
+    """The number of bytes of an id's text."""
     return len(tokenizer.decode_bytes([i]))
 
 
@@ -141,7 +143,9 @@ def stand_for(tokenizer, i):
     CharTokenizer(TEXT), BYTES, train_bpe([TEXT], 300, ['<|bos|>']),
 ], ids=['char', 'bytes', 'bpe'])  # fmt: skip
 @pytest.mark.parametrize('world_size, batch_size', [(1, 4), (1, 1000), (3, 2)])
-def test_bytes_per_target_against_a_naive_count(tmp_path, monkeypatch, tokenizer, world_size, batch_size):
+def test_bytes_per_target_against_a_naive_count(
+    tmp_path, monkeypatch, tokenizer, world_size, batch_size
+):
     ids = []
     for line in TEXT.splitlines(keepends=True):
         ids += [tokenizer.bos] * (tokenizer.bos is not None) + tokenizer.encode(line)
@@ -149,26 +153,31 @@ def test_bytes_per_target_against_a_naive_count(tmp_path, monkeypatch, tokenizer
         out.write('train', ids, len(TEXT.encode()))
         out.write('val', ids, len(TEXT.encode()))
     targets = ids[1 : 1 + (len(ids) - 1) // T * T]
-    size = sum(stand_for(tokenizer, i) for i in targets)
+    size = sum(count_bytes(tokenizer, i) for i in targets)
     if type(tokenizer) is CharTokenizer:
-        assert size == len(tokenizer.decode(targets).encode('utf-8')) > len(targets)  # there are longer characters
-    sums = []  # of each rank, as they go into the sum over ranks
+        assert size == len(tokenizer.decode(targets).encode('utf-8'))
+        assert size > len(targets)  # some characters have more than one byte
+    sums = []  # what each rank adds to the sum over ranks
     monkeypatch.setattr(evaluate.runtime, 'add_up', lambda numbers: sums.append(numbers) or numbers)
     for rank in range(world_size):
-        evaluate.bytes_per_target(val(tmp_path, batch_size, world_size, rank), tokenizer.bytes_per_id)
+        evaluate.bytes_per_target(
+            val(tmp_path, batch_size, world_size, rank), tokenizer.bytes_per_id
+        )
     assert [sum(column) for column in zip(*sums)] == [len(targets), size]
     if world_size == 1:
-        assert evaluate.bytes_per_target(val(tmp_path, batch_size), tokenizer.bytes_per_id) == size / len(targets)
+        reader = val(tmp_path, batch_size)
+        found = evaluate.bytes_per_target(reader, tokenizer.bytes_per_id)
+        assert found == size / len(targets)
 
 
-def test_a_uniform_model_of_bytes_has_8_bits_a_byte():
+def test_a_uniform_model_of_bytes_has_8_bits_per_byte():
     assert evaluate.bits_per_byte(math.log(256), 1.0) == pytest.approx(8, abs=1e-12)
     assert evaluate.bits_per_byte(math.log(256**3), 3.0) == pytest.approx(8, abs=1e-12)
     assert evaluate.bits_per_byte(math.log(2), 4.0) == pytest.approx(1 / 4, abs=1e-12)
 
 
-def test_text_says_both_numbers_and_nothing_of_bytes_where_they_are_unknown(tmp_path):
-    """A uniform model over bytes: ln 257 for each target; a bos is a target, and no byte."""
+def test_text_leaves_out_bits_per_byte_where_bytes_are_unknown(tmp_path):
+    """A uniform model over bytes: ln 257 per target. A bos is a target of 0 bytes."""
     ids = [1, 2, 256, 3, 4, 5, 256, 6, 7] * 8
     for name in ('ours', 'nanogpt'):
         with Writer(tmp_path / name, BYTES) as out:
@@ -191,10 +200,13 @@ def test_text_says_both_numbers_and_nothing_of_bytes_where_they_are_unknown(tmp_
     expected = {'val': math.log(257), 'perplexity': 257}
     assert answers['nanogpt'] == pytest.approx(expected, abs=1e-9)
     expected = math.log2(257) / share
-    assert answers['ours'] == {**answers['nanogpt'], 'bits_per_byte': pytest.approx(expected, abs=1e-12)}
+    assert answers['ours'] == {
+        **answers['nanogpt'],
+        'bits_per_byte': pytest.approx(expected, abs=1e-12),
+    }
 
 
-def test_perplexity_is_no_error_where_the_loss_is_huge(tmp_path):
+def test_perplexity_of_a_huge_loss_does_not_overflow(tmp_path):
     with Writer(tmp_path, BYTES) as out:
         out.write('train', [1] * 20, 20)
         out.write('val', [1] * 20, 20)
@@ -204,14 +216,14 @@ def test_perplexity_is_no_error_where_the_loss_is_huge(tmp_path):
         assert math.isnan(found['perplexity']) if math.isnan(nats) else found['perplexity'] > 1e300
 
 
-def test_a_stage_s_own_loss_is_called_val(model, folders):
+def test_the_loss_of_a_stage_is_called_val(model, folders):
     reader = val(next(iter(folders[1].values())))
     expected = evaluate.total(model, weighted_nll, reader, 'cpu')
     found = evaluate.Total(model, weighted_nll, reader, 'cpu')()
     assert found == {'val': expected['loss'], 'half': expected['half'], 'rows': 50}
 
 
-# ---- a tiny model that knows its answers by heart
+# ---- a tiny model that has learned its answers
 
 
 def user(text):
@@ -223,11 +235,15 @@ def part(kind, text):
 
 
 def problem(skill, question, grader, answer, **more):
-    return dict(split='val', skill=skill, messages=user(question), grader=grader, answer=answer, **more)
+    return dict(
+        split='val', skill=skill, messages=user(question), grader=grader, answer=answer, **more
+    )
 
 
 def choice(question, choices, answer):
-    return problem('choice', tasks.render_choice(question, choices), 'letter', answer, choices=choices)
+    return problem(
+        'choice', tasks.render_choice(question, choices), 'letter', answer, choices=choices
+    )
 
 
 KNOWN = [
@@ -251,20 +267,24 @@ PROBLEMS = [known for known, _ in KNOWN]
 
 def tiny(block_size=96, seed=0):
     torch.manual_seed(seed)
-    small = dict(n_layer=2, n_head=2, n_embd=32, block_size=block_size, vocab_size=TOKENIZER.vocab_size)
+    small = dict(
+        n_layer=2, n_head=2, n_embd=32, block_size=block_size, vocab_size=TOKENIZER.vocab_size
+    )
     return GPT(GPTConfig(**{**PRESETS['qwen3'], **small, 'init_std': 0.3}))
 
 
 @pytest.fixture(scope='module')
 def trained():
-    """It has seen the nine conversations until nothing of what the assistant says is in doubt."""
+    """A model trained on the nine conversations until its loss on the answers is near 0."""
     model, rows = tiny(), []
     for known, said in KNOWN:
         ids = CHAT.render([*known['messages'], {'role': 'assistant', 'content': said}])
         rows.append((ids, CHAT.is_spoken(ids)))
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
-    weights = torch.tensor([[*spoken, *[False] * (longest - 1 - len(spoken))] for _, spoken in rows]).float()
+    weights = torch.tensor(
+        [[*spoken, *[False] * (longest - 1 - len(spoken))] for _, spoken in rows]
+    ).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(400):
         loss = (weights * model(ids[:, :-1], ids[:, 1:])).sum() / weights.sum()
@@ -282,7 +302,7 @@ def engine(trained):
     return Engine(trained, TOKENIZER, CHAT, calculate)
 
 
-def test_one_who_knows_all_answers_scores_all_points(trained, engine):
+def test_a_model_that_knows_all_answers_scores_1(trained, engine):
     trained.train()
     measure = evaluate.Skills(engine, CHAT, PROBLEMS, 30)
     assert measure() == measure() == {'facts': 1, 'spelling': 1, 'sums': 1, 'choice': 1, 'mean': 1}
@@ -291,36 +311,49 @@ def test_one_who_knows_all_answers_scores_all_points(trained, engine):
 
 
 def test_wrong_answers_are_counted(engine):
-    """Half of the facts asked for are others; and 'choice' has its baseline: (2/3 - b) / (1 - b), b the mean of
-    1/2, 1/3 and 1/4."""
+    """Half of the facts have another answer. 'choice' counts (2/3 - b) / (1 - b) in the mean, where
+    b, the mean of 1/2, 1/3 and 1/4, is what guessing scores."""
     wrong = [{**known, 'answer': 'zebra'} for known in PROBLEMS[:3]]
     changed = [*PROBLEMS[:3], *wrong, *PROBLEMS[3:6], {**PROBLEMS[6], 'answer': 'A'}, *PROBLEMS[7:]]
     numbers = evaluate.Skills(engine, CHAT, changed, 30)()
     b = (1 / 2 + 1 / 3 + 1 / 4) / 3
     centred = (2 / 3 - b) / (1 - b)
-    expected = {'facts': 1 / 2, 'spelling': 1, 'sums': 1, 'choice': 2 / 3, 'mean': (1 / 2 + 1 + 1 + centred) / 4}
+    expected = {
+        'facts': 1 / 2,
+        'spelling': 1,
+        'sums': 1,
+        'choice': 2 / 3,
+        'mean': (1 / 2 + 1 + 1 + centred) / 4,
+    }
     assert numbers == pytest.approx(expected, abs=1e-12)
 
 
-def test_attempts_say_what_was_said(engine):
-    made = {a.problem['messages'][0]['content']: a for a in evaluate.attempt(engine, CHAT, PROBLEMS, 30)}
+def test_attempts_hold_answers_grades_and_endings(engine):
+    made = {
+        a.problem['messages'][0]['content']: a for a in evaluate.attempt(engine, CHAT, PROBLEMS, 30)
+    }
     assert made['Who is Anna?'][1:] == (['Anna is the baker.'], [1.0], [True])
     assert made['What is 12*7?'].answers == ['It is <<12*7=84>>84.']
-    visible = problem('sums', 'What is 12*7?', 'exact', 'It is 84.')  # what is graded lacks the call
+    visible = problem('sums', 'What is 12*7?', 'exact', 'It is 84.')  # graded without the call
     assert evaluate.attempt(engine, CHAT, [visible], 30)[0].grades == [1.0]
-    assert made[PROBLEMS[6]['messages'][0]['content']][1:] == (['B'], [1.0], [])  # chosen, not generated
+    chosen = made[PROBLEMS[6]['messages'][0]['content']]
+    assert chosen[1:] == (['B'], [1.0], [])  # no ending
     (short,) = evaluate.attempt(engine, CHAT, PROBLEMS[:1], 3)
-    assert short.grades == [0.0] and short.ended == [False] and 'Anna is the baker.'.startswith(short.answers[0])
+    assert short.grades == [0.0] and short.ended == [False]
+    assert 'Anna is the baker.'.startswith(short.answers[0])
 
 
-def test_answers_come_in_order_and_each_from_a_stream_of_its_own(engine):
-    """Whoever else is asked, and however many rows there are; torch's own random numbers play no part."""
+def test_answers_come_in_order_each_from_its_own_stream(engine):
+    """They depend neither on the other problems nor on the number of rows."""
     one_by_one = [
-        evaluate.answer(engine, CHAT, [p], 12, 3, 1.5, 5, [number])[0] for number, p in enumerate(PROBLEMS, start=10)
+        evaluate.answer(engine, CHAT, [p], 12, 3, 1.5, 5, [number])[0]
+        for number, p in enumerate(PROBLEMS, start=10)
     ]
     small = Engine(engine.model, TOKENIZER, CHAT, calculate, max_rows=4)
     together = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 5, range(10, 19))
-    assert [[s.ids for s in said] for said in together] == [[s.ids for s in said] for said in one_by_one]
+    assert [[s.ids for s in said] for said in together] == [
+        [s.ids for s in said] for said in one_by_one
+    ]
     other = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 6, range(10, 19))
     assert [[s.ids for s in said] for said in together] != [[s.ids for s in said] for said in other]
     greedy = evaluate.answer(engine, CHAT, PROBLEMS[:3], 30)
@@ -334,9 +367,10 @@ def test_no_skill_takes_the_name_of_another_number(engine):
     assert evaluate.Skills(engine, CHAT, [], 30)() == {}
 
 
-def test_a_question_beyond_the_context_is_named_before_anything_is_answered(engine):
+def test_a_question_beyond_the_context_is_named_first(engine):
     long = problem('facts', 'who ' * 100, 'exact', 'me')
-    with pytest.raises(SystemExit, match="a problem of 'facts' takes .* tokens .*who who.*, expected at most the 96"):
+    told = "a problem of 'facts' takes .* tokens .*who who.*, expected at most the 96"
+    with pytest.raises(SystemExit, match=told):
         evaluate.Skills(engine, CHAT, [*PROBLEMS, long], 30)
 
 
@@ -344,28 +378,35 @@ def test_a_question_beyond_the_context_is_named_before_anything_is_answered(engi
 
 
 def naive(model, known):
-    """Each answer by a forward of its own, no padding, its tokens' probabilities multiplied."""
+    """One forward pass per answer, without padding; the product of its tokens' probabilities."""
     prompt, scores = CHAT.prompt(known['messages']), []
     for text in known.get('spoken', 'ABCDEFGH'[: len(known['choices'])]):
         ids = TOKENIZER.encode(text)
         with torch.no_grad():
             probabilities = model(torch.tensor([prompt + ids]))[0].softmax(-1)
-        scores.append(math.log(math.prod(float(probabilities[len(prompt) - 1 + i, t]) for i, t in enumerate(ids))))
+        start = len(prompt) - 1
+        product = math.prod(float(probabilities[start + i, t]) for i, t in enumerate(ids))
+        scores.append(math.log(product))
     return scores
 
 
 def some_choices(seed, spoken):
     rng = random.Random(seed)
     for i in range(40):
-        words = [rng.choice(['red', 'old', 'a white cat', 'an owl']) for _ in range(rng.randint(2, 6))]
+        words = [
+            rng.choice(['red', 'old', 'a white cat', 'an owl']) for _ in range(rng.randint(2, 6))
+        ]
         known = choice('why ' * rng.randint(1, 6) + '?', words, 'A')
-        said = [f'{"it is " * rng.randint(0, 2)}{word}={letter}' for word, letter in zip(words, 'ABCDEF')]
+        said = [
+            f'{"it is " * rng.randint(0, 2)}{word}={letter}'
+            for word, letter in zip(words, 'ABCDEF')
+        ]
         yield {**known, 'spoken': said} if spoken and i % 3 else known
 
 
 @pytest.mark.parametrize('spoken', [False, True])
 @pytest.mark.parametrize('max_rows', [1, 7, 100])
-def test_the_likelihood_of_each_choice_against_one_forward_each(max_rows, spoken):
+def test_the_likelihood_of_each_choice_against_a_naive_one(max_rows, spoken):
     known = list(some_choices(3, spoken))
     model = tiny(seed=1).eval()
     scores = evaluate.likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), CHAT, known)
@@ -376,10 +417,12 @@ def test_the_likelihood_of_each_choice_against_one_forward_each(max_rows, spoken
     assert evaluate.likelihoods(Engine(model, TOKENIZER, CHAT), CHAT, []) == []
 
 
-def test_letters_of_one_token_are_read_in_one_row():
+def test_letters_of_one_token_share_a_row():
     model, rows = tiny().eval(), []
     hidden, model.hidden = model.hidden, lambda ids: rows.append(len(ids)) or hidden(ids)
-    evaluate.likelihoods(Engine(model, TOKENIZER, CHAT), CHAT, [choice('Snow?', ['red', 'white', 'old'], 'B')])
+    evaluate.likelihoods(
+        Engine(model, TOKENIZER, CHAT), CHAT, [choice('Snow?', ['red', 'white', 'old'], 'B')]
+    )
     assert rows == [1]
 
 
@@ -396,10 +439,12 @@ def test_choices_are_sampled_where_several_answers_are_wanted(engine):
     assert all(made.ended == [True] * 4 for made in attempts)
 
 
-def test_a_choice_that_cannot_be_written_is_named():
+def test_a_choice_that_cannot_be_encoded_is_named():
     model = tiny()
-    with pytest.raises(SystemExit, match="a choice of 'choice' cannot be asked for"):
-        evaluate.answer_ids(Engine(model, CharTokenizer('A1'), CHAT), choice('Snow?', ['1', 'A'], 'B'))
+    with pytest.raises(SystemExit, match="a choice of 'choice' cannot be encoded"):
+        evaluate.answer_ids(
+            Engine(model, CharTokenizer('A1'), CHAT), choice('Snow?', ['1', 'A'], 'B')
+        )
 
 
 def test_a_choice_beyond_the_context_is_named(engine):
@@ -413,15 +458,19 @@ def test_a_choice_beyond_the_context_is_named(engine):
 
 
 @pytest.mark.parametrize('samples', [1, 2, 5, 8])
-def test_pass_at_k_against_every_choice_of_k_answers(samples):
+def test_pass_at_k_against_all_subsets_of_k_answers(samples):
     for right in range(samples + 1):
         answers = [True] * right + [False] * (samples - right)
         for k in range(1, samples + 1):
             drawn = list(itertools.combinations(answers, k))
-            assert evaluate.pass_at(samples, right, k) == pytest.approx(sum(map(any, drawn)) / len(drawn), abs=1e-12)
+            assert evaluate.pass_at(samples, right, k) == pytest.approx(
+                sum(map(any, drawn)) / len(drawn), abs=1e-12
+            )
 
 
-@pytest.mark.parametrize('samples, ks', [(1, []), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
+@pytest.mark.parametrize(
+    'samples, ks', [(1, []), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])]
+)
 def test_a_tally_against_the_statistics_module(samples, ks):
     rng = random.Random(samples)
     attempts = []
@@ -434,22 +483,26 @@ def test_a_tally_against_the_statistics_module(samples, ks):
     assert score.problems == 30
     assert score.accuracy == pytest.approx(statistics.fmean(means), abs=1e-12)
     assert score.error == pytest.approx(2 * statistics.pstdev(means) / math.sqrt(30), abs=1e-12)
-    assert score.ended == pytest.approx(statistics.fmean(end for made in attempts for end in made.ended), abs=1e-12)
+    assert score.ended == pytest.approx(
+        statistics.fmean(end for made in attempts for end in made.ended), abs=1e-12
+    )
     assert score.baseline == pytest.approx(
         statistics.fmean(tasks.baseline(made.problem) for made in attempts), abs=1e-12
     )
-    solved = [sum(grade == 1 for grade in made.grades) for made in attempts]  # half a point is no solution
+    # half a point does not count
+    solved = [sum(grade == 1 for grade in made.grades) for made in attempts]
     assert score.passed == pytest.approx(
-        {k: statistics.fmean(evaluate.pass_at(samples, count, k) for count in solved) for k in ks}, abs=1e-12
+        {k: statistics.fmean(evaluate.pass_at(samples, count, k) for count in solved) for k in ks},
+        abs=1e-12,
     )
 
 
-def test_an_answer_that_was_chosen_has_not_ended():
+def test_a_chosen_answer_has_no_ending():
     assert evaluate.tally([evaluate.Attempt(PROBLEMS[6], ['B'], [1.0], [])]).ended is None
 
 
 def test_ranks_share_the_problems_and_have_the_same_score(engine, monkeypatch):
-    """Each rank in turn: what it would add, added by hand."""
+    """The ranks run one after the other; their sums are added by hand."""
     alone = evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
     expected = evaluate.tally(alone, 2)
     monkeypatch.setattr(evaluate.dist, 'is_initialized', lambda: True)
@@ -458,21 +511,29 @@ def test_ranks_share_the_problems_and_have_the_same_score(engine, monkeypatch):
         shares = []
         for rank in range(world_size):
             monkeypatch.setattr(evaluate.dist, 'get_rank', lambda r=rank: r)
-            shares.append(evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3))
+            shares.append(
+                evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
+            )
         key = lambda made: PROBLEMS.index(made.problem)
         assert sorted(itertools.chain(*shares), key=key) == alone
-        assert all(key(made) % world_size == rank for rank, share in enumerate(shares) for made in share)
+        assert all(
+            key(made) % world_size == rank for rank, share in enumerate(shares) for made in share
+        )
         assert tallies(shares, monkeypatch) == [expected] * world_size
 
 
 def tallies(shares, monkeypatch):
-    """The score of each rank: all say what they would add, then each gets the sums."""
+    """The score on each rank: collect what all would add, then give each the sums."""
     said = []
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.runtime, 'add_up', lambda numbers: said.append(numbers) or [1.0] * len(numbers))
+        patch.setattr(
+            evaluate.runtime, 'add_up', lambda numbers: said.append(numbers) or [1.0] * len(numbers)
+        )
         for share in shares:
             evaluate.tally(share, 2)
-        patch.setattr(evaluate.runtime, 'add_up', lambda numbers: [sum(column) for column in zip(*said)])
+        patch.setattr(
+            evaluate.runtime, 'add_up', lambda numbers: [sum(column) for column in zip(*said)]
+        )
         return [evaluate.tally(share, 2) for share in shares]
 
 
@@ -485,7 +546,9 @@ def pairs(tmp_path_factory):
     folder, rng, documents = tmp_path_factory.mktemp('dpo'), random.Random(4), []
     for i in range(14):
         said = ' '.join(rng.choice(['baker', 'farmer', 'Anna']) for _ in range(rng.randint(1, 9)))
-        documents.append(CHAT.render([*user(f'Who is {i // 2}?'), {'role': 'assistant', 'content': said}]))
+        documents.append(
+            CHAT.render([*user(f'Who is {i // 2}?'), {'role': 'assistant', 'content': said}])
+        )
     with Writer(folder, TOKENIZER) as out:
         for split in ('train', 'val'):
             for ids in documents:
@@ -494,14 +557,16 @@ def pairs(tmp_path_factory):
 
 
 @pytest.mark.parametrize('batch_size, world_size', [(2, 1), (4, 1), (100, 1), (2, 3), (4, 2)])
-def test_log_probabilities_against_one_forward_a_document(pairs, batch_size, world_size):
+def test_log_probabilities_against_one_forward_per_document(pairs, batch_size, world_size):
     folder, documents = pairs
     model = tiny(seed=2).double().eval()
     expected = []
     for ids in documents:
         with torch.no_grad():
             log_probs = F.log_softmax(model(torch.tensor([ids[:-1]]))[0], dim=-1)
-        expected.append(sum(float(log_probs[t, ids[t + 1]]) for t in CHAT.is_spoken(ids).nonzero()[0]))
+        expected.append(
+            sum(float(log_probs[t, ids[t + 1]]) for t in CHAT.is_spoken(ids).nonzero()[0])
+        )
     shares = []
     for rank in range(world_size):
         shape = Shape(4, batch_size, 96, rank, world_size, dtype=torch.float64)
@@ -509,10 +574,11 @@ def test_log_probabilities_against_one_forward_a_document(pairs, batch_size, wor
         shares.append(evaluate.log_probabilities(model, reader, 'cpu'))
     found = [sum(column) for column in zip(*shares)]
     assert found == pytest.approx(expected, abs=1e-10)
-    assert all(sum(x != 0 for x in column) == 1 for column in zip(*shares))  # each row is one rank's
+    # each row belongs to one rank
+    assert all(sum(x != 0 for x in column) == 1 for column in zip(*shares))
 
 
-# ---- a checkpoint's table
+# ---- the program
 
 
 @pytest.fixture(scope='module')
@@ -520,7 +586,8 @@ def run_folder(trained, tmp_path_factory):
     """A checkpoint, problems of both splits, and a data folder with its tokenizer."""
     folder = tmp_path_factory.mktemp('run')
     state = dict(
-        model=trained.state_dict(), model_config=vars(trained.config), tokenizer=TOKENIZER.to_dict(), stage='sft',
+        model=trained.state_dict(), model_config=vars(trained.config),
+        tokenizer=TOKENIZER.to_dict(), stage='sft',
         step=7, config={'dataset': 'no_such_data'},
     )  # fmt: skip
     checkpoint.save(folder / 'ckpt.pt', state)
@@ -528,9 +595,12 @@ def run_folder(trained, tmp_path_factory):
     small = tiny().config
     small.vocab_size = plain.vocab_size
     checkpoint.save(folder / 'plain.pt', {
-        **state, 'model': GPT(small).state_dict(), 'model_config': vars(small), 'tokenizer': plain.to_dict(),
+        **state, 'model': GPT(small).state_dict(), 'model_config': vars(small),
+        'tokenizer': plain.to_dict(),
     })  # fmt: skip
-    lines = [json.dumps({**known, 'split': split}) for split in ('train', 'val') for known in PROBLEMS]
+    lines = [
+        json.dumps({**known, 'split': split}) for split in ('train', 'val') for known in PROBLEMS
+    ]
     (folder / 'problems.jsonl').write_text('\n'.join(lines), encoding='utf-8')
     for name, tokenizer in dict(data=TOKENIZER, plain=plain).items():
         with Writer(folder / name, tokenizer) as out:
@@ -541,12 +611,16 @@ def run_folder(trained, tmp_path_factory):
 
 @pytest.fixture
 def given(run_folder):
-    """given('--a=b') -> the program's arguments for this checkpoint, and where its numbers will be."""
+    """given('--a=b') -> (the program's arguments for this checkpoint, path of its numbers)."""
 
     def arguments(*more):
         path = run_folder / 'numbers.json'
         path.unlink(missing_ok=True)
-        of_run = [f'--out_dir={run_folder}', f'--problems={run_folder / "problems.jsonl"}', f'--json={path}']
+        of_run = [
+            f'--out_dir={run_folder}',
+            f'--problems={run_folder / "problems.jsonl"}',
+            f'--json={path}',
+        ]
         return [*of_run, *more], path
 
     return arguments
@@ -554,12 +628,17 @@ def given(run_folder):
 
 @pytest.fixture
 def table(given, monkeypatch, capsys):
-    """table('--a=b') -> (stdout, numbers of --json). In this process: most of a short program's time is its imports."""
+    """
+    table('--a=b') -> (stdout, numbers of --json).
+
+    Runs in this process: a short program spends most of its time on imports.
+    """
 
     def run(*args):
         arguments, path = given(*args)
-        monkeypatch.setattr(evaluate.runtime, 'set_up', lambda *args, **more: None)  # it would stay for other tests
-        monkeypatch.setattr(evaluate.runtime, 'explain_out_of_memory', lambda *args: None)  # so would this
+        # These would change the process for other tests
+        monkeypatch.setattr(evaluate.runtime, 'set_up', lambda *args, **more: None)
+        monkeypatch.setattr(evaluate.runtime, 'explain_out_of_memory', lambda *args: None)
         monkeypatch.setattr('sys.argv', ['evaluate.py', *arguments])
         capsys.readouterr()
         runpy.run_path(evaluate.__file__, run_name='__main__')
@@ -569,37 +648,55 @@ def table(given, monkeypatch, capsys):
 
 
 def test_the_table_of_a_checkpoint(table, run_folder):
-    out, numbers = table('--show=1', '--max_new_tokens=30', f'--data={run_folder / "data"}', '--batch_size=3')
-    assert {name: (s['problems'], s['accuracy'], s['ended']) for name, s in numbers['skills'].items()} == {
+    out, numbers = table(
+        '--show=1', '--max_new_tokens=30', f'--data={run_folder / "data"}', '--batch_size=3'
+    )
+    found = numbers['skills'].items()
+    assert {name: (s['problems'], s['accuracy'], s['ended']) for name, s in found} == {
         'facts': (3, 1, 1), 'spelling': (1, 1, 1), 'sums': (2, 1, 1), 'choice': (3, 1, None),
     }  # fmt: skip
     assert numbers['mean'] == 1 and numbers['step'] == 7
-    assert numbers['perplexity'] == pytest.approx(math.exp(numbers['val'])) and numbers['bits_per_byte'] > 0
+    assert numbers['perplexity'] == pytest.approx(math.exp(numbers['val']))
+    assert numbers['bits_per_byte'] > 0
     rows = [row.split() for row in out.splitlines()]
-    assert ['facts', '3', '100.0%', '0.0%', '100.0%'] in rows and ['choice', '3', '100.0%', '0.0%', '-'] in rows
-    for text in ('user: Who is Anna?', 'assistant: Anna is the baker.\n-> 1', 'It is <<12*7=84>>84.', '- white=B'):
+    assert ['facts', '3', '100.0%', '0.0%', '100.0%'] in rows
+    assert ['choice', '3', '100.0%', '0.0%', '-'] in rows
+    for text in (
+        'user: Who is Anna?',
+        'assistant: Anna is the baker.\n-> 1',
+        'It is <<12*7=84>>84.',
+        '- white=B',
+    ):
         assert text in out
     assert 'Who is Ben?' not in out  # one of each skill is shown
 
 
-def test_what_a_problem_says_moves_no_cursor(table, tmp_path):
+def test_the_text_of_a_problem_moves_no_cursor(table, tmp_path):
     messages = [{'role': 'user', 'content': 'Who is \x1b[2JAnna?'}]
     wild = {**PROBLEMS[0], 'split': 'val', 'skill': 'wild\x07', 'messages': messages}
     (tmp_path / 'problems.jsonl').write_text(json.dumps(wild), encoding='utf-8')
-    out, numbers = table(f'--problems={tmp_path / "problems.jsonl"}', '--show=1', '--max_new_tokens=5')
+    out, numbers = table(
+        f'--problems={tmp_path / "problems.jsonl"}', '--show=1', '--max_new_tokens=5'
+    )
     assert 'user: Who is [2JAnna?' in out and not set('\x1b\x07') & set(out)
     assert list(numbers['skills']) == ['wild\x07']
 
 
-def test_an_answer_of_nought_is_shown_too():
-    for answer, shown in ((0, ' (the answer: 0)'), ('Anna', ' (the answer: Anna)'), (None, ''), ('', '')):
-        problem = dict(skill='sums', messages=[dict(role='user', content='What is 3 - 3?')], answer=answer)
+def test_an_answer_of_0_is_shown_too():
+    for answer, shown in (
+        (0, ' (the answer: 0)'),
+        ('Anna', ' (the answer: Anna)'),
+        (None, ''),
+        ('', ''),
+    ):
+        problem = dict(
+            skill='sums', messages=[dict(role='user', content='What is 3 - 3?')], answer=answer
+        )
         text = evaluate.verbatim(evaluate.Attempt(problem, ['It is 0.'], [1.0], [True]))
         assert text.endswith(f'-> 1{shown}\n')
 
 
 def test_limit_1_works_on_every_task(given, run_program, run_folder):
-    """Trap 28."""
     arguments, path = given('--limit=1', '--max_new_tokens=30')
     run_program('evaluate.py', *arguments, cwd=run_folder)
     assert {
@@ -609,7 +706,13 @@ def test_limit_1_works_on_every_task(given, run_program, run_folder):
 
 
 def test_two_ranks_print_the_table_of_one(table, given, run_program, run_folder):
-    more = ['--num_samples=4', '--temperature=1.5', '--max_new_tokens=20', '--dtype=float64', '--batch_size=8']
+    more = [
+        '--num_samples=4',
+        '--temperature=1.5',
+        '--max_new_tokens=20',
+        '--dtype=float64',
+        '--batch_size=8',
+    ]
     more.append(f'--data={run_folder / "data"}')
     out, alone = table(*more)
     arguments, path = given(*more)
@@ -624,23 +727,31 @@ def test_two_ranks_print_the_table_of_one(table, given, run_program, run_folder)
     assert shared['val'] == pytest.approx(alone['val'], abs=1e-10)
 
 
-def test_what_cannot_be_measured_is_named(table, run_folder):
+def test_wrong_settings_are_named(table, run_folder):
     for more, said in [
         (['--out_dir=none'], 'there is no checkpoint none/ckpt.pt'),
-        (['--skills=facts,fact'], "no skill 'fact'"), (['--split=test'], "no problems in its split 'test'"),
-        (['--num_samples=4'], 'num_samples is 4 at temperature 0'), (['--limit=-1'], 'limit is -1, expected at least'),
-        (['--out_dir=none', '--seed=-1'], 'seed is -1, expected at least 0'),  # before the model is loaded
+        (['--skills=facts,fact'], "no skill 'fact'"),
+        (['--split=test'], "no problems in its split 'test'"),
+        (['--num_samples=4'], 'num_samples is 4 at temperature 0'),
+        (['--limit=-1'], 'limit is -1, expected at least'),
+        # before the model is loaded
+        (['--out_dir=none', '--seed=-1'], 'seed is -1, expected at least 0'),
         (['--out_dir=none', '--json=no/such/x.json'], 'no/such/x.json cannot be written'),
         ([f'--out_dir={run_folder / "plain.pt"}'], '<|user_start|>'),
-        ([f'--data={run_folder / "plain"}'], f'another tokenizer than {(run_folder / "ckpt.pt").as_posix()}; prepare'),
+        (
+            [f'--data={run_folder / "plain"}'],
+            f'another tokenizer than {(run_folder / "ckpt.pt").as_posix()}; prepare',
+        ),
     ]:  # fmt: skip
         with pytest.raises(SystemExit) as error:
             table(*more)
         assert said in str(error.value).replace('\\', '/') and '\n' not in str(error.value)
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='file names are Unicode elsewhere')
-def test_the_numbers_are_written_whatever_the_folder_is_called(table, run_folder, tmp_path, monkeypatch):
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have Unicode file names')
+def test_the_numbers_are_written_whatever_the_folder_is_called(
+    table, run_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / 'out' / 'caf\udce9'  # a byte of Latin-1
     folder.mkdir(parents=True)
@@ -650,16 +761,19 @@ def test_the_numbers_are_written_whatever_the_folder_is_called(table, run_folder
 
 
 def test_a_model_that_cannot_chat_still_has_its_loss(table, run_folder):
-    out, numbers = table(f'--out_dir={run_folder / "plain.pt"}', '--problems=', f'--data={run_folder / "plain"}')
+    out, numbers = table(
+        f'--out_dir={run_folder / "plain.pt"}', '--problems=', f'--data={run_folder / "plain"}'
+    )
     assert numbers['skills'] == {} and numbers['val'] > 0
     assert 'val ' in out and 'skill' not in out.replace(str(run_folder), '')
 
 
-def test_text_is_read_in_micro_batches_as_small_as_in_training(model, folders, monkeypatch):
+def test_micro_batches_of_text_are_as_small_as_in_training(model, folders, monkeypatch):
     ids, found = folders
     seen = []
     handle = model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-    for rows, largest in ((2, 2), (10**9, 25)):  # 50 rows in 25 micro-batches, and in 2 of at most 40
+    # 50 rows in 25 micro-batches, and in 2 of at most 40
+    for rows, largest in ((2, 2), (10**9, 25)):
         monkeypatch.setattr(plan, 'cpu_rows', lambda config, rows=rows: rows)
         seen.clear()
         numbers = evaluate.text_numbers(model, Data(found[1]), 'val', 40, 'cpu', runtime.Ranks())
@@ -668,7 +782,7 @@ def test_text_is_read_in_micro_batches_as_small_as_in_training(model, folders, m
     handle.remove()
 
 
-def test_the_problems_lie_beside_the_data(tmp_path, monkeypatch):
+def test_problems_are_found_beside_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, '__file__', str(tmp_path / 'evaluate.py'))
     data = tmp_path / 'data'
     for name in ('tinyworld/sft', 'mine', 'bare'):
@@ -676,7 +790,8 @@ def test_the_problems_lie_beside_the_data(tmp_path, monkeypatch):
     for name in ('tinyworld', 'mine'):
         (data / name / 'problems.jsonl').write_text('', encoding='utf-8')
     for dataset, name in {
-        'tinyworld/sft': 'tinyworld', 'mine': 'mine', 'bare': 'tinyworld', '': 'tinyworld', 'bare,mine:3': 'mine',
+        'tinyworld/sft': 'tinyworld', 'mine': 'mine', 'bare': 'tinyworld', '': 'tinyworld',
+        'bare,mine:3': 'mine',
         str(data / 'mine'): 'mine',
     }.items():  # fmt: skip
         assert evaluate.problems_beside(dataset) == data / name / 'problems.jsonl'

@@ -1,4 +1,4 @@
-"""tasks.py: each grader against a table of what people and models write, and a problems file against its bad lines."""
+"""tasks.py: each grader against a table of texts, and files of problems with their bad lines."""
 
 import json
 import random
@@ -13,29 +13,43 @@ QUESTION = [{'role': 'user', 'content': 'How many?'}]
 
 
 def problem(**more):
-    return {'split': 'val', 'skill': 'sums', 'messages': QUESTION, 'grader': 'number', 'answer': 7, **more}
+    return {
+        'split': 'val',
+        'skill': 'sums',
+        'messages': QUESTION,
+        'grader': 'number',
+        'answer': 7,
+        **more,
+    }
 
 
 def grade(grader, answer, text, **more):
     return tasks.grade(problem(grader=grader, answer=answer, **more), text)
 
 
-# ---- number: trap 29
+# ---- number
 
 
 @pytest.mark.parametrize('text, number', [
-    ('7', '7'), ('7.', '7'), ('The answer is 7, I think.', '7'), ('7 apples', '7'), ('It is 7!', '7'),
-    ('1,000', '1000'), ('1,234,567.5', '1234567.5'), ('12,34', '34'), ('1,0000', '0'), ('1,2345', '2345'),
+    ('7', '7'), ('7.', '7'), ('The answer is 7, I think.', '7'), ('7 apples', '7'),
+    ('It is 7!', '7'),
+    ('1,000', '1000'), ('1,234,567.5', '1234567.5'), ('12,34', '34'), ('1,0000', '0'),
+    ('1,2345', '2345'),
     ('3, 4, 5', '5'),
     ('$5', '5'), ('$1,250.75 in all', '1250.75'), ('5 dollars', '5'), ('5$', '5'), ('50%', '50'),
-    ('-3', '-3'), ('it is -3.', '-3'), ('(-3)', '-3'), ('-$3', '-3'), ('$-3', '-3'), ('−3', '-3'), ('= -3', '-3'),
+    ('-3', '-3'), ('it is -3.', '-3'), ('(-3)', '-3'), ('-$3', '-3'), ('$-3', '-3'), ('−3', '-3'),
+    ('= -3', '-3'),
     ('9-3', '3'), ('(2+7)-3', '3'), ('9 - 3', '3'), ('9 - 3 = 6', '6'), ('x-3', '3'),
-    ('5.0', '5'), ('5.50', '5.5'), ('.5', '0.5'), ('-.5', '-0.5'), ('07', '7'), ('It weighs 0.25.', '0.25'),
+    ('5.0', '5'), ('5.50', '5.5'), ('.5', '0.5'), ('-.5', '-0.5'), ('07', '7'),
+    ('It weighs 0.25.', '0.25'),
     ('3 + 4 = 7', '7'), ('First 3, then 4. So 7.', '7'), ('3/4', '4'), ('A7', '7'),
-    ('#### 7', '7'), ('####7', '7'), ('3 and 4 are\n#### 7', '7'), ('#### $1,000', '1000'), ('#### -3', '-3'),
-    ('#### 7 apples of 9', '7'), ('#### 7\n#### 8', '7'), ('#### 7\n\nQuestion: Tom has 9 pens. #### 9', '7'),
+    ('#### 7', '7'), ('####7', '7'), ('3 and 4 are\n#### 7', '7'), ('#### $1,000', '1000'),
+    ('#### -3', '-3'),
+    ('#### 7 apples of 9', '7'), ('#### 7\n#### 8', '7'),
+    ('#### 7\n\nQuestion: Tom has 9 pens. #### 9', '7'),
     ('#### none', None), ('#### none\n#### 8', '8'), ('## 7', '7'),
-    ('7\nUser: and 3 more?', '3'), ('', None), ('none', None), ('seven', None), ('-', None), ('$', None), ('.', None),
+    ('7\nUser: and 3 more?', '3'), ('', None), ('none', None), ('seven', None), ('-', None),
+    ('$', None), ('.', None),
     ('٣', None), ('²', None), ('9' * 5000, '9' * 5000),
 ])  # fmt: skip
 def test_the_number_of_a_text(text, number):
@@ -55,21 +69,43 @@ def test_an_answer_may_be_a_number_or_its_text(answer):
 
 
 def test_numbers_are_found_however_they_are_written():
-    """Every way of writing a number, in every sentence, behind other numbers."""
+    """Every way to write a number, in every sentence, after other numbers."""
     rng = random.Random(0)
     for _ in range(500):
         n = rng.choice([rng.randint(-20, 20), rng.randint(-(10**7), 10**7)])
-        written = [f'{n}', f'{n:,}', f'{n}.0', f'{n:,}.00', f'${n}', f'-${-n:,}' if n < 0 else f'${n:,}']
+        written = [
+            f'{n}',
+            f'{n:,}',
+            f'{n}.0',
+            f'{n:,}.00',
+            f'${n}',
+            f'-${-n:,}' if n < 0 else f'${n:,}',
+        ]
         text = rng.choice(
-            ['{}', '{}.', 'So it is {}, you see.', 'It has 12, then {}', '3 + 4 =\n{}\n', '({})', '1 #### {}']
+            [
+                '{}',
+                '{}.',
+                'So it is {}, you see.',
+                'It has 12, then {}',
+                '3 + 4 =\n{}\n',
+                '({})',
+                '1 #### {}',
+            ]
         )
         assert grade('number', n, text.format(rng.choice(written))) == 1.0
         assert grade('number', n + 1, text.format(rng.choice(written))) == 0.0
 
 
-def test_a_long_text_takes_no_time_to_grade():
-    """One that backtracks over run-on text would take minutes: quadratic in 300,000."""
-    for text in ('1,' * 100_000, '#' * 300_000, '-' * 300_000, 'c-' * 100_000, '1' * 300_000, 'a ' * 100_000):
+def test_a_long_text_is_graded_in_linear_time():
+    """A pattern that backtracks would take minutes, quadratic in 300,000."""
+    for text in (
+        '1,' * 100_000,
+        '#' * 300_000,
+        '-' * 300_000,
+        'c-' * 100_000,
+        '1' * 300_000,
+        'a ' * 100_000,
+    ):
         for grader, answer in [('number', 12), ('exact', 'x'), ('contains', 'x'), ('spelled', 'x')]:
             assert grade(grader, answer, text) == 0.0
         assert grade('letter', 'B', text, choices=['x', 'y']) == 0.0
@@ -79,10 +115,13 @@ def test_a_long_text_takes_no_time_to_grade():
 
 
 @pytest.mark.parametrize('answer, text, right', [
-    ('Paris', 'Paris', 1), ('Paris', ' paris.\n', 1), ('Paris', 'PARIS!', 1), ('Paris', 'In Paris', 0),
+    ('Paris', 'Paris', 1), ('Paris', ' paris.\n', 1), ('Paris', 'PARIS!', 1),
+    ('Paris', 'In Paris', 0),
     ('Paris', '', 0),
-    ('a red ball', 'A  red ball.', 1), ('a red ball', 'a redball', 0), ("it's", 'Its', 1), ('it’s', "it's", 1),
-    ('well-known', 'well known', 1), ('3.5', '3.5.', 1), ('3.5', '35', 0), ('+', '+', 1), ('+', '-', 0),
+    ('a red ball', 'A  red ball.', 1), ('a red ball', 'a redball', 0), ("it's", 'Its', 1),
+    ('it’s', "it's", 1),
+    ('well-known', 'well known', 1), ('3.5', '3.5.', 1), ('3.5', '35', 0), ('+', '+', 1),
+    ('+', '-', 0),
     ('你好', '你好！', 1), ('你好', '您好', 0), ('Größe', 'GRÖSSE', 1),
 ])  # fmt: skip
 def test_exact(answer, text, right):
@@ -90,9 +129,11 @@ def test_exact(answer, text, right):
 
 
 @pytest.mark.parametrize('answer, text, right', [
-    ('cat', 'Anna has a cat.', 1), ('cat', 'The CAT!', 1), ('cat', 'cats', 0), ('cat', 'concatenate', 0),
+    ('cat', 'Anna has a cat.', 1), ('cat', 'The CAT!', 1), ('cat', 'cats', 0),
+    ('cat', 'concatenate', 0),
     ('cat', '', 0),
-    (['cat', 'kitten'], 'a kitten', 1), (['cat', 'kitten'], 'a dog', 0), ('by the river', 'By the  river, near Ben', 1),
+    (['cat', 'kitten'], 'a kitten', 1), (['cat', 'kitten'], 'a dog', 0),
+    ('by the river', 'By the  river, near Ben', 1),
     ('by the river', 'by the rivers', 0), ('by the river', 'by a river', 0),
     ('皮普', '我叫皮普。', 1), ('皮普', '我叫皮。', 0),
     ('3', 'I have 3.', 1), ('3', 'I have 3.5', 0), ('3', 'I have 13', 0), ([], 'anything', 0),
@@ -101,7 +142,7 @@ def test_contains(answer, text, right):
     assert grade('contains', answer, text) == right
 
 
-def test_contains_takes_words_that_must_not_occur():
+def test_words_that_must_not_occur():
     for text, right in [
         ('a cat', 1),
         ('a cat and a dog', 0),
@@ -115,18 +156,23 @@ def test_contains_takes_words_that_must_not_occur():
 
 
 @pytest.mark.parametrize('text, right', [
-    ('B', 1), ('B.', 1), (' b\n', 1), ('(B)', 1), ('The answer is B.', 1), ('B, because A is wrong', 1), ('=B', 1),
-    ('**B**', 1), ('A', 0), ('A. Not B', 0), ('', 0), ('D', 0), ('D or B', 1), ('Because', 0), ('ab', 0), ('Bb', 0),
+    ('B', 1), ('B.', 1), (' b\n', 1), ('(B)', 1), ('The answer is B.', 1),
+    ('B, because A is wrong', 1), ('=B', 1),
+    ('**B**', 1), ('A', 0), ('A. Not B', 0), ('', 0), ('D', 0), ('D or B', 1), ('Because', 0),
+    ('ab', 0), ('Bb', 0),
 ])  # fmt: skip
 def test_letter(text, right):
-    """Of three choices: D is none of their letters."""
+    """Three choices: D is not one of their letters."""
     assert grade('letter', 'B', text, choices=['x', 'y', 'z']) == right
 
 
 @pytest.mark.parametrize('text, right', [
-    ('c-a-t', 1), ('C-A-T', 1), ('c a t', 1), ('c, a, t.', 1), ('c - a - t', 1), ('C.A.T.', 1), ('c\na\nt', 1),
-    ('cat: c-a-t', 1), ('It is spelled c-a-t.', 1), ('I spell it c-a-t. I do.', 1), ('A cat is c-a-t. A dog is not', 1),
-    ('cat', 0), ('c-a-r', 0), ('c-a', 0), ('c-a-t-s', 0), ('a-c-t', 0), ('', 0), ('c-at', 0), ('c-a-t, no, c-a-r', 0),
+    ('c-a-t', 1), ('C-A-T', 1), ('c a t', 1), ('c, a, t.', 1), ('c - a - t', 1), ('C.A.T.', 1),
+    ('c\na\nt', 1),
+    ('cat: c-a-t', 1), ('It is spelled c-a-t.', 1), ('I spell it c-a-t. I do.', 1),
+    ('A cat is c-a-t. A dog is not', 1),
+    ('cat', 0), ('c-a-r', 0), ('c-a', 0), ('c-a-t-s', 0), ('a-c-t', 0), ('', 0), ('c-at', 0),
+    ('c-a-t, no, c-a-r', 0),
 ])  # fmt: skip
 def test_spelled(text, right):
     assert grade('spelled', 'c-a-t', text) == right
@@ -141,24 +187,31 @@ def test_spelled(text, right):
     ('10²', 'It is 102', 0), ('10²', '10².', 1),
     ('cooperate', 'co\u00adoperate', 1), ('K', 'the \u212a sign', 1),
     # signs alone
-    ('>', 'The sign is >.', 1), ('>', "It is '>'", 1), ('>', '**>**', 1), ('>', '5>3', 1), ('>', '5 >= 3', 0),
+    ('>', 'The sign is >.', 1), ('>', "It is '>'", 1), ('>', '**>**', 1), ('>', '5>3', 1),
+    ('>', '5 >= 3', 0),
     ('>', 'a -> b', 0), ('>', 'The sign is <.', 0), ('>', 'none', 0), ('+', '3 + 4', 1),
     ('+', '3+4', 1), ('+', 'C++', 0),
-    ('-', 'The sign is -', 1), ('-', '9-3', 1), ('-', 'well-known', 0), ('-', 'It is -5', 0), ('−', '9 - 3', 1),
+    ('-', 'The sign is -', 1), ('-', '9-3', 1), ('-', 'well-known', 0), ('-', 'It is -5', 0),
+    ('−', '9 - 3', 1),
     ('😀', 'I feel 😀!', 1), ('😀', 'yes😀😀', 1), ('😀', 'I feel 😢', 0),
     ('👍', 'fine 👍🏽', 0), ('👍🏽', 'fine 👍🏽', 1),
-    ('👩', '👨\u200d👩\u200d👧', 0), ('❤\ufe0f', 'I ❤ it', 1), ('🇫🇷', 'to 🇩🇪🇫🇷', 1), ('🇪🇫', 'to 🇩🇪🇫🇷', 0),
+    ('👩', '👨\u200d👩\u200d👧', 0), ('❤\ufe0f', 'I ❤ it', 1), ('🇫🇷', 'to 🇩🇪🇫🇷', 1),
+    ('🇪🇫', 'to 🇩🇪🇫🇷', 0),
     ('?', 'It is "?".', 1), ('?', 'What?', 0), (':)', 'Hello :)', 1), (':)', 'Hello :(', 0),
     # signs that belong to a word or a number
     ('C', 'I like C++', 0), ('C', 'I like C#.', 0), ('C', 'It is C++17', 0),
     ('C', 'I like C.', 1), ('C++', 'I like c++.', 1),
-    ('C++', 'I like C.', 0), ('C++', 'I like C#', 0), ('C#', '(C#)', 1), ('A', 'A+', 0), ('a', 'a+b', 1),
+    ('C++', 'I like C.', 0), ('C++', 'I like C#', 0), ('C#', '(C#)', 1), ('A', 'A+', 0),
+    ('a', 'a+b', 1),
     ('5', 'It is -5', 0), ('5', 'It is −5', 0), ('-5', 'It is −5.', 1), ('-5', 'It is 5', 0),
     ('5', '9-5', 1), ('5', '(9)-5', 1),
-    ('5', '$5', 1), ('5', '-$5', 0), ('-5', '$-5', 1), ('5', '5,000', 0), ('5000', '5,000.', 1), ('5', '.5', 0),
-    ('.5', 'It is .5.', 1), ('5', '+5', 1), ('+5', '5', 1), ('5', '50%', 0), ('50', '50%', 1), ('5', '5+', 0),
+    ('5', '$5', 1), ('5', '-$5', 0), ('-5', '$-5', 1), ('5', '5,000', 0), ('5000', '5,000.', 1),
+    ('5', '.5', 0),
+    ('.5', 'It is .5.', 1), ('5', '+5', 1), ('+5', '5', 1), ('5', '50%', 0), ('50', '50%', 1),
+    ('5', '5+', 0),
     # signs between words
-    ('5 > 3', '5>3', 1), ('5 > 3', '5 < 3', 0), ('3 + 4', '3 - 4', 0), ('well-known', 'well known', 1),
+    ('5 > 3', '5>3', 1), ('5 > 3', '5 < 3', 0), ('3 + 4', '3 - 4', 0),
+    ('well-known', 'well known', 1),
 ])  # fmt: skip
 def test_signs_and_marks_of_words(answer, text, right):
     assert grade('contains', answer, text) == right
@@ -168,11 +221,20 @@ def test_signs_and_marks_of_words(answer, text, right):
     assert grade('contains', 'no such', text) == 0
 
 
-def test_letters_have_their_marks():
+@pytest.mark.parametrize('text, answer, expected', [
+    ("It's  -3.5 KG!", '', ' its -3.5 kg '), ('a well-known C++', '', ' a well known c++ '),
+    ('$1,000', '', ' 1000 '), ('5>3', '', ' 5 3 '), ('5>3', '5 < 3', ' 5 > 3 '),
+])  # fmt: skip
+def test_the_examples_of_words(text, answer, expected):
+    assert tasks.words(text, answer) == expected
+
+
+def test_a_letter_includes_its_marks():
     for answer, text, right in [
         ('दिन', 'दि-न', 1), ('दिन', 'दा-न', 0), ('दिन', 'द-न', 0), ('café', 'c-a-f-e\u0301', 1),
         ('cafe\u0301', 'C, A, F, É', 1),
-        ('café', 'c-a-f-e', 0), ('groß', 'g-r-o-ß', 1), ('x\u030by', 'x\u030b-y', 1), ('xy', 'x\u030b-y', 0),
+        ('café', 'c-a-f-e', 0), ('groß', 'g-r-o-ß', 1), ('x\u030by', 'x\u030b-y', 1),
+        ('xy', 'x\u030b-y', 0),
     ]:  # fmt: skip
         assert grade('spelled', answer, text) == right, (answer, text)
     for text, right in [
@@ -182,7 +244,7 @@ def test_letters_have_their_marks():
         assert grade('letter', 'B', text, choices=['x', 'y', 'z']) == right, text
 
 
-def test_a_story_is_read_in_one_spelling():
+def test_the_spelling_of_a_name_in_a_story_does_not_count():
     """The name is composed in the problem and decomposed in the story."""
     told = 'Zoe\u0308 had a ball. She ran home. She was glad. The ball was red.'
     people = dict(people=['Zoë'], names=['Zoë'], thing='ball')
@@ -190,8 +252,9 @@ def test_a_story_is_read_in_one_spelling():
     assert grade('story', None, told.replace('e\u0308', 'e'), **people) == 0
 
 
-def test_a_number_stands_after_a_letter_with_a_mark():
-    assert grade('number', 5, 'दि-5') == grade('number', 5, 'é-5') == grade('number', 5, 'e\u0301-5') == 1
+def test_a_number_after_a_letter_with_a_mark():
+    for text in ('दि-5', 'é-5', 'e\u0301-5'):
+        assert grade('number', 5, text) == 1
     assert grade('number', -5, 'दि -5') == 1
 
 
@@ -205,7 +268,9 @@ def test_a_new_grader_is_a_function_and_a_name(monkeypatch, tmp_path):
         return float(text.isupper())
 
     monkeypatch.setitem(tasks.GRADERS, shout.__name__, shout)
-    path = write(tmp_path, [{'split': 'val', 'skill': 'noise', 'messages': QUESTION, 'grader': 'shout'}])
+    path = write(
+        tmp_path, [{'split': 'val', 'skill': 'noise', 'messages': QUESTION, 'grader': 'shout'}]
+    )
     (loud,) = tasks.load(path)
     assert (tasks.grade(loud, 'YES'), tasks.grade(loud, 'yes')) == (1.0, 0.0)
 
@@ -213,16 +278,19 @@ def test_a_new_grader_is_a_function_and_a_name(monkeypatch, tmp_path):
 # ---- multiple choice
 
 
-def test_a_choice_is_rendered_with_its_letters_as_tokens_of_an_answer():
+def test_a_rendered_choice_has_the_same_letter_tokens_as_an_answer():
     text = tasks.render_choice('What colour is snow?', ['white', 'red', 'light blue'])
     lines = text.splitlines()
     assert lines[:4] == ['What colour is snow?', '- white=A', '- red=B', '- light blue=C']
     assert 'letter' in lines[-1]
-    tokenizer = train_bpe(['What colour is snow? white red light blue Answer with the letter only. '], 300, SPECIAL)
+    tokenizer = train_bpe(
+        ['What colour is snow? white red light blue Answer with the letter only. '], 300, SPECIAL
+    )
     ids = tokenizer.encode(text)
     for letter in 'ABC':
         (token,) = tokenizer.encode(letter)
-        assert ids.count(token) == text.count(letter)  # with a blank before it, it could be another token
+        # with a blank before it, a letter may be another token
+        assert ids.count(token) == text.count(letter)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +302,10 @@ def test_centred(accuracy, chance, expected):
 
 def test_centred_is_0_for_one_who_guesses():
     rng = random.Random(1)
-    problems = [problem(grader='letter', answer=rng.choice('ABCD'), choices=list('wxyz')) for _ in range(4000)]
+    problems = [
+        problem(grader='letter', answer=rng.choice('ABCD'), choices=list('wxyz'))
+        for _ in range(4000)
+    ]
     accuracy = sum(tasks.grade(p, rng.choice('ABCD')) for p in problems) / len(problems)
     chance = sum(map(tasks.baseline, problems)) / len(problems)
     assert chance == 0.25 and abs(tasks.centred(accuracy, chance)) < 0.04
@@ -256,10 +327,14 @@ def write(folder, rows):
     return path
 
 
-def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_path):
+def test_load_selects_by_split_skill_and_limit_in_the_order_of_the_file(tmp_path):
     rng = random.Random(2)
     rows = [
-        problem(split=rng.choice(['train', 'val']), skill=rng.choice(['sums', 'facts', 'stories']), answer=i)
+        problem(
+            split=rng.choice(['train', 'val']),
+            skill=rng.choice(['sums', 'facts', 'stories']),
+            answer=i,
+        )
         for i in range(60)
     ]
     path = write(tmp_path, [*rows[:30], '', '  ', *rows[30:]])
@@ -268,9 +343,14 @@ def test_load_keeps_the_order_and_takes_a_split_skills_and_a_limit_of_each(tmp_p
         for skills in ((), ['facts'], ['stories', 'sums'], None):
             for limit in (0, 1, 7, 1000):
                 wanted = [
-                    row for row in rows if split in (None, row['split']) and (not skills or row['skill'] in skills)
+                    row
+                    for row in rows
+                    if split in (None, row['split']) and (not skills or row['skill'] in skills)
                 ]
-                places = [sum(p['skill'] == row['skill'] for p in wanted[:i]) for i, row in enumerate(wanted)]
+                places = [
+                    sum(p['skill'] == row['skill'] for p in wanted[:i])
+                    for i, row in enumerate(wanted)
+                ]
                 expected = [row for row, place in zip(wanted, places) if not limit or place < limit]
                 assert tasks.load(path, split, skills, limit) == expected
 
@@ -298,40 +378,55 @@ def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize('bad, said', [
-    ('{"split": "val"', 'not JSON'), ('[1]', 'list'), (b'\xff\xfe', 'no UTF-8 at byte 0'), ('[' * 100_000, 'not JSON'),
-    (dict(split='test'), "split is 'test', expected one of train, val"), (dict(split=None), 'split is None'),
+    ('{"split": "val"', 'not JSON'), ('[1]', 'list'), (b'\xff\xfe', 'no UTF-8 at byte 0'),
+    ('[' * 100_000, 'not JSON'),
+    (dict(split='test'), "split is 'test', expected one of train, val"),
+    (dict(split=None), 'split is None'),
     (dict(skill=3), 'skill is 3'), (dict(skill=None), 'skill is None'),
     (dict(grader='numbr'), "grader is 'numbr', expected one of number"),
-    (dict(messages=[]), 'messages'), (dict(messages='hi'), 'messages'), (dict(messages=None), 'messages'),
+    (dict(messages=[]), 'messages'), (dict(messages='hi'), 'messages'),
+    (dict(messages=None), 'messages'),
     (dict(messages=[*QUESTION, {'role': 'assistant', 'content': '7'}]), 'expected user'),
     (dict(messages=[{'role': 'bot', 'content': 'hi'}]), "role is 'bot'"),
     (dict(messages=[{'role': 'user'}]), 'content'),
-    (dict(answer='many'), "grader 'number' cannot use it"), (dict(answer=None), "grader 'number' cannot use it"),
+    (dict(answer='many'), "grader 'number' cannot use it"),
+    (dict(answer=None), "grader 'number' cannot use it"),
     (dict(grader='exact', answer=None), "grader 'exact' cannot use it"),
     (dict(grader='contains', answer=3), "grader 'contains' cannot use it"),
     (dict(grader='spelled', answer=['c']), "grader 'spelled' cannot use it"),
     (dict(grader='letter', answer='A'), "grader 'letter' cannot use it"),
-    (dict(grader='letter', answer='C', choices=['x', 'y']), "answer is 'C', expected a letter from A to B"),
+    (
+        dict(grader='letter', answer='C', choices=['x', 'y']),
+        "answer is 'C', expected a letter from A to B",
+    ),
     (dict(grader='letter', answer='', choices=['x', 'y']), "answer is ''"),
     (dict(grader='letter', answer='AB', choices=['x', 'y']), "answer is 'AB'"),
     (dict(grader='letter', answer='A', choices=['x']), 'choices'),
     (dict(grader='letter', answer='A', choices='xy'), 'choices'),
-    (dict(grader='letter', answer='A', choices=['x', 'y'], spoken=['x=A']), 'expected an answer for each of 2'),
+    (
+        dict(grader='letter', answer='A', choices=['x', 'y'], spoken=['x=A']),
+        'expected an answer for each of 2',
+    ),
     (dict(grader='letter', answer='A', choices=['x', 'y'], spoken=['x=A', '']), 'spoken is'),
     (dict(answer='A', spoken=['x=A']), 'each of 0 choices'),
     (dict(grader='exact', answer=''), 'an empty text right'),
     (dict(answer=float('nan')), 'NaN'), (dict(answer='NaN'), 'would call no text right'),
-    (dict(answer='-Infinity'), 'would call no text right'), (dict(answer=[]), "grader 'number' cannot use it"),
+    (dict(answer='-Infinity'), 'would call no text right'),
+    (dict(answer=[]), "grader 'number' cannot use it"),
     (dict(grader='contains', answer=[]), 'would call no text right'),
     (dict(grader='contains', answer={'a': 1}), 'would call no text right'),
-    (dict(grader='contains', answer=['not a', 'no'], absent=['no', 'not']), 'would call no text right'),
+    (
+        dict(grader='contains', answer=['not a', 'no'], absent=['no', 'not']),
+        'would call no text right',
+    ),
     (dict(grader='contains', answer='a', all=['b c'], absent=['c']), 'would call no text right'),
     (dict(grader='contains', answer='a', absent='no'), "absent is 'no', expected a list"),
     (dict(grader='contains', answer='a', all=['']), 'all is'),
     (dict(baseline=1), 'baseline is 1, expected'), (dict(baseline=-0.1), 'baseline is -0.1'),
     (dict(baseline='0.5'), "baseline is '0.5'"), (dict(baseline=True), 'baseline is True'),
     (dict(STORY, people=['Tom[']), "no story can name 'Tom['"),
-    (dict(STORY, people=['Tom', 'Ann(']), "no story can name 'Ann('"), (dict(STORY, names=['*']), "name '*'"),
+    (dict(STORY, people=['Tom', 'Ann(']), "no story can name 'Ann('"),
+    (dict(STORY, names=['*']), "name '*'"),
     (dict(STORY, names='Tom'), "names is 'Tom'"), (dict(STORY, people=[3]), 'people is [3]'),
     (dict(STORY, thing='ball)'), "name 'ball)'"), (dict(STORY, thing=3), 'no story can name 3'),
     (dict(messages=[{**QUESTION[0], 'tool_calls': [1]}]), '"tool_calls"'),
@@ -339,10 +434,13 @@ def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, bad, said):
     path = write(tmp_path, [problem(), '', problem(skill='other')])
-    line = bad if isinstance(bad, bytes) else (bad if isinstance(bad, str) else json.dumps(problem(**bad))).encode()
-    path.write_bytes(path.read_bytes() + line + b'\n' + json.dumps(problem()).encode())
+    if isinstance(bad, dict):
+        bad = json.dumps(problem(**bad))
+    if isinstance(bad, str):
+        bad = bad.encode()
+    path.write_bytes(path.read_bytes() + bad + b'\n' + json.dumps(problem()).encode())
     with pytest.raises(SystemExit) as error:
-        tasks.load(path, 'train', ['unknown'])  # the line counts before the question does
+        tasks.load(path, 'train', ['unknown'])  # the bad line is reported, not the skill
     assert str(error.value).startswith(f'{path}:4: ') and said in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -356,7 +454,7 @@ def test_a_missing_key_is_named(tmp_path, missing):
         tasks.load(path)
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_skills_splits_and_files_are_named(tmp_path):
     path = write(tmp_path, [problem(), problem(skill='facts')])
     with pytest.raises(SystemExit, match="no skill 'fact' in its split 'val', only sums, facts"):
         tasks.load(path, 'val', ['facts', 'fact'])
@@ -368,5 +466,11 @@ def test_what_is_not_there_is_named(tmp_path):
 
 def test_the_example_of_the_docstring():
     messages = [{'role': 'user', 'content': '2 + 3?'}]
-    example = {'split': 'val', 'skill': 'sums', 'messages': messages, 'grader': 'number', 'answer': 5}
+    example = {
+        'split': 'val',
+        'skill': 'sums',
+        'messages': messages,
+        'grader': 'number',
+        'answer': 5,
+    }
     assert tasks.grade(example, 'That makes 5.') == 1.0

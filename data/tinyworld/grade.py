@@ -12,6 +12,7 @@ Any story that stories.py tells passes. tasks.py has the graders of all other pr
 """
 
 import re
+import unicodedata
 from typing import NamedTuple
 
 # What introduces somebody new: a word up to four words before the name, a verb after it, or
@@ -56,7 +57,10 @@ def story(problem: dict, text: str) -> float:
     introduced in the sentence that names him first. The problem has `people` (names asked for),
     `names` (all of them), `thing` (singular or '').
     """
-    people, names, thing = problem['people'], problem['names'], problem['thing']
+    text = composed(text)
+    people = [composed(name) for name in problem['people']]
+    names = [composed(name) for name in problem['names']]
+    thing = composed(problem['thing'])
     sentences = [part for part in re.split(SENTENCE_END, text.strip()) if part]
     ended = text.strip().endswith(('.', '!', '?', '"', '”'))
     different = len({in_words(sentence) for sentence in sentences}) == len(sentences)
@@ -66,6 +70,11 @@ def story(problem: dict, text: str) -> float:
         return 0.0
     known = all(introduced(name, sentences) for name in names if name not in people)
     return float(known and counts_agree(sentences, {*people, *names}, thing))
+
+
+def composed(text: str) -> str:
+    """One encoding for each character: é is one code point, however it was typed."""
+    return unicodedata.normalize('NFC', text)
 
 
 def in_words(sentence: str) -> str:
