@@ -208,7 +208,7 @@ def test_openwebtext_from_parquet(tree, oracle):
     splits, tokenizer = read(folder)
     assert texts_of(splits['val'], tokenizer) == documents[9::10]
     (folder / 'raw' / '00000.parquet').write_bytes(b'PAR1 and no more')
-    with pytest.raises(SystemExit, match=r'00000\.parquet: no parquet'):
+    with pytest.raises(SystemExit, match=r'00000\.parquet: .*"text"'):
         list(read_documents(folder / 'raw' / '00000.parquet'))
     parquet.write_table(pyarrow.table({'text': ['one', None]}), folder / 'raw' / '00000.parquet')
     with pytest.raises(SystemExit, match=r'00000\.parquet: "text" must be a string, got None'):
@@ -306,13 +306,13 @@ BAD_FILES = {
     'b.jsonl': (b'{"text": "fine"}\n{"text": \n', 'b.jsonl:2: not JSON'),
     'c.jsonl': (b'{"text": 7}\n', 'c.jsonl:1: "text" must be a string, got 7'),
     'd.jsonl': (b'["text"]\n', 'd.jsonl:1: a JSON list'),
-    'e.jsonl': (b'{"text": "fine"}\n{"text": "\xff"}\n', 'e.jsonl:2: no UTF-8 at byte 10'),
-    'f.txt': (b'abc\xff', 'f.txt: no UTF-8 at byte 3'),
+    'e.jsonl': (b'{"text": "fine"}\n{"text": "\xff"}\n', 'e.jsonl:2: .*UTF-8 at byte 10'),
+    'f.txt': (b'abc\xff', 'f.txt: .*UTF-8 at byte 3'),
     'g.txt': (b'', 'g.txt: 0 characters'),
     'h.jsonl': (b'', 'h.jsonl: 0 characters'),
     'i.pdf': (b'', 'i.pdf: expected a file that ends in .txt, .jsonl, .parquet'),
     'j.jsonl': (b'{"text": null}', 'j.jsonl:1: missing "text"'),
-    'k.jsonl': (b'{"text": "fine", "score": NaN}', 'k.jsonl:1: not JSON (NaN'),
+    'k.jsonl': (b'{"text": "fine", "score": NaN}', 'k.jsonl:1: not JSON .*NaN'),
     'l.jsonl': (b'[' * 10**5, 'l.jsonl:1: not JSON'),
     'nothing.txt': (None, 'nothing.txt: no such file'),
 }
@@ -326,7 +326,7 @@ def test_bad_documents_are_named(name, tmp_path):
     with pytest.raises(SystemExit) as error:
         total = sum(map(len, read_documents(tmp_path / name)))
         raise SystemExit(f'{name}: {total} characters')  # what custom/prepare.py makes of it, see below
-    assert message in str(error.value) and '\n' not in str(error.value)
+    assert re.search(message, str(error.value)) and '\n' not in str(error.value)
 
 
 def test_a_suffix_may_be_in_capitals_and_a_file_begin_with_a_mark(tmp_path):
@@ -599,7 +599,7 @@ def test_custom_conversation_errors(tree, refused):
     assert str(plain) in line and '<|user_start|>' in line and 'assets/tinyworld.pt' in line
     (tree.parent / 'a.txt').write_bytes(b'text')
     line = refused('custom', tree.parent / 'a.txt', file)
-    assert f'{file}:1 is conversations' in line and 'a.txt text' in line
+    assert f'{file}:1 is conversations' in line and f'text as in {tree.parent / "a.txt"}' in line
     write_lines(file, [FINE])
     assert '--val_fraction=0' in refused('custom', file)
     assert 'val_fraction=-0.1' in refused('custom', file, '--val_fraction=-0.1')
@@ -743,7 +743,7 @@ def test_what_is_missing_is_not_asked_for_again(server, tmp_path):
         downloads.download(server({'status': 404}), tmp_path / 'f', pause=0)
     assert len(server.seen) == 1 and str(error.value).endswith(f'put it at {tmp_path / "f"}')
     with pytest.raises(SystemExit, match='HTTP status 500'):
-        downloads.download(server(*[{'status': 500}] * 3), tmp_path / 'f', tries=3, pause=0, mend='do without')
+        downloads.download(server(*[{'status': 500}] * 3), tmp_path / 'f', tries=3, pause=0, hint='do without')
     assert len(server.seen) == 3
 
 
