@@ -791,9 +791,7 @@ if __name__ == '__main__':
     # To look at one
     show = ''  # a text whose tokens to print. The tokenizer is `out`, which may be a run: out/run
     merges = False  # print the merges that made each token, too
-    evaluate = (
-        ''  # tokenizers (tok.json, out/run), with commas, to compare with GPT-2's and GPT-4's
-    )
+    evaluate = ''  # tokenizers (tok.json, out/run), with commas, to compare with GPT-2 and GPT-4
     console.set_up(must_finish=True, missing='backslashreplace')
     configure(globals())
     console.set_up(must_finish=not (show or evaluate))
