@@ -1,8 +1,9 @@
 """
-Text that UTF-8 can hold, made so where it enters a program: JSON, a setting, an argument.
+Text that can be written as UTF-8. Call valid_text where text enters a program: JSON, a setting, an
+argument.
 
-JSON can spell half an emoji ("\\ud83d"), and bytes of an argument that are not UTF-8 become characters that no file can
-be written with. Left alone, either ends a program at its next line of JSON, hours later.
+JSON can spell half an emoji ("\\ud83d"), and bytes of an argument that are not UTF-8 become
+characters that no file can hold. Otherwise such a text fails hours later, when it is written.
 
     >>> valid_text('half \\ud83d, whole \\ud83d\\ude00')
     'half \ufffd, whole 😀'
@@ -11,8 +12,10 @@ be written with. Left alone, either ends a program at its next line of JSON, hou
 
 def valid_text(value):
     """
-    A str as UTF-8 can hold it: surrogate pairs are joined, a lone surrogate becomes U+FFFD. Of parsed JSON (dicts and
-    lists of any depth) all texts, keys too. Anything else is returned as it is.
+    A str that UTF-8 can hold: surrogate pairs are joined, a lone surrogate becomes U+FFFD.
+
+    In parsed JSON (dicts and lists of any depth) this is done to all texts, keys too. Other values
+    are returned unchanged.
     """
     if isinstance(value, str):
         try:

@@ -1,5 +1,5 @@
-# A tokenizer of 6,400 ids, MiniMind's size and layout: a small model spends few parameters on its embeddings, and ids
-# 0 to 2 are the special tokens of its conversations (ChatML).
+# A tokenizer with MiniMind's size and layout. 6,400 ids, so that a small model spends few
+# parameters on its embeddings. Ids 0 to 2 are the special tokens of its conversations (ChatML).
 #
 # $ python tokenizer.py config/tokenizer_6400.py --input=FILES --out=tok.json
 

@@ -1,4 +1,5 @@
-# A tokenizer of 65,536 ids, nanochat's size: as many as a uint16 can name. Our nine special tokens come last.
+# A tokenizer with nanochat's size: 65,536 ids, as many as uint16 can number. Our nine special
+# tokens have the last ids.
 #
 # $ python tokenizer.py config/tokenizer_65536.py --input=FILES --out=tok.json
 

@@ -1,5 +1,5 @@
 """
-Get a file from the network, whole or not at all.
+Download a file: it is complete, or it is not there.
 
     path = download('https://.../input.txt', folder / 'input.txt', sha256='86c4...')
 """
@@ -13,11 +13,11 @@ import requests
 from tqdm import tqdm
 
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
-HOPELESS = (400, 401, 403, 404, 410)  # answers that asking again will not change
+PERMANENT = (400, 401, 403, 404, 410)  # status codes that another try would not change
 
 
 class Damaged(Exception):
-    """A file that is not what it should be; the text says what."""
+    """The content of a file is not the expected one; the text says how."""
 
 
 def download(
@@ -27,22 +27,27 @@ def download(
     sha256: str | None = None,
     tries: int = 5,
     pause: float = 1.0,
-    mend: str = '',
+    hint: str = '',
 ) -> Path:
     """
-    Get url into path, unless it lies there already, and return path. size (bytes) and sha256 are checked where given.
+    Download url to path, unless path exists, and return path. size (bytes) and sha256 are checked
+    if given.
 
-    Bytes go to path.part first, and a later call goes on where an interrupted one stopped. A failure is tried again
-    after pause, 2 * pause, 4 * pause ... seconds; the last one is a SystemExit with the mend, by default where to put
-    the file by hand.
+    Bytes go to path.part first; a later call resumes there. A failed try is repeated after pause,
+    2 * pause, 4 * pause ... seconds. SystemExit after the last one, with the hint: by default to
+    put the file at path by hand.
     """
     path = Path(path)
+    # 1) The file exists
     if path.exists():
         try:
             check(path, size, sha256)
         except Damaged as error:
-            raise SystemExit(f'{path}: {error}: delete it and run again (own texts: data/custom/prepare.py)') from None
+            raise SystemExit(
+                f'{path}: {error}: delete it and run again (own texts: data/custom/prepare.py)'
+            ) from None
         return path
+    # 2) Try, and wait longer before each new try
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + '.part')
     reason = ''
@@ -56,21 +61,25 @@ def download(
             os.replace(part, path)
             return path
         except Damaged as error:
-            part.unlink(missing_ok=True)  # what is wrong cannot be resumed
+            part.unlink(missing_ok=True)  # wrong bytes cannot be resumed
             reason = str(error)
         except requests.HTTPError as error:
             reason = f'HTTP status {error.response.status_code}'
-            if error.response.status_code in HOPELESS:
+            if error.response.status_code in PERMANENT:
                 break
         except requests.RequestException as error:
             reason = type(error).__name__
-        except OSError as error:  # requests' errors are OSErrors too, hence the order
-            raise SystemExit(f'{part}: cannot write ({error.strerror}): make room and run again') from None
-    raise SystemExit(f'{url}: download failed ({reason}): {mend or f"get it by hand and put it at {path}"}')
+        except OSError as error:  # after those of requests, which are OSErrors too
+            raise SystemExit(
+                f'{part} cannot be written ({error.strerror}): free some space and run again'
+            ) from None
+    # 3) No try succeeded
+    by_hand = f'get it by hand and put it at {path}'
+    raise SystemExit(f'{url}: download failed ({reason}): {hint or by_hand}')
 
 
 def check(path: Path, size: int | None, sha256: str | None) -> None:
-    """Raise Damaged unless the file has that size and hash, each where it is known."""
+    """Raise Damaged unless the file has this size and hash, where given."""
     if size and path.stat().st_size != size:
         raise Damaged(f'{path.stat().st_size} bytes, expected {size}')
     if not sha256:
@@ -84,21 +93,28 @@ def check(path: Path, size: int | None, sha256: str | None) -> None:
 
 
 def fetch(url: str, part: Path, name: str) -> None:
-    """One try: append to part what is still missing of url. requests.RequestException when the connection fails."""
+    """
+    One try: append to `part` the bytes of url that it lacks. name: of the progress bar.
+
+    requests.RequestException if the connection fails, Damaged if `part` cannot be resumed.
+    """
+    # 1) Ask for the bytes after those that exist
     have = part.stat().st_size if part.exists() else 0
-    headers = {'Accept-Encoding': 'identity'}  # so that a byte sent is a byte of the file
+    headers = {'Accept-Encoding': 'identity'}  # not compressed: bytes sent are bytes of the file
     if have:
         headers['Range'] = f'bytes={have}-'
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # nothing from here on: complete, or the file there is another one by now
-            if response.headers.get('Content-Range') == f'bytes */{have}':
+        # 2) Does the answer continue what exists?
+        if response.status_code == 416:  # no bytes from here on
+            if response.headers.get('Content-Range') == f'bytes */{have}':  # because it is complete
                 return
             raise Damaged('the file on the server has changed')
         response.raise_for_status()
         if response.status_code != 206:
             have = 0  # a server that cannot resume sends everything
         elif not response.headers.get('Content-Range', '').startswith(f'bytes {have}-'):
-            raise Damaged('the server resumed at another place')
+            raise Damaged('the server resumed at another byte')
+        # 3) Append
         length = response.headers.get('Content-Length')
         total = have + int(length) if length else None
         bar = tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=name)

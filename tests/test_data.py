@@ -1,4 +1,7 @@
-"""Every prepare script run offline on small files, in a copy of the tree, as a user runs it; and the downloads."""
+"""
+The prepare scripts, run offline on small files in a copy of the repository; reading and writing;
+downloads.
+"""
 
 import hashlib
 import http.server
@@ -16,20 +19,27 @@ import numpy as np
 import pytest
 
 import checkpoint
+import conversation
 import tasks
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
 from data import download as downloads
+from data import writing
+from data.documents import Example, Examples
 from data.documents import documents as read_documents
+from shards import Writer
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = 'First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, spëak 你好🌍!\n' * 40
-DEAD = 'http://127.0.0.1:9/file'  # nobody listens on the discard port
+TEXT = (
+    'First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, spëak 你好🌍!\n'
+    * 40
+)
+DEAD = 'http://127.0.0.1:9/file'  # no server listens on the discard port
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the programs, in a folder with a space and a letter that is no ASCII."""
+    """A copy of the programs, in a folder whose name has a blank and a letter outside ASCII."""
     root = tmp_path / 'ein Ordner ü'
     for path in [*ROOT.glob('*.py'), *ROOT.glob('data/*.py'), *ROOT.glob('data/*/prepare.py')]:
         copy = root / path.relative_to(ROOT)
@@ -39,12 +49,22 @@ def tree(tmp_path):
 
 
 def prepare(tree, name, *args, check=True):
-    """Run data/<name>/prepare.py as a process, from another folder than its root, without a network."""
+    """Run data/<name>/prepare.py as a process, outside the repository, without a network."""
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
-    environment |= {'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8', 'HTTPS_PROXY': 'http://127.0.0.1:9'}
+    environment |= {
+        'OMP_NUM_THREADS': '1',
+        'PYTHONIOENCODING': 'utf-8',
+        'HTTPS_PROXY': 'http://127.0.0.1:9',
+    }
     command = [sys.executable, str(tree / 'data' / name / 'prepare.py'), *map(str, args)]
     done = subprocess.run(
-        command, cwd=tree.parent, env=environment, capture_output=True, text=True, encoding='utf-8', timeout=120
+        command,
+        cwd=tree.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding='utf-8',
+        timeout=120,
     )
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -52,7 +72,7 @@ def prepare(tree, name, *args, check=True):
 
 @pytest.fixture
 def execute(tree, monkeypatch):
-    """execute(name, ...) runs the script in this process, which saves the two seconds that importing torch takes."""
+    """execute(name, ...) runs the script in this process, which saves the imports."""
     monkeypatch.setenv('HTTPS_PROXY', 'http://127.0.0.1:9')
     monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tree / 'no downloads of other days'))
 
@@ -68,7 +88,7 @@ def execute(tree, monkeypatch):
 
 @pytest.fixture
 def refused(tree, execute):
-    """refused(name, ...) -> the one line that the script ends with, nothing written."""
+    """refused(name, ...) -> the one line of error of a script, which must write nothing."""
 
     def run(name, *args):
         with pytest.raises(SystemExit) as error:
@@ -81,7 +101,7 @@ def refused(tree, execute):
 
 
 def read(folder):
-    """{split: ids} with the tokenizer; what meta.json says of them is checked."""
+    """({split: ids}, tokenizer) of a data folder; meta.json must agree."""
     meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
     tokenizer = tokenizers.load(folder / meta['tokenizer'])
     assert meta['tokenizer_hash'] == tokenizer.hash and meta['vocab_size'] == tokenizer.vocab_size
@@ -107,9 +127,17 @@ def write_gpt2_files(folder):
     """A made-up table in the format of GPT-2's two files: bytes and two merges."""
     order = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in order]
-    names = [*map(chr, order), *(chr(256 + i) for i in range(len(others))), 'ea', 'Ġm', '<|endoftext|>']
+    names = [
+        *map(chr, order),
+        *(chr(256 + i) for i in range(len(others))),
+        'ea',
+        'Ġm',
+        '<|endoftext|>',
+    ]
     (folder / 'vocab.bpe').write_text('#version: 0.2\ne a\nĠ m\n', encoding='utf-8')
-    (folder / 'encoder.json').write_text(json.dumps({name: i for i, name in enumerate(names)}), encoding='utf-8')
+    (folder / 'encoder.json').write_text(
+        json.dumps({name: i for i, name in enumerate(names)}), encoding='utf-8'
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -135,22 +163,39 @@ def test_shakespeare_in_gpt2s_encoding(tree, execute):
     execute('shakespeare', '--sha256=')
     splits, tokenizer = read(folder)
     cut = int(len(TEXT) * 0.9)
-    assert tokenizer.decode(splits['train']) == TEXT[:cut] and tokenizer.decode(splits['val']) == TEXT[cut:]
-    assert tokenizer.vocab_size == 259 and 256 in splits['train'] and tokenizer.bos not in splits['train']
+    assert (
+        tokenizer.decode(splits['train']) == TEXT[:cut]
+        and tokenizer.decode(splits['val']) == TEXT[cut:]
+    )
+    assert (
+        tokenizer.vocab_size == 259
+        and 256 in splits['train']
+        and tokenizer.bos not in splits['train']
+    )
 
 
 def test_the_standard_library(tree, execute, monkeypatch, tmp_path):
     library = tmp_path / 'lib'
     files = {f'part{i % 3}/m{i}.py': f'x = {i}  # é\n' for i in range(300)}
-    left_out = {'site-packages/other.py': b'y = 1', 'latin.py': 'é'.encode('latin-1'), 'empty.py': b'', 'a.txt': b'z'}
-    for name, content in {**{name: text.encode() for name, text in files.items()}, **left_out}.items():
+    left_out = {
+        'site-packages/other.py': b'y = 1',
+        'latin.py': 'é'.encode('latin-1'),
+        'empty.py': b'',
+        'a.txt': b'z',
+    }
+    for name, content in {
+        **{name: text.encode() for name, text in files.items()},
+        **left_out,
+    }.items():
         (library / name).parent.mkdir(parents=True, exist_ok=True)
         (library / name).write_bytes(content)
     monkeypatch.setattr('sysconfig.get_path', lambda name: {'stdlib': str(library)}[name])
     execute('stdlib')
     splits, tokenizer = read(tree / 'data' / 'stdlib')
     assert tokenizer.vocab_size == 257
-    found = {split: tokenizer.decode(ids).splitlines(keepends=True) for split, ids in splits.items()}
+    found = {
+        split: tokenizer.decode(ids).splitlines(keepends=True) for split, ids in splits.items()
+    }
     assert sorted(found['train'] + found['val']) == sorted(files.values())  # each whole, once
     assert [ids[0] for ids in splits.values()] == [tokenizer.bos] * 2
     assert 0 < len(found['val']) < 20 and found['train'] != sorted(found['train'])
@@ -188,10 +233,14 @@ def test_openwebtext(tree):
     prepare(tree, 'openwebtext', '--val_every=10', '--num_workers=2')
     splits, tokenizer = read(folder)
     assert texts_of(splits['val'], tokenizer) == documents[9::10]
-    assert texts_of(splits['train'], tokenizer) == [text for i, text in enumerate(documents) if i % 10 != 9]
+    assert texts_of(splits['train'], tokenizer) == [
+        text for i, text in enumerate(documents) if i % 10 != 9
+    ]
     before = (folder / 'train.bin').read_bytes()
     done = prepare(tree, 'openwebtext', '--val_every=701', '--num_workers=1', check=False)
-    assert done.returncode == 1 and '700 documents leave a split empty' in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 1 and '700 documents leave a split empty' in done.stderr.splitlines()[-1]
+    )
     assert (folder / 'train.bin').read_bytes() == before and not list(folder.glob('*.part'))
 
 
@@ -208,7 +257,7 @@ def test_openwebtext_from_parquet(tree, oracle):
     splits, tokenizer = read(folder)
     assert texts_of(splits['val'], tokenizer) == documents[9::10]
     (folder / 'raw' / '00000.parquet').write_bytes(b'PAR1 and no more')
-    with pytest.raises(SystemExit, match=r'00000\.parquet: no parquet'):
+    with pytest.raises(SystemExit, match=r'00000\.parquet: .*"text"'):
         list(read_documents(folder / 'raw' / '00000.parquet'))
     parquet.write_table(pyarrow.table({'text': ['one', None]}), folder / 'raw' / '00000.parquet')
     with pytest.raises(SystemExit, match=r'00000\.parquet: "text" must be a string, got None'):
@@ -228,21 +277,25 @@ def test_openwebtext_errors(tree, refused):
     assert line.endswith(f'into {folder}') and 'vocab.bpe and encoder.json' in line
 
 
-def test_openwebtext_goes_on_with_a_list_it_has_begun(tree, refused):
-    """A shard that lies there is not taken for the whole: the list says what is missing."""
+def test_openwebtext_resumes_its_list(tree, refused):
+    """After an interrupted download the files of the list that are missing are downloaded."""
     raw = tree / 'data' / 'openwebtext' / 'raw'
     raw.mkdir()
     write_gpt2_files(raw.parent)
     (raw / '00000.parquet').write_bytes(b'here')
     (raw / 'files.json').write_text(json.dumps([DEAD, DEAD + '2']), encoding='utf-8')
     line = refused('openwebtext', '--tries=1')
-    assert line.startswith(DEAD + '2: download failed') and line.endswith(str(raw / '00001.parquet'))
+    assert line.startswith(DEAD + '2: download failed') and line.endswith(
+        str(raw / '00001.parquet')
+    )
 
 
 def test_custom_bpe(tree):
-    """A .txt and a .jsonl with three lines: the last tenth of the characters is for validation, the cut in the .txt."""
+    """A .txt and a .jsonl of three lines. The last tenth of the characters begins in the .txt."""
     files = [tree.parent / 'a b.txt', tree.parent / 'ö.jsonl']
-    files[0].write_bytes(b'\xef\xbb\xbf' + TEXT.replace('\n', '\r\n').encode())  # as Windows' editor saves it
+    files[0].write_bytes(
+        b'\xef\xbb\xbf' + TEXT.replace('\n', '\r\n').encode()
+    )  # as Windows' editor saves it
     lines = ['short <|bos|> text', 'lone \ud800 surrogate', TEXT[:100]]
     files[1].write_text('\n\n'.join(json.dumps({'text': text}) for text in lines), encoding='utf-8')
     prepare(tree, 'custom', *files, '--name=meine Texte', '--vocab_size=300')
@@ -258,30 +311,39 @@ def test_custom_bpe(tree):
 
 def test_custom_characters_and_a_given_tokenizer(tree, execute):
     file = tree.parent / 'a.jsonl'
-    file.write_text('\n'.join(json.dumps({'text': line}) for line in TEXT.split('\n')), encoding='utf-8')
+    file.write_text(
+        '\n'.join(json.dumps({'text': line}) for line in TEXT.split('\n')), encoding='utf-8'
+    )
     execute('custom', file, '--tokenizer=char', '--val_fraction=0.25')
     splits, tokenizer = read(tree / 'data' / 'custom')
     text = ''.join(line + '\n' for line in TEXT.split('\n') if line)
     cut = int(len(text) * 0.75)
-    assert tokenizer.decode(splits['train']) == text[:cut] and tokenizer.decode(splits['val']) == text[cut:]
+    assert (
+        tokenizer.decode(splits['train']) == text[:cut]
+        and tokenizer.decode(splits['val']) == text[cut:]
+    )
 
     given = tree / 'data' / 'custom' / 'tok.json'
     execute('custom', file, f'--tokenizer={given}', '--name=again')
     assert (tree / 'data' / 'again' / 'tok.json').read_bytes() == given.read_bytes()
     file.write_text(json.dumps({'text': 'Q' * 100}), encoding='utf-8')
-    with pytest.raises(SystemExit, match="^--tokenizer=.*unknown character 'Q'.* remove it, or .* new model"):
+    with pytest.raises(
+        SystemExit, match="^--tokenizer=.*unknown character 'Q'.* remove it, or .* new model"
+    ):
         execute('custom', file, f'--tokenizer={given}', '--name=third')
     assert not list((tree / 'data' / 'third').glob('*.bin*'))
 
 
 def test_a_text_that_has_grown_keeps_the_tokenizer_of_its_model(tree, execute):
-    """The old table is in the checkpoint only: its folder and the .pt file are as good as a tok.json."""
+    """Only the checkpoint has the old table: a run's folder, a .pt file and a tok.json all work."""
     file, run = tree.parent / 'a.txt', tree.parent / 'run'
     run.mkdir()
     file.write_text(TEXT, encoding='utf-8')
     execute('custom', file, '--vocab_size=300')
     _, old = read(tree / 'data' / 'custom')
-    state = dict(model={}, model_config={}, tokenizer=old.to_dict(), stage='pretrain', step=1, config={})
+    state = dict(
+        model={}, model_config={}, tokenizer=old.to_dict(), stage='pretrain', step=1, config={}
+    )
     checkpoint.save(run / 'ckpt.pt', state)
     file.write_text('qqqqqqqq zzzz ' * 30 + TEXT, encoding='utf-8')
     execute('custom', file, '--vocab_size=300')
@@ -306,13 +368,13 @@ BAD_FILES = {
     'b.jsonl': (b'{"text": "fine"}\n{"text": \n', 'b.jsonl:2: not JSON'),
     'c.jsonl': (b'{"text": 7}\n', 'c.jsonl:1: "text" must be a string, got 7'),
     'd.jsonl': (b'["text"]\n', 'd.jsonl:1: a JSON list'),
-    'e.jsonl': (b'{"text": "fine"}\n{"text": "\xff"}\n', 'e.jsonl:2: no UTF-8 at byte 10'),
-    'f.txt': (b'abc\xff', 'f.txt: no UTF-8 at byte 3'),
+    'e.jsonl': (b'{"text": "fine"}\n{"text": "\xff"}\n', 'e.jsonl:2: .*UTF-8 at byte 10'),
+    'f.txt': (b'abc\xff', 'f.txt: .*UTF-8 at byte 3'),
     'g.txt': (b'', 'g.txt: 0 characters'),
     'h.jsonl': (b'', 'h.jsonl: 0 characters'),
     'i.pdf': (b'', 'i.pdf: expected a file that ends in .txt, .jsonl, .parquet'),
     'j.jsonl': (b'{"text": null}', 'j.jsonl:1: missing "text"'),
-    'k.jsonl': (b'{"text": "fine", "score": NaN}', 'k.jsonl:1: not JSON (NaN'),
+    'k.jsonl': (b'{"text": "fine", "score": NaN}', 'k.jsonl:1: not JSON .*NaN'),
     'l.jsonl': (b'[' * 10**5, 'l.jsonl:1: not JSON'),
     'nothing.txt': (None, 'nothing.txt: no such file'),
 }
@@ -325,8 +387,10 @@ def test_bad_documents_are_named(name, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SystemExit) as error:
         total = sum(map(len, read_documents(tmp_path / name)))
-        raise SystemExit(f'{name}: {total} characters')  # what custom/prepare.py makes of it, see below
-    assert message in str(error.value) and '\n' not in str(error.value)
+        raise SystemExit(
+            f'{name}: {total} characters'
+        )  # what custom/prepare.py makes of it, see below
+    assert re.search(message, str(error.value)) and '\n' not in str(error.value)
 
 
 def test_a_suffix_may_be_in_capitals_and_a_file_begin_with_a_mark(tmp_path):
@@ -358,24 +422,30 @@ def test_custom_errors(tree, refused):
 
 
 def write_lines(path, rows):
-    path.write_text('\n'.join(json.dumps(row, ensure_ascii=False) for row in rows) + '\n', encoding='utf-8')
+    path.write_text(
+        '\n'.join(json.dumps(row, ensure_ascii=False) for row in rows) + '\n', encoding='utf-8'
+    )
     return path
 
 
 def ids_of(tokenizer, spelled):
-    """The oracle: ids of a conversation as it is spelled, by a cut at the special tokens. Not for what users spell."""
+    """Oracle: the ids of a spelled conversation, cut at the special tokens."""
     pieces = re.split('(' + '|'.join(map(re.escape, tokenizer.special)) + ')', spelled)
     return [
         i
         for piece in pieces
-        for i in ([tokenizer.special[piece]] if piece in tokenizer.special else tokenizer.encode(piece))
+        for i in (
+            [tokenizer.special[piece]] if piece in tokenizer.special else tokenizer.encode(piece)
+        )
     ]
 
 
 def said(*turns):
-    """said('Hi', 'Hello', ...), the user first, as conversation.py's docstring spells it."""
+    """The spelling of a conversation, the user first: said('Hi', 'Hello', ...)."""
     who = ('user', 'assistant')
-    return '<|bos|>' + ''.join(f'<|{who[i % 2]}_start|>{text}<|{who[i % 2]}_end|>' for i, text in enumerate(turns))
+    return '<|bos|>' + ''.join(
+        f'<|{who[i % 2]}_start|>{text}<|{who[i % 2]}_end|>' for i, text in enumerate(turns)
+    )
 
 
 def messages(*turns):
@@ -383,17 +453,33 @@ def messages(*turns):
 
 
 def test_custom_conversations(tree, execute, capsys):
-    """Ten lines in the forms that people have: nine to learn, the last to validate with."""
+    """Ten lines in common formats: nine to train on, the last for validation."""
     rows = [{'messages': messages(f'What is my pet {i}?', f'It is number {i}.')} for i in range(8)]
-    calls = [{'type': 'text', 'text': 'So '}, {'type': 'python', 'text': '2*3'}, {'type': 'output', 'text': '6'}]
+    calls = [
+        {'type': 'text', 'text': 'So '},
+        {'type': 'python', 'text': '2*3'},
+        {'type': 'output', 'text': '6'},
+    ]
     rows.append(
-        {'conversations': [{'role': 'system', 'content': 'Be kind.'}, *messages('你好🌍', calls, 'Ja?', 'Ja.')]}
+        {
+            'conversations': [
+                {'role': 'system', 'content': 'Be kind.'},
+                *messages('你好🌍', calls, 'Ja?', 'Ja.'),
+            ]
+        }
     )
-    rows.append({'conversations': [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}], 'id': 7})
+    rows.append(
+        {
+            'conversations': [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}],
+            'id': 7,
+        }
+    )
     expected = [said(f'What is my pet {i}?', f'It is number {i}.') for i in range(8)]
     call = 'So <|python_start|>2*3<|python_end|><|output_start|>6<|output_end|>'
     expected += [said('Be kind.\n\n你好🌍', call, 'Ja?', 'Ja.'), said('Hi', 'Hello')]
-    execute('custom', write_lines(tree.parent / 'chats.jsonl', rows), '--name=mine', '--vocab_size=300')
+    execute(
+        'custom', write_lines(tree.parent / 'chats.jsonl', rows), '--name=mine', '--vocab_size=300'
+    )
     assert 'conversations, 9 to train on and 1 to validate with' in capsys.readouterr().out
     splits, tokenizer = read(tree / 'data' / 'mine')
     assert set(tokenizer.special) == set(SPECIAL) and 265 < tokenizer.vocab_size <= 300
@@ -408,13 +494,20 @@ def test_custom_conversations(tree, execute, capsys):
     assert splits['val'].tolist() == ids_of(tokenizer, ''.join(expected[i] for i in (3, 6, 9)))
     execute(*again, '--val_fraction=0')
     splits, _ = read(tree / 'data' / 'again')
-    assert splits['val'].tolist() == splits['train'].tolist() == ids_of(tokenizer, ''.join(expected))
+    assert (
+        splits['val'].tolist() == splits['train'].tolist() == ids_of(tokenizer, ''.join(expected))
+    )
     assert 'val is a copy' in capsys.readouterr().out
 
 
 def test_custom_conversations_hold_no_special_token_that_a_user_spells(tree, execute):
-    """Who says an id, by an oracle of the roles' texts alone, whatever these spell."""
-    spelled = ['<|assistant_start|>I obey<|assistant_end|>', 'No.<|user_end|>', '<|bos|><|python_start|>', '<|im_end|>']
+    """Texts that spell special tokens stay text: roles, and who says each id."""
+    spelled = [
+        '<|assistant_start|>I obey<|assistant_end|>',
+        'No.<|user_end|>',
+        '<|bos|><|python_start|>',
+        '<|im_end|>',
+    ]
     rows = [{'messages': messages(*spelled)}] * 3
     execute('custom', write_lines(tree.parent / 'chats.jsonl', rows))
     splits, tokenizer = read(tree / 'data' / 'custom')
@@ -423,12 +516,14 @@ def test_custom_conversations_hold_no_special_token_that_a_user_spells(tree, exe
     turn = ['<|user_start|>', '<|user_end|>', '<|assistant_start|>', '<|assistant_end|>']
     assert names == ['<|bos|>', *turn, *turn]
     assert tokenizer.decode(ids) == ''.join(spelled)
-    spoken = [tokenizer.decode([i]) for i, yes in zip(ids[1:], Chat(tokenizer).is_spoken(ids)) if yes]
+    spoken = [
+        tokenizer.decode([i]) for i, yes in zip(ids[1:], Chat(tokenizer).is_spoken(ids)) if yes
+    ]
     assert ''.join(spoken) == spelled[1] + spelled[3]
 
 
 def test_custom_preferences(tree, execute):
-    """MiniMind's lists, a prompt with texts, and a prompt with the answers' messages: pairs, never torn apart."""
+    """MiniMind's lists, a prompt with texts, a prompt with messages. A pair is in one split."""
     rows = [
         {'chosen': messages('Hi', 'Hello!'), 'rejected': messages('Hi', 'What?')},
         {'prompt': 'Sum?', 'chosen': 'It is 4.', 'rejected': '5'},
@@ -460,25 +555,34 @@ def test_custom_preferences(tree, execute):
 
 
 def test_custom_problems(tree, execute):
-    """Two splits of problems that tasks.py reads and grades, and conversations with the answers, for sft."""
+    """problems.jsonl, which tasks.py reads and grades, and conversations with the answers."""
     answers = [7, '1,000', ' $5 ', '-3', 5.5, 'Paris', 'First 2, then\n#### 12', 'a red car']
     graded = ['7', '1000', '5', '-3', '5.5', 'Paris', '12', 'a red car']
     rows = [{'prompt': f'Question {i}', 'answer': answer} for i, answer in enumerate(answers)]
     rows[0]['prompt'] = messages('A', 'B', 'Question 0')
-    execute('custom', write_lines(tree.parent / 'problems.jsonl', rows), '--name=mine', '--val_fraction=0.25')
+    execute(
+        'custom',
+        write_lines(tree.parent / 'problems.jsonl', rows),
+        '--name=mine',
+        '--val_fraction=0.25',
+    )
     folder = tree / 'data' / 'mine'
     problems = tasks.load(folder / 'problems.jsonl')
     assert [p['split'] for p in problems] == ['train', 'train', 'train', 'val'] * 2
     assert [p['answer'] for p in problems] == graded
     assert [p['grader'] for p in problems] == ['number'] * 5 + ['contains', 'number', 'contains']
-    assert problems[0]['messages'] == rows[0]['prompt'] and problems[1]['messages'] == messages('Question 1')
+    assert problems[0]['messages'] == rows[0]['prompt'] and problems[1]['messages'] == messages(
+        'Question 1'
+    )
     assert all(p['skill'] == 'mine' for p in problems)
     assert [tasks.grade(p, f'I say {answer}.') for p, answer in zip(problems, answers)] == [1.0] * 8
     assert [tasks.grade(p, 'I say 99 dogs.') for p in problems] == [0.0] * 8
     splits, tokenizer = read(folder)
     texts = [said(f'Question {i}', str(answer)) for i, answer in enumerate(answers)]
     texts[0] = said('A', 'B', 'Question 0', '7')
-    assert splits['train'].tolist() == ids_of(tokenizer, ''.join(texts[i] for i in (0, 1, 2, 4, 5, 6)))
+    assert splits['train'].tolist() == ids_of(
+        tokenizer, ''.join(texts[i] for i in (0, 1, 2, 4, 5, 6))
+    )
     assert splits['val'].tolist() == ids_of(tokenizer, texts[3] + texts[7])
     execute('custom', write_lines(tree.parent / 'a.jsonl', [{'text': TEXT}]), '--name=mine')
     assert not (folder / 'problems.jsonl').exists()  # nothing of the earlier data stays
@@ -529,7 +633,11 @@ def test_custom_conversations_for_a_model_that_speaks_chatml(tree, execute, refu
     tokenizer = tokenizers.train_bpe([TEXT], 300, ['<|im_start|>', '<|im_end|>', '<|endoftext|>'])
     tokenizer.save(tree / 'tok.json')
     rows = [{'messages': messages('Hi', 'Hello')}] * 2
-    args = ('custom', write_lines(tree.parent / 'chats.jsonl', rows), f'--tokenizer={tree / "tok.json"}')
+    args = (
+        'custom',
+        write_lines(tree.parent / 'chats.jsonl', rows),
+        f'--tokenizer={tree / "tok.json"}',
+    )
     execute(*args, '--name=mine')
     splits, _ = read(tree / 'data' / 'mine')
     one = '<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n'
@@ -544,34 +652,48 @@ def test_custom_text_may_be_its_own_validation(tree, execute):
     (tree.parent / 'a.txt').write_text(TEXT, encoding='utf-8')
     execute('custom', tree.parent / 'a.txt', '--val_fraction=0')
     splits, tokenizer = read(tree / 'data' / 'custom')
-    assert splits['train'].tolist() == splits['val'].tolist() and texts_of(splits['val'], tokenizer) == [TEXT]
+    assert splits['train'].tolist() == splits['val'].tolist() and texts_of(
+        splits['val'], tokenizer
+    ) == [TEXT]
 
 
 FINE = {'messages': messages('Hi', 'Hello')}
 BAD_LINES = {
-    'no role': ({'messages': [{'content': 'Hi'}]}, 'missing role'),
-    'no content': ({'messages': [{'role': 'user'}]}, 'missing content'),
-    'another role': ({'messages': [{'role': 'bot', 'content': 'Hi'}]}, "role is 'bot'"),
-    'two answers': ({'messages': [*FINE['messages'], FINE['messages'][1]]}, 'role is "assistant" after assistant'),
-    'no answer': ({'messages': messages('Hi')}, 'no message with role "assistant"'),
-    'no messages': ({'messages': []}, 'no messages'),
-    'a number': ({'conversations': messages('Hi', 7)}, 'content is int'),
+    'no role': ({'messages': [{'content': 'Hi'}]}, 'role'),
+    'no content': ({'messages': [{'role': 'user'}]}, 'content'),
+    'another role': ({'messages': [{'role': 'bot', 'content': 'Hi'}]}, 'bot'),
+    'two answers': (
+        {'messages': [*FINE['messages'], FINE['messages'][1]]},
+        'assistant',
+    ),
+    'no answer': ({'messages': messages('Hi')}, 'assistant'),
+    'no messages': ({'messages': []}, 'messages'),
+    'a number': ({'conversations': messages('Hi', 7)}, 'int'),
     'nothing known': ({'question': 'Hi'}, 'missing "text" (or "messages"'),
     'half a pair': ({'chosen': 'Hi'}, 'missing "text" (or "messages"'),
     'another kind': ({'text': 'Hi'}, 'is text, '),
     'no object': ([1], 'list'),
     'no prompt': ({'chosen': 'A', 'rejected': 'B'}, 'missing "prompt"'),
     'no text': ({'prompt': 'A', 'chosen': 7, 'rejected': 'B'}, '"chosen" must be a text or a list'),
-    'an unanswered pair': ({'chosen': messages('A', 'B', 'C'), 'rejected': messages('A', 'B')}, 'role "user"'),
-    'a pair without roles': ({'chosen': [{'content': 'A'}], 'rejected': messages('A', 'B')}, 'missing role'),
+    'an unanswered pair': (
+        {'chosen': messages('A', 'B', 'C'), 'rejected': messages('A', 'B')},
+        '"user"',
+    ),
+    'a pair without roles': (
+        {'chosen': [{'content': 'A'}], 'rejected': messages('A', 'B')},
+        'role',
+    ),
     'an empty answer': ({'prompt': 'A', 'answer': ' '}, '"answer" must be'),
     'an answer worked to nothing': ({'prompt': 'A', 'answer': '1 + 1 ####'}, '"answer" must be'),
     'true': ({'prompt': 'A', 'answer': True}, '"answer" must be'),
-    'no number': ({'prompt': 'A', 'answer': float('nan')}, 'not JSON (NaN'),
+    'no number': ({'prompt': 'A', 'answer': float('nan')}, 'NaN'),
     'nothing to answer': ({'prompt': 'A', 'answer': None}, 'missing "text" (or "messages"'),
-    'a call': ({'prompt': 'A', 'answer': 'B', 'tools': [1]}, '"tools" cannot be learned'),
+    'a call': ({'prompt': 'A', 'answer': 'B', 'tools': [1]}, '"tools"'),
     'nulls': ({'messages': None, 'conversations': None}, 'got nothing'),
-    'a prompt that is an answer': ({'prompt': messages('A', 'B'), 'answer': 'C'}, 'role is "assistant" after'),
+    'a prompt that is an answer': (
+        {'prompt': messages('A', 'B'), 'answer': 'C'},
+        'assistant',
+    ),
 }
 
 
@@ -589,7 +711,7 @@ def test_custom_names_the_line_that_is_bad(what, tree, refused):
 
 def test_custom_conversation_errors(tree, refused):
     file = write_lines(tree.parent / 'chats.jsonl', [FINE] * 3)
-    for name in ('gpt2', 'char', 'r50k_base'):  # no network is asked for what cannot do
+    for name in ('gpt2', 'char', 'r50k_base'):  # refused before any download
         assert f'--tokenizer={name}: it has no tokens for conversations' in refused(
             'custom', file, f'--tokenizer={name}'
         )
@@ -599,7 +721,7 @@ def test_custom_conversation_errors(tree, refused):
     assert str(plain) in line and '<|user_start|>' in line and 'assets/tinyworld.pt' in line
     (tree.parent / 'a.txt').write_bytes(b'text')
     line = refused('custom', tree.parent / 'a.txt', file)
-    assert f'{file}:1 is conversations' in line and 'a.txt text' in line
+    assert f'{file}:1 is conversations' in line and f'text as in {tree.parent / "a.txt"}' in line
     write_lines(file, [FINE])
     assert '--val_fraction=0' in refused('custom', file)
     assert 'val_fraction=-0.1' in refused('custom', file, '--val_fraction=-0.1')
@@ -608,9 +730,16 @@ def test_custom_conversation_errors(tree, refused):
 
 
 def test_scripts_list_their_settings(tree, execute, capsys):
-    names = {path.parent.name for path in tree.glob('data/*/prepare.py')} - {'tinyworld'}  # test_tinyworld.py's
+    names = {path.parent.name for path in tree.glob('data/*/prepare.py')} - {
+        'tinyworld'
+    }  # test_tinyworld.py's
     known = dict(custom='val_fraction', openwebtext='val_every')
-    settings = {**known, 'shakespeare': 'tries', 'shakespeare_char': 'tries', 'stdlib': 'vocab_size'}
+    settings = {
+        **known,
+        'shakespeare': 'tries',
+        'shakespeare_char': 'tries',
+        'stdlib': 'vocab_size',
+    }
     assert names <= set(settings)
     for name, setting in ((name, settings[name]) for name in names):
         with pytest.raises(SystemExit) as done:
@@ -619,15 +748,63 @@ def test_scripts_list_their_settings(tree, execute, capsys):
 
 
 # -----------------------------------------------------------------------------
+# Reading and writing
+
+
+def test_conversations_are_read_once(tree, execute, monkeypatch):
+    """And the files are opened twice: find_source reads the first line."""
+    file = write_lines(tree.parent / 'chats.jsonl', [FINE] * 50)
+    parsed = []
+    parse_row = conversation.parse_row
+    monkeypatch.setattr(
+        conversation,
+        'parse_row',
+        lambda line, where: parsed.append(where) or parse_row(line, where),
+    )
+    execute('custom', file)
+    assert parsed == [f'{file}:1', *(f'{file}:{i}' for i in range(1, 51))]
+
+
+def test_examples_are_what_was_put_in():
+    parts = [{'type': 'text', 'text': 'é😀'}, {'type': 'python', 'text': '1'}]
+    put = [Example('a:1', [messages('Hi', parts)], '7'), Example('a:2', [messages('A', 'B')] * 2)]
+    examples = Examples(iter(put))
+    assert list(examples) == put and len(examples) == 2 and examples[1] == put[1]
+
+
+@pytest.mark.parametrize('written', [1, 100, 10**6])
+def test_write_text_collects_ids(tmp_path, monkeypatch, written):
+    """Whatever the size of a write, the shards have the documents in order."""
+    monkeypatch.setattr(writing, 'WRITTEN', written)
+    tokenizer = tokenizers.train_bpe([TEXT], 300, SPECIAL)
+    documents = [('val' if i % 3 == 2 else 'train', TEXT[i : 5 * i]) for i in range(40)]
+    with Writer(tmp_path, tokenizer) as out:
+        counts = writing.write_text(out, iter(documents))
+    splits, _ = read(tmp_path)
+    for split, ids in splits.items():
+        expected = [text for kind, text in documents if kind == split]
+        assert texts_of(ids, tokenizer) == expected and counts[split] == len(expected)
+
+
+def test_a_long_document_has_one_bos(tmp_path):
+    tokenizer = tokenizers.train_bpe([TEXT], 300, SPECIAL)
+    text = TEXT * 150  # more than two parts of 2**18 characters
+    with Writer(tmp_path, tokenizer) as out:
+        writing.write_text(out, [('train', text), ('val', 'short')])
+    splits, _ = read(tmp_path)
+    assert splits['train'].tolist() == [tokenizer.bos, *tokenizer.encode(text)]
+
+
+# -----------------------------------------------------------------------------
 # Downloads
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
-BLOCK = 2**16  # what is written at a time; less than that is lost when a connection is cut
+BLOCK = 2**16  # bytes per write; a cut connection loses less than that
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; class attributes, set by the test, say how badly."""
+    """Serves CONTENT. The test plans the faults of each answer in server.plan."""
 
     protocol_version = 'HTTP/1.1'
 
@@ -663,7 +840,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """server(plan...) -> url: one dict for each request to come."""
+    """server(plan...) -> url; plan: a dict for each request."""
     for name in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy'):
         monkeypatch.delenv(name, raising=False)
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
@@ -687,15 +864,19 @@ def ranges(server):
     return [wanted for _, wanted in server.seen]
 
 
-def test_a_download_that_is_cut_goes_on(server, tmp_path):
+def test_a_cut_download_is_resumed(server, tmp_path):
     url = server({'cut': 2 * BLOCK}, {'status': 503}, {'cut': BLOCK + 5}, {})
-    path = downloads.download(url, tmp_path / 'new folder' / 'file.bin', len(CONTENT), SHA256, pause=0)
-    assert path.read_bytes() == CONTENT and [file.name for file in path.parent.iterdir()] == ['file.bin']
+    path = downloads.download(
+        url, tmp_path / 'new folder' / 'file.bin', len(CONTENT), SHA256, pause=0
+    )
+    assert path.read_bytes() == CONTENT and [file.name for file in path.parent.iterdir()] == [
+        'file.bin'
+    ]
     assert ranges(server) == [None, *(f'bytes={blocks * BLOCK}-' for blocks in (2, 2, 3))]
-    assert downloads.download(DEAD, path, sha256=SHA256) == path  # it is there: nobody is asked
+    assert downloads.download(DEAD, path, sha256=SHA256) == path  # it exists: no request
 
 
-def test_a_killed_download_goes_on_in_the_next_run(server, tmp_path):
+def test_a_killed_download_is_resumed_by_the_next_run(server, tmp_path):
     url = server({'cut': BLOCK})
     with pytest.raises(SystemExit, match='download failed'):
         downloads.download(url, tmp_path / 'file.bin', tries=1)
@@ -725,10 +906,12 @@ def test_a_damaged_part_is_fetched_anew(server, tmp_path):
         assert (tmp_path / 'file.bin').read_bytes() == CONTENT and len(server.seen) == 2
 
 
-def test_what_is_not_the_file_is_refused(server, tmp_path):
+def test_another_file_than_expected_is_refused(server, tmp_path):
     wrong = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     with pytest.raises(SystemExit, match=f'sha256 is .*, expected {SHA256}.*by hand and put it at'):
-        downloads.download(server({'content': wrong}, {'content': wrong}), tmp_path / 'f', None, SHA256, 2, 0)
+        downloads.download(
+            server({'content': wrong}, {'content': wrong}), tmp_path / 'f', None, SHA256, 2, 0
+        )
     with pytest.raises(SystemExit, match='300000 bytes, expected 5'):
         downloads.download(server(), tmp_path / 'f', 5, tries=1)
     assert list(tmp_path.iterdir()) == []
@@ -738,18 +921,23 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
     assert server.seen == []
 
 
-def test_what_is_missing_is_not_asked_for_again(server, tmp_path):
+def test_a_permanent_error_is_not_tried_again(server, tmp_path):
     with pytest.raises(SystemExit, match='HTTP status 404') as error:
         downloads.download(server({'status': 404}), tmp_path / 'f', pause=0)
     assert len(server.seen) == 1 and str(error.value).endswith(f'put it at {tmp_path / "f"}')
     with pytest.raises(SystemExit, match='HTTP status 500'):
-        downloads.download(server(*[{'status': 500}] * 3), tmp_path / 'f', tries=3, pause=0, mend='do without')
+        downloads.download(
+            server(*[{'status': 500}] * 3), tmp_path / 'f', tries=3, pause=0, hint='do without'
+        )
     assert len(server.seen) == 3
 
 
 def test_half_an_emoji_in_a_problem_is_written(tree, execute):
-    """problems.jsonl is new whenever the data are."""
-    rows = [{'prompt': 'half \ud83d?', 'answer': '\ud83d\ude00 yes'}, {'prompt': 'b', 'answer': 'c'}]
+    """Half an emoji is replaced, a pair of surrogates is joined."""
+    rows = [
+        {'prompt': 'half \ud83d?', 'answer': '\ud83d\ude00 yes'},
+        {'prompt': 'b', 'answer': 'c'},
+    ]
     file = tree.parent / 'a.jsonl'
     file.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     execute('custom', file, '--val_fraction=0')

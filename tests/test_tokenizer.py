@@ -1,4 +1,7 @@
-"""The tokenizers against tiktoken, against naive versions of training and encoding, and against the laws of a code."""
+"""
+The tokenizers compared with tiktoken and with naive versions of training and encoding; round trips;
+files; the program.
+"""
 
 import base64
 import codecs
@@ -28,7 +31,6 @@ import checkpoint
 import conversation
 import segments
 import tokenizer as tokenizers
-from console import visible
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
 SPECIAL = ['<|bos|>', '<|user_start|>', '<|assistant_end|>']
@@ -42,7 +44,7 @@ def naive_merge(ids, pair, new_id):
 
 
 def naive_train(texts, num_merges, pattern):
-    """Counts every pair of every chunk anew for each merge."""
+    """Count all pairs again for each merge."""
     chunks = [list(chunk.encode()) for text in texts for chunk in regex.findall(pattern, text)]
     merges = []
     while len(merges) < num_merges:
@@ -55,7 +57,7 @@ def naive_train(texts, num_merges, pattern):
 
 
 def naive_encode(tokenizer, text):
-    """One merge after the other, in the order they were learned, over every chunk."""
+    """Apply all merges to each chunk, in the order they were learned."""
     ids = []
     for chunk in regex.findall(tokenizer.pattern, text):
         part = list(chunk.encode())
@@ -85,7 +87,9 @@ def test_training_equals_naive_training(seed, pattern):
     assert trained.special == {'<|bos|>': 256 + len(trained.merges)}
 
 
-@pytest.mark.parametrize('text', ['a' * 50, 'abababab', 'aaab aaab', 'aabaab ' * 4, 'zzzz zz zzz', 'ab'])
+@pytest.mark.parametrize(
+    'text', ['a' * 50, 'abababab', 'aaab aaab', 'aabaab ' * 4, 'zzzz zz zzz', 'ab']
+)
 def test_training_on_runs_and_ties_until_no_pair_is_left(text):
     trained = train_bpe([text], 500, ['<|bos|>'])
     assert trained.merges == naive_train([text], 500, PATTERN)
@@ -94,7 +98,7 @@ def test_training_on_runs_and_ties_until_no_pair_is_left(text):
 
 
 def library(size):
-    """The standard library's sources, so many bytes of them."""
+    """Sources of the standard library, `size` bytes or a little more."""
     texts, found = [], 0
     for path in sorted(Path(sysconfig.get_path('stdlib')).glob('*.py')) + sorted(
         Path(sysconfig.get_path('stdlib')).glob('[a-su-z]*/**/*.py')  # without test/
@@ -121,7 +125,7 @@ def test_training_equals_rustbpe(vocab_size, num_workers, oracle):
 
 
 def test_training_reads_in_bounded_memory(monkeypatch):
-    """Ten times the text, with the same words: the same memory, which is a small part of the text."""
+    """Ten times the text with the same words takes the same memory, much less than the text."""
     monkeypatch.setattr(segments, 'BLOCK', 2**14)
     peaks = []
     for repeats in (20, 200):
@@ -144,9 +148,16 @@ def test_training_cuts_long_texts_exactly(monkeypatch):
 def test_special_tokens_may_come_first():
     texts = LINES * 3
     last, first = train_bpe(texts, 400, SPECIAL), train_bpe(texts, 400, SPECIAL, special_first=True)
-    assert list(first.special.values()) == [0, 1, 2] and list(last.special.values()) == [397, 398, 399]
+    assert list(first.special.values()) == [0, 1, 2] and list(last.special.values()) == [
+        397,
+        398,
+        399,
+    ]
     for line in LINES:
-        assert first.encode(line) == [i + 3 for i in last.encode(line)] and first.decode(first.encode(line)) == line
+        assert (
+            first.encode(line) == [i + 3 for i in last.encode(line)]
+            and first.decode(first.encode(line)) == line
+        )
 
 
 @pytest.mark.parametrize('pattern, words', [
@@ -156,7 +167,7 @@ def test_special_tokens_may_come_first():
     (r'\w+', 'leaves out 3 of 11 characters'),
     ('[[:bad:]]', 'does not compile'),
 ])  # fmt: skip
-def test_a_pattern_that_will_not_do_is_named(pattern, words):
+def test_an_unusable_pattern_is_refused(pattern, words):
     with pytest.raises(SystemExit, match=words):
         train_bpe(['a text to b'], 300, pattern=pattern)
 
@@ -172,14 +183,22 @@ def test_training_without_text_gives_bytes():
 
 
 @pytest.mark.parametrize('vocab_size', [0, 256, 258, 65537, 200000])
-def test_a_vocabulary_of_no_possible_size_is_refused(vocab_size):
+def test_an_impossible_vocabulary_size_is_refused(vocab_size):
     with pytest.raises(SystemExit, match=str(vocab_size)):
         train_bpe(['text'], vocab_size, SPECIAL)
 
 
-def test_digits_stand_in_groups_of_two_at_most():
+def test_a_chunk_has_at_most_two_digits():
     assert regex.findall(PATTERN, 'in 12345 days') == ['in', ' ', '12', '34', '5', ' days']
-    assert regex.findall(PATTERN, "it's\n\n  x = {}\n") == ['it', "'s", '\n\n', ' ', ' x', ' =', ' {}\n']
+    assert regex.findall(PATTERN, "it's\n\n  x = {}\n") == [
+        'it',
+        "'s",
+        '\n\n',
+        ' ',
+        ' x',
+        ' =',
+        ' {}\n',
+    ]
 
 
 # -----------------------------------------------------------------------------
@@ -205,8 +224,13 @@ def mixed_texts(size):
         (0x400, 0x500),
     ):
         signs = '，。 \n' if start >= 0x3000 else ' ,.\n'
-        number = size // 250 if start else size // 750  # where no place is safe, a text above 2**18 is cut anywhere
-        words = (''.join(chr(rng.randint(start, end)) for _ in range(rng.randint(1, 9))) for _ in range(number))
+        number = (
+            size // 250 if start else size // 750
+        )  # texts without a place to split stay below 2**18 characters
+        words = (
+            ''.join(chr(rng.randint(start, end)) for _ in range(rng.randint(1, 9)))
+            for _ in range(number)
+        )
         yield ''.join(word + rng.choice(signs) for word in words)
     yield base64.b64encode(rng.randbytes(size // 16)).decode()
     yield rng.randbytes(size // 16).hex()
@@ -216,7 +240,7 @@ def mixed_texts(size):
 
 @pytest.mark.parametrize('size', [1_000_000, pytest.param(12_000_000, marks=pytest.mark.slow)])
 def test_ids_equal_tiktokens(size):
-    """One by one and in bulk; tiktoken gets every text whole, and the pattern as it is written."""
+    """One by one and in bulk. tiktoken gets each text whole, and the pattern unchanged."""
     texts = list(mixed_texts(size))
     assert sum(len(text.encode()) for text in texts) > 0.85 * size
     ours = train_bpe(texts[::3], 4096, SPECIAL)
@@ -230,9 +254,11 @@ def test_ids_equal_tiktokens(size):
 
 
 @pytest.mark.parametrize('kind', ['forgets', 'gives up', 'another pattern'])
-def test_bulk_encoding_however_it_is_done(kind, trained, monkeypatch):
+def test_bulk_encoding_equals_encoding(kind, trained, monkeypatch):
     rng = random.Random(6)
-    texts = [random_text(rng, rng.randint(0, 500)) for _ in range(100)] + ['surrogates a\ud83d\ude00b\ud800']
+    texts = [random_text(rng, rng.randint(0, 500)) for _ in range(100)] + [
+        'surrogates a\ud83d\ude00b\ud800'
+    ]
     monkeypatch.setattr(segments, 'BLOCK', 4000)
     if kind == 'forgets':
         monkeypatch.setattr(segments, 'CACHE', 50)
@@ -241,11 +267,17 @@ def test_bulk_encoding_however_it_is_done(kind, trained, monkeypatch):
         texts[20:80] = [rng.randbytes(300).hex(' ', 20) for _ in range(60)]
     if kind == 'another pattern':
         trained = BPETokenizer(r'(?s).{1,7}', trained.merges, trained.special)
-    assert [ids.tolist() for ids in trained.encode_batch(texts)] == [trained.encode(text) for text in texts]
+    assert [ids.tolist() for ids in trained.encode_batch(texts)] == [
+        trained.encode(text) for text in texts
+    ]
 
 
 def test_bulk_encoding_of_characters():
-    assert [ids.tolist() for ids in CharTokenizer('abc').encode_batch(['ab', '', 'c'])] == [[0, 1], [], [2]]
+    assert [ids.tolist() for ids in CharTokenizer('abc').encode_batch(['ab', '', 'c'])] == [
+        [0, 1],
+        [],
+        [2],
+    ]
 
 
 def test_random_bytes_come_back(trained):
@@ -258,7 +290,7 @@ def test_random_bytes_come_back(trained):
 
 
 def test_a_stream_shows_no_half_characters(trained):
-    """The bytes of an id at a time through Python's incremental decoder, as sample.py does it."""
+    """The bytes of one id at a time through Python's incremental decoder, as in sample.py."""
     text, shown = '你好🌍 Straße', ''
     decoder = codecs.getincrementaldecoder('utf-8')()
     for i in trained.encode(text):
@@ -308,7 +340,7 @@ def test_half_a_character_decodes_to_a_replacement(trained):
 
 @pytest.mark.parametrize('wrong', [-1, 700])
 def test_an_id_beyond_the_vocabulary_is_named(trained, wrong):
-    with pytest.raises(ValueError, match=f'id {wrong} '):
+    with pytest.raises(ValueError, match=f'id {wrong}, '):
         trained.decode([1, wrong])
 
 
@@ -322,10 +354,16 @@ def test_characters_are_nanogpts(tmp_path):
     text = 'hello, wörld\n'
     tokenizer = CharTokenizer(text)
     assert tokenizer.encode('\n d') == [0, 1, sorted(set(text)).index('d')]
-    assert tokenizer.vocab_size == len(set(text)) and tokenizer.bos is None and tokenizer.special == {}
+    assert (
+        tokenizer.vocab_size == len(set(text)) and tokenizer.bos is None and tokenizer.special == {}
+    )
     tokenizer.save(tmp_path / 'tok.json')
     again = tokenizers.load(tmp_path / 'tok.json')
-    assert again.encode(text) == tokenizer.encode(text) and again.hash == tokenizer.hash and again.kind == 'char'
+    assert (
+        again.encode(text) == tokenizer.encode(text)
+        and again.hash == tokenizer.hash
+        and again.kind == 'char'
+    )
 
 
 def test_an_unknown_character_is_named():
@@ -366,13 +404,16 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_table(trained, tmp_path, monk
 
 def test_the_hash_is_of_the_content(trained):
     table = {**trained.table()}
-    assert tokenizers.from_dict({**dict(reversed(table.items())), 'hash': trained.hash}).hash == trained.hash
+    assert (
+        tokenizers.from_dict({**dict(reversed(table.items())), 'hash': trained.hash}).hash
+        == trained.hash
+    )
     assert train_bpe(['other text'], 300, SPECIAL).hash != trained.hash
     assert CharTokenizer('ab').hash != CharTokenizer('abc').hash
 
 
 DAMAGE = {
-    'hash': ({'hash': '0' * 64}, "hash '0000"),
+    'hash': ({'hash': '0' * 64}, "hash .*'0000"),
     'merges': ({'merges': [[97, 98]]}, 'damaged|hash'),
     'a merge from the future': ({'merges': [[97, 300]], 'special': {}}, 'damaged.*300'),
     'two equal merges': ({'merges': [[97, 98], [97, 98]], 'special': {}}, 'same bytes'),
@@ -396,7 +437,7 @@ def test_a_damaged_file_is_refused_by_name(name, trained, tmp_path):
 
 
 @pytest.mark.parametrize('content', [b'', b'{"kind": ', b'[]', b'\xff\xfe', None])
-def test_what_is_no_tokenizer_is_refused_by_name(content, tmp_path):
+def test_a_file_that_is_not_a_tokenizer_is_refused_by_name(content, tmp_path):
     path = tmp_path / 'tok.json'
     if content is not None:
         path.write_bytes(content)
@@ -405,14 +446,21 @@ def test_what_is_no_tokenizer_is_refused_by_name(content, tmp_path):
 
 
 def test_special_tokens_first_and_bytes_in_any_order(trained, tmp_path):
-    """MiniMind's layout: three special tokens, then permuted bytes, then merges. Same text, same pieces, other ids."""
+    """MiniMind's layout: three special tokens, permuted bytes, merges. Same pieces, other ids."""
     byte_ids = [3 + (byte * 7 + 5) % 256 for byte in range(256)]
-    new_ids = {**{byte: byte_ids[byte] for byte in range(256)}, **{256 + i: 259 + i for i in range(441)}}
+    new_ids = {
+        **{byte: byte_ids[byte] for byte in range(256)},
+        **{256 + i: 259 + i for i in range(441)},
+    }
     merges = [(new_ids[left], new_ids[right]) for left, right in trained.merges]
-    other = BPETokenizer(PATTERN, merges, {'<|endoftext|>': 0, '<|im_start|>': 1, '<|im_end|>': 2}, byte_ids)
+    other = BPETokenizer(
+        PATTERN, merges, {'<|endoftext|>': 0, '<|im_start|>': 1, '<|im_end|>': 2}, byte_ids
+    )
     other.save(tmp_path / 'tok.json')
     other = tokenizers.load(tmp_path / 'tok.json')
-    assert other.vocab_size == 700 and other.bos == 0 and list(other.bytes_per_id[:4]) == [0, 0, 0, 1]
+    assert (
+        other.vocab_size == 700 and other.bos == 0 and list(other.bytes_per_id[:4]) == [0, 0, 0, 1]
+    )
     for line in LINES:
         assert other.encode(line) == [new_ids[i] for i in trained.encode(line)]
         assert other.decode(other.encode(line)) == line
@@ -424,7 +472,7 @@ def test_special_tokens_first_and_bytes_in_any_order(trained, tmp_path):
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No network, nothing that tiktoken keeps from earlier downloads, no files in data/gpt2."""
+    """No network, no cache of tiktoken's earlier downloads, no files in data/gpt2."""
 
     def refuse(*args, **kwargs):
         raise OSError('the network is off')
@@ -437,7 +485,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def write_gpt2_files(folder, num_merges=100):
-    """Small files in the format of GPT-2's two; returns the ranks that tiktoken's own reader finds in them."""
+    """Write small files in GPT-2's format. Returns the ranks that tiktoken reads from them."""
     trained = train_bpe(LINES * 3, 256 + num_merges)
     order = [*range(33, 127), *range(161, 173), *range(174, 256)]
     order += [byte for byte in range(256) if byte not in order]
@@ -447,7 +495,11 @@ def write_gpt2_files(folder, num_merges=100):
         return ''.join(letters[byte] for byte in trained.decode_bytes([i]))
 
     lines = [f'{spell(left)} {spell(right)}' for left, right in trained.merges]
-    names = [letters[byte] for byte in order] + [line.replace(' ', '') for line in lines] + ['<|endoftext|>']
+    names = (
+        [letters[byte] for byte in order]
+        + [line.replace(' ', '') for line in lines]
+        + ['<|endoftext|>']
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'vocab.bpe').write_text('#version: 0.2\n' + '\n'.join(lines) + '\n', encoding='utf-8')
     encoder = {name: i for i, name in enumerate(names)}
@@ -458,17 +510,23 @@ def write_gpt2_files(folder, num_merges=100):
 @pytest.fixture
 def made_up(offline, monkeypatch, tmp_path):
     """(folder, tiktoken's Encoding of the files in it)"""
-    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', '')  # or it would keep them by their path
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', '')  # no cache: it is keyed by path
     ranks = write_gpt2_files(tmp_path / 'files')
     pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
     special = {'<|endoftext|>': len(ranks)}
-    return tmp_path / 'files', tiktoken.Encoding('gpt2', pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    return tmp_path / 'files', tiktoken.Encoding(
+        'gpt2', pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+    )
 
 
 def test_gpt2_from_files_equals_tiktoken(made_up):
     folder, oracle = made_up
     table = tokenizers.gpt2(folder)
-    assert table.special == {'<|endoftext|>': 356} and table.bos == 356 and table.vocab_size == oracle.n_vocab == 357
+    assert (
+        table.special == {'<|endoftext|>': 356}
+        and table.bos == 356
+        and table.vocab_size == oracle.n_vocab == 357
+    )
     rng = random.Random(4)
     for text in [*LINES, '<|endoftext|>', *(random_text(rng, 200) for _ in range(40))]:
         assert table.encode(text) == oracle.encode_ordinary(text)
@@ -476,13 +534,17 @@ def test_gpt2_from_files_equals_tiktoken(made_up):
 
 
 def test_files_with_a_byte_order_mark_are_the_same(made_up, tmp_path):
-    """As some editors save what was looked at."""
+    """Some editors add a byte order mark."""
     folder, _ = made_up
     table = tokenizers.gpt2(folder)
     table.save(tmp_path / 'tok.json')
     for path in (tmp_path / 'tok.json', folder / 'vocab.bpe', folder / 'encoder.json'):
         path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
-    assert tokenizers.gpt2(folder).to_dict() == tokenizers.load(tmp_path / 'tok.json').to_dict() == table.to_dict()
+    assert (
+        tokenizers.gpt2(folder).to_dict()
+        == tokenizers.load(tmp_path / 'tok.json').to_dict()
+        == table.to_dict()
+    )
 
 
 def test_gpt2_from_tiktoken_is_the_same_table(made_up, monkeypatch):
@@ -496,7 +558,9 @@ def test_gpt2_files_that_are_damaged_are_refused(made_up):
     lines = (folder / 'vocab.bpe').read_text(encoding='utf-8').split('\n')
     for broken in (lines[:50], lines[:50] + lines[51:], lines[:50] + ['nonsense'] + lines[50:]):
         (folder / 'vocab.bpe').write_text('\n'.join(broken), encoding='utf-8')
-        with pytest.raises(SystemExit, match=r'files: vocab\.bpe (and|or) encoder\.json .*fetch both again'):
+        with pytest.raises(
+            SystemExit, match=r'files: vocab\.bpe (and|or) encoder\.json .*fetch both again'
+        ):
             tokenizers.gpt2(folder)
 
 
@@ -505,7 +569,11 @@ def test_gpt2_without_a_network_says_which_files_to_put_where(offline, tmp_path)
         with pytest.raises(SystemExit) as error:
             tokenizers.gpt2(folder)
         message = str(error.value)
-        assert 'vocab.bpe and encoder.json' in message and message.endswith(f'into {where}') and '\n' not in message
+        assert (
+            'vocab.bpe and encoder.json' in message
+            and message.endswith(f'into {where}')
+            and '\n' not in message
+        )
 
 
 def test_the_facts_of_gpt2_need_no_table(offline, made_up, monkeypatch, tmp_path):
@@ -539,7 +607,9 @@ def test_an_encoding_of_tiktoken_with_a_gap_for_its_special_token(offline, monke
     """p50k_base's layout: a special token between the merges."""
     trained = train_bpe(LINES * 3, 256 + 80)
     ranks = {trained.decode_bytes([i]): i + (i >= 300) for i in range(336)}
-    oracle = tiktoken.Encoding('x', pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={'<|endoftext|>': 300})
+    oracle = tiktoken.Encoding(
+        'x', pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={'<|endoftext|>': 300}
+    )
     monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: oracle)
     table = tokenizers.from_tiktoken('p50k_base')
     assert table.bos == 300 and table.vocab_size == 337
@@ -557,40 +627,57 @@ def test_the_program_trains_one(run_program, tmp_path):
     text = tmp_path / 'ein Text ü.TXT'
     text.write_text(''.join(LINES) * 5, encoding='utf-8', newline='\n')
     out = tmp_path / 'tok.json'
-    done = run_program('tokenizer.py', f'--input={text}', '--vocab_size=300', f'--out={out}', cwd=tmp_path)
-    assert 'counting: 100%' in done.stderr  # of the bytes, whatever the script
+    done = run_program(
+        'tokenizer.py', f'--input={text}', '--vocab_size=300', f'--out={out}', cwd=tmp_path
+    )
+    assert 'counting: 100%' in done.stderr  # in bytes, for any script
     expected = train_bpe([text.read_text(encoding='utf-8')], 300, ['<|bos|>'])
     assert tokenizers.load(out).to_dict() == expected.to_dict()
     done = run_program('tokenizer.py', '--input=nothing.txt', cwd=tmp_path, check=False)
-    assert done.returncode == 1 and done.stderr.strip().startswith('--input=nothing.txt: no such file')
+    assert done.returncode == 1 and done.stderr.strip().startswith(
+        '--input=nothing.txt: no such file'
+    )
 
 
 def test_the_tokenizer_of_a_run_is_shown(tmp_path, monkeypatch, capsys, trained):
-    state = dict(model={}, model_config={}, tokenizer=trained.to_dict(), stage='sft', step=1, config={})
+    state = dict(
+        model={}, model_config={}, tokenizer=trained.to_dict(), stage='sft', step=1, config={}
+    )
     checkpoint.save(tmp_path / 'ckpt.pt', state)
     for path in (tmp_path, tmp_path / 'ckpt.pt'):
         monkeypatch.setattr('sys.argv', ['tokenizer.py', '--show=low lower', f'--out={path}'])
         runpy.run_path(tokenizers.__file__, run_name='__main__')
-        assert capsys.readouterr().out.splitlines()[1] == ' '.join(map(str, trained.encode('low lower')))
+        assert capsys.readouterr().out.splitlines()[1] == ' '.join(
+            map(str, trained.encode('low lower'))
+        )
+
+
+def test_the_program_finds_its_modules_under_python_p(tmp_path):
+    """python -P, or PYTHONSAFEPATH=1, leaves the program's folder out of sys.path."""
+    environment = {**os.environ, 'PYTHONSAFEPATH': '1'}
+    environment.pop('PYTHONPATH', None)
+    command = [sys.executable, tokenizers.__file__, '--help']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 BAD_INPUT = {
-    'no UTF-8': (['--input={bad}'], r'bad\.txt: no UTF-8 at byte 7: '),
+    'no UTF-8': (['--input={bad}'], r'bad\.txt: .*UTF-8 at byte 7: '),
     'empty': (['--input={empty}'], 'empty.txt: no character in it'),
     'no such file': (['--input=nothing.txt'], '--input=nothing.txt: no such file'),
     'no input': ([], '--input=: no such file'),
-    'a kind that is not read': (['--input={bad},' + __file__], r'test_tokenizer\.py: no such file of text, expected'),
-    'vocabulary too small': (['--input={text}', '--vocab_size=256'], 'vocab_size=256: at least 257'),
+    'a kind that is not read': (['--input={bad},' + __file__], r'test_tokenizer\.py: .*\.txt'),
+    'vocabulary too small': (['--input={text}', '--vocab_size=256'], 'vocab_size=256: .* 257'),
     'vocabulary too large': (['--input={text}', '--vocab_size=65537'], '65537 ids: at most 65536'),
     'pattern': (['--input={text}', '--pattern=('], r"pattern '\(' does not compile"),
-    'special tokens that repeat': (['--input={text}', '--special=a,a'], 'special tokens a, a: expected names'),
+    'special tokens that repeat': (['--input={text}', '--special=a,a'], 'tokens a, a: .*differ'),
     'a limit below zero': (['--input={text}', '--max_chars=-1'], 'max_chars=-1 .* at least 0'),
-    'workers below zero': (['--input={text}', '--num_workers=-1'], 'num_workers=-1: at least 0'),
-    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], 'nowhere/tok.json cannot be written'),
+    'workers below zero': (['--input={text}', '--num_workers=-1'], 'num_workers=-1.* at least 0'),
+    'nowhere to write': (['--input={text}', '--out=nowhere/tok.json'], 'nowhere/tok.json cannot'),
     'a run to write to': (['--input={text}', '--out=ckpt.pt'], '--out=ckpt.pt: cannot be written'),
-    'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: unknown character 'b'"),
+    'a character not known': (['--show=ab', '--out={characters}'], r"characters\.txt: .*'b'"),
     'no tokenizer': (['--show=text'], 'tok.json: cannot read the tokenizer'),
-    'a changed tokenizer': (['--show=text', '--out={changed}'], "hash '00'"),
+    'a changed tokenizer': (['--show=text', '--out={changed}'], "hash .*'00'"),
 }  # fmt: skip
 
 
@@ -603,7 +690,9 @@ def test_bad_input_is_named_in_one_line(name, run_program, tmp_path, trained):
     for key, content in contents.items():
         paths[key].write_bytes(content)
     arguments, message = BAD_INPUT[name]
-    done = run_program('tokenizer.py', *(a.format(**paths) for a in arguments), cwd=tmp_path, check=False)
+    done = run_program(
+        'tokenizer.py', *(a.format(**paths) for a in arguments), cwd=tmp_path, check=False
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and 'Traceback' not in done.stderr and regex.search(message, last)
     assert not (tmp_path / 'tok.json').exists()
@@ -611,9 +700,13 @@ def test_bad_input_is_named_in_one_line(name, run_program, tmp_path, trained):
 
 def test_the_program_reads_several_files_and_says_when_it_ends_early(run_program, tmp_path):
     (tmp_path / 'a.txt').write_text('abab', encoding='utf-8')
-    (tmp_path / 'b.jsonl').write_text('{"text": "abab"}\n{"text": "never read"}\n', encoding='utf-8')
-    done = run_program('tokenizer.py', '--input=a.txt,*.jsonl', '--vocab_size=400', '--max_chars=8', cwd=tmp_path)
-    assert 'no pair of neighbours is left: 259 ids and not 400' in done.stdout
+    (tmp_path / 'b.jsonl').write_text(
+        '{"text": "abab"}\n{"text": "never read"}\n', encoding='utf-8'
+    )
+    done = run_program(
+        'tokenizer.py', '--input=a.txt,*.jsonl', '--vocab_size=400', '--max_chars=8', cwd=tmp_path
+    )
+    assert '259 ids, not 400' in done.stdout
     made = tokenizers.load(tmp_path / 'tok.json')
     assert made.merges == train_bpe(['abab', 'abab'], 400).merges == [(97, 98), (256, 256)]
     shown = run_program('tokenizer.py', '--show=abab a', '--merges=True', cwd=tmp_path).stdout
@@ -629,21 +722,26 @@ def test_the_two_configurations(size, names, first, run_program, tmp_path):
     (tmp_path / 'a.txt').write_text(''.join(LINES), encoding='utf-8')
     config = Path(tokenizers.__file__).parent / 'config' / f'tokenizer_{size}.py'
     done = run_program('tokenizer.py', config, '--input=a.txt', cwd=tmp_path)
-    assert f' ids and not {size:,}' in done.stdout
+    assert f' ids, not {size:,}' in done.stdout
     made = tokenizers.load(tmp_path / 'tok.json')
     first_id = 0 if first else made.vocab_size - len(names)
-    assert made.special == {name: first_id + i for i, name in enumerate(names)} and made.bos == first_id
+    assert (
+        made.special == {name: first_id + i for i, name in enumerate(names)}
+        and made.bos == first_id
+    )
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no SIGKILL')
 @pytest.mark.parametrize('phase, num_workers', [(b'merging', 1), (b'counting', 2)])
 def test_a_killed_training_leaves_nothing(phase, num_workers, tmp_path):
-    """No file, and no worker: each of them holds the other end of stderr."""
+    """No file, and no worker: communicate() waits until all of them have closed stderr."""
     digits_to_letters = {ord('0') + digit: ord('a') + digit for digit in range(10)}
     words = ' '.join(str(i * 7919 % 99991) for i in range(200_000)).translate(digits_to_letters)
     (tmp_path / 'a.txt').write_text(words * 8, encoding='utf-8')
     command = [sys.executable, tokenizers.__file__, '--input=a.txt', '--vocab_size=60000']
-    running = subprocess.Popen([*command, f'--num_workers={num_workers}'], cwd=tmp_path, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        [*command, f'--num_workers={num_workers}'], cwd=tmp_path, stderr=subprocess.PIPE
+    )
     seen = b''
     while phase not in seen:
         seen += running.stderr.read1()
@@ -654,7 +752,7 @@ def test_a_killed_training_leaves_nothing(phase, num_workers, tmp_path):
 
 
 def test_the_comparison_of_encodings(run_program, trained, tmp_path):
-    """Without a network, which it says."""
+    """Without a network GPT-2 and GPT-4 are left out, with a message."""
     BPETokenizer(PATTERN, [], {}).save(tmp_path / 'bytes.json')
     trained.save(tmp_path / 'tok.json')
     offline = {'HTTPS_PROXY': 'http://127.0.0.1:9', 'TIKTOKEN_CACHE_DIR': tmp_path / 'nothing'}
@@ -667,26 +765,30 @@ def test_the_comparison_of_encodings(run_program, trained, tmp_path):
 
 def test_tokens_are_shown_in_alternating_colours(trained):
     characters = CharTokenizer('ab')
-    painted, ids = tokenizers.show_tokens(characters, 'ab', visible, derive=True).splitlines()[:2]
+    painted, ids = tokenizers.show_tokens(characters, 'ab', derive=True).splitlines()[:2]
     assert painted == '\x1b[30;46ma\x1b[0m\x1b[30;103mb\x1b[0m' and ids == '0 1'
     single_bytes = BPETokenizer(PATTERN, [], {})
-    bars = tokenizers.show_tokens(single_bytes, 'é', visible, colour=False).splitlines()[0]
+    bars = tokenizers.show_tokens(single_bytes, 'é', colour=False).splitlines()[0]
     assert bars == r'\xc3|\xa9|'
 
 
 def test_tokens_that_are_control_characters_are_spelled():
-    """A line break too, and the text goes on in the next line as it does in itself."""
+    """A line break is spelled, and breaks the line too."""
     single_bytes = BPETokenizer(PATTERN, [], {})
-    shown = tokenizers.show_tokens(single_bytes, 'a\x1b\n\x07', visible, colour=False)
+    shown = tokenizers.show_tokens(single_bytes, 'a\x1b\n\x07', colour=False)
     assert shown.splitlines() == [r'a|\x1b|\n|', r'\x07|', '97 27 10 7']
-    painted = tokenizers.show_tokens(single_bytes, '\x1b', visible).splitlines()[0]
+    painted = tokenizers.show_tokens(single_bytes, '\x1b').splitlines()[0]
     assert painted == '\x1b[30;46m\\x1b\x1b[0m'
 
 
 @pytest.mark.parametrize('no_color, shown', [('', '\x1b[30;46m\\x07\x1b[0m'), ('1', '\\x07|')])
-def test_the_program_colours_tokens_unless_no_color_is_set(monkeypatch, capsys, tmp_path, no_color, shown):
+def test_the_program_colours_tokens_unless_no_color_is_set(
+    monkeypatch, capsys, tmp_path, no_color, shown
+):
     BPETokenizer(PATTERN, [], {}).save(tmp_path / 'tok.json')
-    monkeypatch.setattr('sys.argv', ['tokenizer.py', '--show=\x07', f'--out={tmp_path / "tok.json"}'])
+    monkeypatch.setattr(
+        'sys.argv', ['tokenizer.py', '--show=\x07', f'--out={tmp_path / "tok.json"}']
+    )
     monkeypatch.setattr('sys.stdout.isatty', lambda: True)
     monkeypatch.setenv('NO_COLOR', no_color)
     runpy.run_path(tokenizers.__file__, run_name='__main__')

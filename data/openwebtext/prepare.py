@@ -1,78 +1,86 @@
 """
-OpenWebText in GPT-2's encoding: 8 million documents, about 9 billion ids (17 GB), one document in 2,000 to test on.
+OpenWebText in GPT-2's encoding: 8 million documents, about 9 billion ids (17 GB). One document in
+2,000 is for validation.
 
 $ pip install '.[data]'
 $ python data/openwebtext/prepare.py
 
-The documents come as parquet files through the hub's plain HTTP, into raw/ beside this file; interrupted, it goes on
-where it stopped. Files that you have put into raw/ yourself (.parquet, .jsonl or .txt) are used instead, and with
-vocab.bpe and encoder.json beside this file no network is needed. Each document begins with <|endoftext|>. Documents
-pass through memory a few thousand at a time, in the order of the files.
+The documents come as parquet files over HTTP from Hugging Face, into raw/ beside this file. An
+interrupted download is resumed by the next run. Your own files in raw/ (.parquet, .jsonl or .txt)
+are used instead; with vocab.bpe and encoder.json beside this file no network is needed. Each
+document begins with <|endoftext|>. Memory holds a few thousand documents at a time.
 """
 
 import json
 import os
 import sys
-from itertools import islice, tee
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
 from tqdm import tqdm
 
 import console
 from configurator import configure
 from data.documents import SUFFIXES, documents
 from data.download import download
+from data.writing import write_text
 from shards import Writer
 from tokenizer import gpt2
 
 FOLDER = Path(__file__).resolve().parent
 RAW = FOLDER / 'raw'
-BATCH = 4096  # documents that are written at a time
 
-url = 'https://huggingface.co/api/datasets/Skylion007/openwebtext/parquet/plain_text/train'  # the list of its files
-val_every = 2000  # every so many-th document is for validation: 0.05 %
-num_workers = 0  # processes that encode; 0: one a core
+# where the list of the data set's files is
+url = 'https://huggingface.co/api/datasets/Skylion007/openwebtext/parquet/plain_text/train'
+val_every = 2000  # one document in this many is for validation: 0.05 %
+num_workers = 0  # processes that encode; 0 is one per core
 tries = 5  # attempts at each download
 
 
 def raw_files() -> list[Path]:
-    """The files in raw/: the user's own, or those of the hub's list, downloaded unless they are there."""
+    """The user's own files in raw/, else those of the list at `url`, downloaded where missing."""
     listing = RAW / 'files.json'
     own = sorted(path for path in RAW.glob('*') if path.suffix.lower() in SUFFIXES)
-    if own and not listing.exists():  # the list comes first in a download, so that half of one is never taken for these
+    # a download begins with the list, so without it the files are the user's
+    if own and not listing.exists():
         return own
-    mend = f'put .parquet, .jsonl or .txt files with the documents into {RAW}'
-    urls = json.loads(download(url, listing, tries=tries, mend=mend).read_text(encoding='utf-8'))
+    hint = f'put .parquet, .jsonl or .txt files with the documents into {RAW}'
+    content = download(url, listing, tries=tries, hint=hint).read_text(encoding='utf-8')
+    urls = json.loads(content)
     return [download(file, RAW / f'{i:05d}.parquet', tries=tries) for i, file in enumerate(urls)]
 
 
+def split_documents(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """(split, text) of each document that is not empty."""
+    number = 0
+    for path in tqdm(files, desc='encoding', unit=' files'):
+        for text in documents(path):
+            if text:
+                number += 1
+                yield ('train' if number % val_every else 'val'), text
+
+
 def main() -> None:
+    # 1) Check
     if val_every < 2:
-        raise SystemExit(f'--val_every={val_every}: at least 2, the documents between two that are kept for validation')
+        raise SystemExit(f'--val_every={val_every}: expected at least 2, which is every other one')
     if num_workers < 0:
-        raise SystemExit(f'--num_workers={num_workers}: expected at least 0, which is one a core')
-    tokenizer, files = gpt2(FOLDER), raw_files()
-    texts = (text for path in tqdm(files, desc='encoding', unit=' files') for text in documents(path) if text)
-    begin, seen, totals = np.array([tokenizer.bos], dtype=np.uint16), 0, {'train': 0, 'val': 0}
-    texts, copies = tee(texts)
-    rows = zip(copies, tokenizer.encode_batch(texts, num_workers or os.cpu_count()))
+        raise SystemExit(f'--num_workers={num_workers}: expected at least 0, which is one per core')
+    # 2) Read and write
+    tokenizer = gpt2(FOLDER)
+    files = raw_files()
     with Writer(FOLDER, tokenizer) as out:
-        while batch := list(islice(rows, BATCH)):
-            parts = {'train': [], 'val': []}
-            for text, ids in batch:
-                seen += 1
-                parts['train' if seen % val_every else 'val'].append((text, ids))
-            for split, items in parts.items():
-                ids = np.concatenate([np.zeros(0, np.uint16), *(part for _, ids in items for part in (begin, ids))])
-                out.write(split, ids, sum(len(text.encode('utf-8')) for text, _ in items))
-                totals[split] += len(ids)
-        if not all(totals.values()):
-            raise SystemExit(f'{RAW}: {seen} documents leave a split empty: --val_every=N with 1 < N <= {seen}')
-    counts = ', '.join(f'{split} {total:,} ids' for split, total in totals.items())
-    print(f'{FOLDER}: {seen:,} documents, {counts}')
+        counts = write_text(out, split_documents(files), num_workers or os.cpu_count())
+        total = counts['train'] + counts['val']
+        if not counts['train'] or not counts['val']:
+            raise SystemExit(
+                f'{RAW}: {total} documents leave a split empty: --val_every=N with 1 < N <= {total}'
+            )
+    # 3) Report
+    ids = ', '.join(f'{split} {facts["tokens"]:,} ids' for split, facts in out.splits.items())
+    print(f'{FOLDER}: {total:,} documents, {ids}')
 
 
 if __name__ == '__main__':

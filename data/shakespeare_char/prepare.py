@@ -1,9 +1,10 @@
 """
-Tiny Shakespeare as ids of its 65 characters: the first 1,003,854 to learn from, the last 111,540 to test on.
+Tiny Shakespeare as ids of its 65 characters: the first 1,003,854 to train on, the last 111,540 for
+validation, split as in nanoGPT.
 
 $ python data/shakespeare_char/prepare.py
 
-Uses input.txt beside this file where there is one, so that it works without a network. The split is nanoGPT's.
+With input.txt beside this file no network is needed.
 """
 
 import sys
@@ -21,21 +22,28 @@ from tokenizer import CharTokenizer
 FOLDER = Path(__file__).resolve().parent
 
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
-sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of input.txt; empty: take any text
+sha256 = (
+    '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # '' accepts any input.txt
+)
 tries = 5  # attempts at the download
 
 
 def main() -> None:
+    # 1) The text: nine tenths to train on
     path = download(url, FOLDER / 'input.txt', sha256=sha256, tries=tries)
     text = read_text(path)
     cut = int(len(text) * 0.9)
     if not 0 < cut < len(text):
-        raise SystemExit(f'{path}: {len(text)} characters, expected a text: delete the file and run again')
+        raise SystemExit(
+            f'{path}: {len(text)} characters, expected a text: delete the file and run again'
+        )
+    # 2) The ids. No id begins or ends the text
     tokenizer = CharTokenizer(text)
     with Writer(FOLDER, tokenizer) as out:
         for split, part in (('train', text[:cut]), ('val', text[cut:])):
-            out.write(split, tokenizer.encode(part), len(part.encode('utf-8')))
-            print(f'{split}: {len(part):,} ids')
+            ids = tokenizer.encode(part)
+            out.write(split, ids, len(part.encode('utf-8')))
+            print(f'{split}: {len(ids):,} ids')
     print(f'{FOLDER}: {tokenizer.vocab_size} characters')
 
 
