@@ -19,7 +19,7 @@ From a conversation to a loss:
               <|python_start|>12*7<|python_end|><|output_start|>84<|output_end|>84.<|assistant_end|>
      ChatML   <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎
 
-3) The mask. The model learns what the assistant says, so only these targets count:
+3) The mask. The model learns what the assistant says, so only spoken targets count:
 
      input                  target                 spoken
      <|bos|>                <|user_start|>         no
@@ -28,18 +28,19 @@ From a conversation to a loss:
      <|user_end|>           <|assistant_start|>    no
      <|assistant_start|>    Hello                  yes
      Hello                  !                      yes
-     !                      <|assistant_end|>      yes: to end its answer is learned too
+     !                      <|assistant_end|>      yes: the model learns to end its answer
 
    The mask is computed from the ids alone, so data folders need no mask files. The last *header*
    before a target decides. A header is a short sequence of ids: one special token in our format,
    `<|im_start|>role⏎` in ChatML. Text never encodes to a special token, so a user cannot write a
    header, whatever they type.
 
-4) The loss of a step is the sum of -log p(target) over its spoken targets, divided by their
-   number: batches.py gives each of them the weight 1 / number, all other targets 0.
+4) The loss of a step (stages mid and sft) is the sum of -log p(target) over its spoken targets,
+   divided by their number. batches.py gives each of them the weight 1 / number, and all other
+   targets 0. DPO compares the same sum for two answers.
 
-Session keeps the ids of a conversation while it goes on. The end of the file reads conversations
-from JSON and prints them:
+The first half of the file, Chat, is steps 1 to 3. Session keeps the ids of a conversation in
+progress. The rest checks messages, reads them from JSON, and prints conversations:
 
     $ python conversation.py chats.jsonl --tokenizer=out/run    # token by token, spoken ones marked
     $ python conversation.py data/tinyworld/sft                 # a data folder's validation split
@@ -81,7 +82,7 @@ class Header(NamedTuple):
 
     ids: tuple[int, ...]
     spoken: bool = False  # the assistant says what follows
-    again: tuple[int, ...] = ()  # the header of a piece that begins by a cut after this header
+    again: tuple[int, ...] = ()  # header to begin a piece with, if it is cut off after this one
     speakable: tuple[int, ...] = ()  # special ids that the assistant may say there
 
 
@@ -94,6 +95,7 @@ class Chat:
         python_start, python_end    the ids around a call, None without tools
         stop                        the ids that end an answer
         headers                     headers[0] applies before any header
+        begin                       the ids that begin a document: [bos], [] without bos
 
     SystemExit that names the missing special tokens if the tokenizer has neither format's.
     """
@@ -101,7 +103,7 @@ class Chat:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.bos = tokenizer.bos
-        self.begin = [] if self.bos is None else [self.bos]  # a document's first ids
+        self.begin = [] if self.bos is None else [self.bos]
         self.parts_between: dict[str, tuple[int, int]] = {}
         self.python_start = None
         self.python_end = None
@@ -225,8 +227,8 @@ class Chat:
         completed = np.zeros(len(ids), np.int64)
         for number, header in enumerate(self.headers[1:], start=1):
             places = max(0, len(ids) - len(header.ids) + 1)  # positions at which it could begin
-            found = np.ones(places, dtype=bool)
-            for k, i in enumerate(header.ids):
+            found = ids[:places] == header.ids[0]
+            for k, i in enumerate(header.ids[1:], start=1):
                 found &= ids[k : k + places] == i
             completed[len(header.ids) - 1 :][found] = number
         return completed
@@ -253,7 +255,7 @@ class Chat:
         Where none fits, it is made anywhere but inside a header. Every piece but the first begins
         with bos and the header of the turn that was cut.
         """
-        # 1) The smallest size: bos, a header again, and a header that must not be cut
+        # 1) The smallest size: bos, the header that a piece repeats, and one that is not cut
         ids = np.asarray(ids, dtype=np.int64)
         smallest = 1 + 2 * max(len(header.ids) for header in self.headers)
         if size < smallest:
@@ -292,8 +294,10 @@ class Chat:
     # ---- answers: ids to messages
 
     def parts(self, answer_ids: Sequence[int]) -> list[dict]:
-        """The parts of an answer: of the ids after its header, up to its end or to where they
-        break off."""
+        """
+        The parts of an answer. answer_ids follow its header, and may go on after its end or break
+        off anywhere: It is <|python_start|>1+ has a text part and a python part.
+        """
         kind_of = {before: kind for kind, (before, _) in self.parts_between.items()}
         ends = {after for _, after in self.parts_between.values()}
         parts = []
@@ -347,7 +351,7 @@ class Chat:
 
 
 # -----------------------------------------------------------------------------
-# a conversation that goes on
+# a conversation in progress
 
 
 class Turn(NamedTuple):
@@ -366,13 +370,13 @@ class Session:
 
         session = Session(chat, messages)             # any list of messages, or none
         session.add({'role': 'user', 'content': 'Hi'})
-        ids, dropped = session.prompt(room=1000)      # the oldest turns go if it is longer
+        ids, dropped = session.prompt(room=1000)      # drops the oldest turns if it is longer
         session.add_answer(answer_ids)                # what the engine sampled after ids
 
-    An answer keeps the ids that were sampled, which encode() might split in another way: the model
-    sees what it said. Our format puts the system's text at the head of the first user turn. When
-    that turn is dropped, the next question is encoded again, with the system's text. Nothing else
-    is encoded twice.
+    An answer keeps the ids that were sampled. encode() might split its text into other tokens, and
+    the model should see what it said. Our format puts the system's text at the head of the first
+    user turn. When that turn is dropped, the next question is encoded again, with the system's
+    text. Nothing else is encoded twice.
 
     ValueError as in check() for a message that is wrong or out of turn.
     """
@@ -390,7 +394,7 @@ class Session:
             self.add(message)
 
     def add(self, message: dict) -> None:
-        """Append a message. An assistant's is text, for example of an earlier conversation."""
+        """Append a message of any role. For an answer whose ids are known: add_answer()."""
         check_message(message, self.count + 1, self.last_role, tools=self.chat.has_tools)
         role = message['role']
         if role == 'user':
@@ -407,7 +411,7 @@ class Session:
 
     def add_answer(self, ids: Sequence[int]) -> None:
         """Append the answer that the engine sampled after prompt(), complete or cut off anywhere.
-        `ids` are kept, and the ends that they lack are added."""
+        Its ids are kept; the ends that they lack are added."""
         check_message({'role': 'assistant', 'content': ''}, self.count + 1, self.last_role)
         opening = self.chat.opening['assistant']
         answer = opening + self.chat.closed(ids)
@@ -454,7 +458,7 @@ class Session:
         return self.chat.encode_message(message)
 
     def copy(self) -> 'Session':
-        """A session that goes on from here by itself, without encoding anything again."""
+        """An independent session with the same turns. Nothing is encoded again."""
         other = copy.copy(self)
         other.turns = list(self.turns)
         return other

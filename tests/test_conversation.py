@@ -542,7 +542,7 @@ def test_a_tokenizer_without_a_format_is_refused_by_what_it_lacks():
         Chat(CharTokenizer('abc'))
 
 
-# ---- a conversation that goes on
+# ---- a conversation in progress
 
 ANSWERED = [  # one answer that calls the calculator
     {'type': 'text', 'text': 'It is '},
@@ -601,7 +601,7 @@ def test_a_session_is_the_prompt_of_its_messages(tokenizer):
                 ids, count = copy.prompt(room)
                 assert ids == chat.prompt(kept)
                 assert count == (i + 1 - len(kept)) // 2
-                # the copy goes on with the turns that are left
+                # the copy continues with the turns that are left
                 copy.add({'role': 'assistant', 'content': 'fox'})
                 copy.add({'role': 'user', 'content': 'quick'})
                 kept = [*kept, *turns(('assistant', 'fox'), ('user', 'quick'))]
