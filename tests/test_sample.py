@@ -116,7 +116,7 @@ def test_the_newest_checkpoint_is_taken_and_named(tmp_path, run_program):
 
 
 def test_out_dir_is_taken_if_asked_for(tmp_path, sample):
-    """The same seed says the same again, another does not."""
+    """The same seed gives the same samples again, another seed does not."""
     folder = tmp_path / 'ein Ordner ö'
     write_checkpoint(folder)
     write_checkpoint(tmp_path / 'out', seed=1)
@@ -257,7 +257,7 @@ def test_a_prompt_begins_with_bos_and_is_plain_text(tmp_path, sample, start):
 
 
 def test_a_prompt_of_a_file(tmp_path, sample, monkeypatch):
-    """As an editor under Windows saves it, and named by a path that no shell has expanded."""
+    """With the byte order mark of a Windows editor, and a path that no shell has expanded."""
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('USERPROFILE', str(tmp_path))
     write_checkpoint(tmp_path / 'out')
@@ -458,7 +458,7 @@ def test_fifty_turns_into_a_context_of_64(tmp_path, sample):
 def test_fifty_wild_turns_end_well(tmp_path, sample):
     """Cut and unanswered calls, half characters: whatever a model says can be saved and read."""
 
-    def edit(model):  # calls are likely enough to come to their end now and then
+    def edit(model):  # makes calls likely, and some of them end
         teach('<|assistant_start|>', '<|python_start|>', '1', '<|python_end|>')(model)
         model.lm_head.weight.mul_(2)
 
@@ -498,7 +498,7 @@ def test_a_message_that_spells_control_tokens_is_text(tmp_path, sample, text):
 
 
 def test_a_chat_draws_bolder_than_a_text_unless_told(tmp_path, sample):
-    """And no two answers from the same numbers."""
+    """Also, no two answers are drawn from the same numbers."""
     chatter(tmp_path, block_size=256)
     args = ('--chat', '--max_new_tokens=15')
     said = {t: sample(*args, *given, stdin='hi\n/reset\nhi\n').stdout for t, given in {
@@ -537,7 +537,7 @@ def test_ctrl_c_ends_the_answer_and_nothing_else(tmp_path):
         talk = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=tmp_path,
             env={**os.environ, 'OMP_NUM_THREADS': '1'},
-            # a job in the background ignores it
+            # a background job ignores Ctrl-C
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         try:
