@@ -1,158 +1,232 @@
 """
-Conversations to ids and back, and which ids the assistant says: special tokens, headers, rendering, the loss mask.
+Conversations as token ids, and the loss on them: special tokens, headers, rendering, the mask.
 
-    chat = Chat(tokenizer)                      # our own format, or ChatML, by the tokenizer's special tokens
-    ids = chat.render([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello!'}])
-    chat.is_spoken(ids)                         # for each target ids[1:]: does the assistant have to say it?
+    chat = Chat(tokenizer)         # our format or ChatML, whichever special tokens it has
+    ids = chat.render(
+        [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello!'}]
+    )
+    chat.is_spoken(ids)            # for each target ids[1:]: does the assistant say it?
 
-A message is {'role': 'system' | 'user' | 'assistant', 'content': text or a list of parts}, a part is {'type': 'text' |
-'python' | 'output', 'text': text}: python is what the assistant calls the calculator with, output what it answered.
+From a conversation to a loss:
 
-    ours     <|bos|><|user_start|>What is 12*7?<|user_end|><|assistant_start|>It is
-             <|python_start|>12*7<|python_end|><|output_start|>84<|output_end|>84.<|assistant_end|>
-    ChatML   <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎
+1) Messages. A message is {'role': 'system' | 'user' | 'assistant', 'content': text or a list of
+   parts}. A part is {'type': 'text' | 'python' | 'output', 'text': text}: python is a call of the
+   calculator, output is its answer.
 
-There are no mask files: who says an id follows from the ids before it. The last *header* completed before a target
-decides, a header being a short sequence of ids: one special token in our format, `<|im_start|>role⏎` in ChatML. Text
-never becomes a special token, so no user can write a header, whatever they type.
+2) Rendering. Special tokens say where each turn begins and ends:
 
-$ python conversation.py chats.jsonl --tokenizer=out/run      prints conversations token by token, the supervised marked
-$ python conversation.py data/tinyworld/sft                   the same of a data folder's validation split
+     ours     <|bos|><|user_start|>What is 12*7?<|user_end|><|assistant_start|>It is
+              <|python_start|>12*7<|python_end|><|output_start|>84<|output_end|>84.<|assistant_end|>
+     ChatML   <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎
+
+3) The mask. The model learns what the assistant says, so only spoken targets count:
+
+     input                  target                 spoken
+     <|bos|>                <|user_start|>         no
+     <|user_start|>         Hi                     no
+     Hi                     <|user_end|>           no
+     <|user_end|>           <|assistant_start|>    no
+     <|assistant_start|>    Hello                  yes
+     Hello                  !                      yes
+     !                      <|assistant_end|>      yes: the model learns to end its answer
+
+   The mask is computed from the ids alone, so data folders need no mask files. The last *header*
+   before a target decides. A header is a short sequence of ids: one special token in our format,
+   `<|im_start|>role⏎` in ChatML. Text never encodes to a special token, so a user cannot write a
+   header, whatever they type.
+
+4) The loss of a step (stages mid and sft) is the sum of -log p(target) over its spoken targets,
+   divided by their number. batches.py gives each of them the weight 1 / number, and all other
+   targets 0. DPO compares the same sum for two answers.
+
+The first half of the file, Chat, is steps 1 to 3. Session keeps the ids of a conversation in
+progress. The rest checks messages, reads them from JSON, and prints conversations:
+
+    $ python conversation.py chats.jsonl --tokenizer=out/run    # token by token, spoken ones marked
+    $ python conversation.py data/tinyworld/sft                 # a data folder's validation split
 
 Left out on purpose: tools in ChatML, Jinja templates.
 """
 
 import codecs
+import copy
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+if __name__ == '__main__':  # python -P leaves the program's folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import console
 from utf8 import valid_text
 
+# The special tokens of our format, and those of ChatML
 SPECIAL = (
     '<|bos|>', '<|user_start|>', '<|user_end|>', '<|assistant_start|>', '<|assistant_end|>',
     '<|python_start|>', '<|python_end|>', '<|output_start|>', '<|output_end|>',
 )  # fmt: skip
 CHATML = ('<|im_start|>', '<|im_end|>')
 ROLES = ('system', 'user', 'assistant')
-FOLLOWS = {None: ('system', 'user'), 'system': ('user',), 'user': ('assistant',), 'assistant': ('user',)}
-SHAREGPT = {'role': 'from', 'content': 'value'}  # other people's names for the keys of a message
-SPEAKERS = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'}  # and for the roles
-SYSTEM = ('system', 'system_prompt')  # keys beside the messages that hold the system's text
-# Keys that no format here can render. Without them the messages would teach something else: silence
-# for a call, a conclusion without its reasoning, a description of a picture that is not there.
-LOST = ('tools', 'functions', 'image', 'images')  # beside the messages, or in one
-LOST_OF_MESSAGE = (
-    'tool_calls', 'function_call', 'reasoning_content', 'reasoning', 'thinking', 'refusal', *LOST,
-)  # fmt: skip
-UNUSED = (None, '', '[]', [], {})  # values of such keys in rows that do not use them
-WEIGHTS = ('weight', 'loss', 'train', 'training')  # of a message; 0 or false: not learned
+
+
+# -----------------------------------------------------------------------------
+# a format: rendering and the mask
 
 
 class Header(NamedTuple):
-    """What decides about all ids after it, up to the next header."""
+    """A sequence of ids that decides who says the ids after it, up to the next header."""
 
     ids: tuple[int, ...]
     spoken: bool = False  # the assistant says what follows
-    again: tuple[int, ...] = ()  # what a piece cut off behind it begins with, after bos
+    again: tuple[int, ...] = ()  # header to begin a piece with, if it is cut off after this one
     speakable: tuple[int, ...] = ()  # special ids that the assistant may say there
 
 
 class Chat:
     """
-    One format of conversations over a tokenizer's ids.
+    One format of conversations over a tokenizer's ids: ours, or ChatML.
 
-    Attributes: stop, the ids that end an answer; python_start and python_end, the ids around a call of the calculator,
-    None where the format has no tools. A tokenizer without a format's special tokens is a SystemExit that names them.
+        opening, closing            {role: ids before and after the content of its turn}
+        parts_between               {'python' | 'output': (id before, id after)}, {} without tools
+        python_start, python_end    the ids around a call, None without tools
+        stop                        the ids that end an answer
+        headers                     headers[0] applies before any header
+        begin                       the ids that begin a document: [bos], [] without bos
+
+    SystemExit that names the missing special tokens if the tokenizer has neither format's.
     """
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.bos = tokenizer, tokenizer.bos
-        self.parts_between: dict[str, tuple[int, int]] = {}  # kind of part -> the ids around it
-        self.python_start = self.python_end = None
+        self.tokenizer = tokenizer
+        self.bos = tokenizer.bos
+        self.begin = [] if self.bos is None else [self.bos]
+        self.parts_between: dict[str, tuple[int, int]] = {}
+        self.python_start = None
+        self.python_end = None
+
+        # 1) Which format?
         missing = [name for name in SPECIAL if name not in tokenizer.special]
-        plain = Header((), speakable=() if self.bos is None else (self.bos,))  # before any header, and after bos
         if not missing:
-            headers = self._ours()
+            headers = self.set_up_ours()
         elif all(name in tokenizer.special for name in CHATML):
-            headers = self._chatml()
+            headers = self.set_up_chatml()
         else:
             raise SystemExit(
-                f'this tokenizer has no format for conversations: {" ".join(missing)} missing (and no '
-                f'{" ".join(CHATML)} either); data/custom/prepare.py --tokenizer=bpe makes one that has it'
+                f'this tokenizer has no format for conversations: {" ".join(missing)} missing (and '
+                f'{" ".join(CHATML)} too); data/custom/prepare.py --tokenizer=bpe makes one that '
+                'has them'
             )
+
+        # 2) Plain text, before any header and after bos: nothing is spoken
+        plain = Header((), speakable=tuple(self.begin))
         documents = [] if self.bos is None else [plain._replace(ids=(self.bos,))]
         self.headers = [plain, *documents, *headers]
         self.stop = frozenset(self.closing['assistant'][:1])
 
-    def _ours(self) -> list[Header]:
-        one = {name.strip('<|>'): self.tokenizer.special[name] for name in SPECIAL}
-        self.opening = {role: [one[f'{role}_start']] for role in ROLES[1:]}  # no system: it goes to the first user turn
-        self.closing = {role: [one[f'{role}_end']] for role in ROLES[1:]}
-        self.parts_between = {kind: (one[f'{kind}_start'], one[f'{kind}_end']) for kind in ('python', 'output')}
+    def set_up_ours(self) -> list[Header]:
+        special = {name.strip('<|>'): self.tokenizer.special[name] for name in SPECIAL}
+        # no system turn: the system's text stands at the head of the first user turn
+        roles = ('user', 'assistant')
+        self.opening = {role: [special[f'{role}_start']] for role in roles}
+        self.closing = {role: [special[f'{role}_end']] for role in roles}
+        self.parts_between = {
+            kind: (special[f'{kind}_start'], special[f'{kind}_end'])
+            for kind in ('python', 'output')
+        }
         self.python_start, self.python_end = self.parts_between['python']
-        answer = (one['assistant_start'],)
-        either = (one['assistant_end'], one['python_start'])
+
+        user = (special['user_start'],)
+        answer = (special['assistant_start'],)
+        call = (special['python_start'],)
+        output = (special['output_start'],)
+        end_or_call = (special['assistant_end'], special['python_start'])
         return [
-            Header((one['user_start'],), again=(one['user_start'],)),
-            Header((one['user_end'],)),
-            Header(answer, spoken=True, again=answer, speakable=either),
-            Header((one['assistant_end'],)),
-            Header((one['python_start'],), spoken=True, again=(one['python_start'],), speakable=(one['python_end'],)),
-            Header((one['python_end'],)),
-            Header((one['output_start'],), again=(one['output_start'],)),
-            Header((one['output_end'],), spoken=True, again=answer, speakable=either),
+            Header(user, again=user),
+            Header((special['user_end'],)),
+            Header(answer, spoken=True, again=answer, speakable=end_or_call),
+            Header((special['assistant_end'],)),
+            Header(call, spoken=True, again=call, speakable=(special['python_end'],)),
+            Header((special['python_end'],)),
+            Header(output, again=output),
+            Header((special['output_end'],), spoken=True, again=answer, speakable=end_or_call),
         ]
 
-    def _chatml(self) -> list[Header]:
+    def set_up_chatml(self) -> list[Header]:
         start, end = (self.tokenizer.special[name] for name in CHATML)
         newline = self.tokenizer.encode('\n')
-        # role and line break are encoded by themselves, so that a header's ids do not depend on the text behind it
+        # the role and the line break are encoded apart from the text, so that a header's ids do not
+        # depend on the text after it
         self.opening = {role: [start, *self.tokenizer.encode(role), *newline] for role in ROLES}
         self.closing = {role: [end, *newline] for role in ROLES}
         system, user, answer = (tuple(self.opening[role]) for role in ROLES)
-        asked = [Header(ids, again=ids) for ids in (system, user)]
-        return [*asked, Header(answer, spoken=True, again=answer, speakable=(end,)), Header((end,))]
+        return [
+            Header(system, again=system),
+            Header(user, again=user),
+            Header(answer, spoken=True, again=answer, speakable=(end,)),
+            Header((end,)),
+        ]
 
-    # ---- messages to ids
+    @property
+    def has_tools(self) -> bool:
+        return bool(self.parts_between)
+
+    @property
+    def merges_system(self) -> bool:
+        """Whether the system's text stands in the first user turn, not in a turn of its own."""
+        return 'system' not in self.opening
+
+    # ---- rendering: messages to ids
 
     def render(self, messages: list[dict]) -> list[int]:
-        """The ids of a conversation: bos, then each turn between its header and its end. ValueError as in check()."""
-        check(messages, tools=bool(self.parts_between))
-        ids = [] if self.bos is None else [self.bos]
-        for message in messages if 'system' in self.opening else merge_system(messages):
-            ids += self.opening[message['role']]
-            for part in as_parts(message['content']):
-                inner = self.tokenizer.encode(part['text'])
-                before, after = self.parts_between.get(part['type'], (None, None))
-                ids += inner if before is None else [before, *inner, after]
-            ids += self.closing[message['role']]
+        """The ids of a conversation: bos, then its turns. ValueError as in check()."""
+        check(messages, tools=self.has_tools)
+        ids = list(self.begin)
+        for message in merge_system(messages) if self.merges_system else messages:
+            ids += self.encode_message(message)
         return ids
 
+    def encode_message(self, message: dict) -> list[int]:
+        """The ids of one turn: its opening, the content, its closing."""
+        ids = list(self.opening[message['role']])
+        for part in as_parts(message['content']):
+            inner = self.tokenizer.encode(part['text'])
+            if part['type'] in self.parts_between:
+                before, after = self.parts_between[part['type']]
+                inner = [before, *inner, after]
+            ids += inner
+        return ids + self.closing[message['role']]
+
     def prompt(self, messages: list[dict]) -> list[int]:
-        """The ids that an answer to the last message, a user's, goes on from."""
+        """The ids after which the answer begins. The last message must be the user's."""
         ids = self.render(messages)
         check_last(messages)
         return ids + self.opening['assistant']
 
     def output(self, text: str) -> list[int]:
-        """What follows a call: the ids of its result, which nobody says."""
-        if not self.parts_between:
+        """The ids of a call's result. They follow the call, and the assistant does not say them."""
+        if not self.has_tools:
             raise ValueError('this format of conversations (ChatML) has no tools')
         before, after = self.parts_between['output']
         return [before, *self.tokenizer.encode(text), after]
 
-    # ---- who says what
+    # ---- the mask: which ids the assistant says
+
+    def is_spoken(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n,) ids -> (n - 1,) bool: does the assistant say target ids[1:]? It never says bos."""
+        ids = np.asarray(ids, dtype=np.int64)
+        header_speaks = np.array([header.spoken for header in self.headers])
+        spoken = header_speaks[self.last_headers(self.completed(ids))[:-1]]
+        return spoken if self.bos is None else spoken & (ids[1:] != self.bos)
 
     def completed(self, ids: np.ndarray) -> np.ndarray:
-        """(n,) ids -> (n,) for each id the number in self.headers of the header that it completes, else 0."""
+        """(n,) ids -> (n,) number in self.headers of the header that ends at each id, or 0."""
         completed = np.zeros(len(ids), np.int64)
         for number, header in enumerate(self.headers[1:], start=1):
-            places = max(0, len(ids) - len(header.ids) + 1)  # where it could begin
+            places = max(0, len(ids) - len(header.ids) + 1)  # positions at which it could begin
             found = ids[:places] == header.ids[0]
             for k, i in enumerate(header.ids[1:], start=1):
                 found &= ids[k : k + places] == i
@@ -160,41 +234,51 @@ class Chat:
         return completed
 
     def last_headers(self, completed: np.ndarray) -> np.ndarray:
-        """(n,) for each id the number of the header that decides about the ids behind it."""
-        return completed[np.maximum.accumulate(np.where(completed > 0, np.arange(len(completed)), 0))]
-
-    def is_spoken(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n,) ids -> (n - 1,) bool: whether the assistant has to say target ids[1:]. A target bos is nobody's."""
-        ids = np.asarray(ids, dtype=np.int64)
-        spoken = np.array([header.spoken for header in self.headers])[self.last_headers(self.completed(ids))[:-1]]
-        return spoken if self.bos is None else spoken & (ids[1:] != self.bos)
+        """(n,) number of the last header up to each id: [0, 2, 0, 5, 0] -> [0, 2, 2, 5, 5]."""
+        positions = np.where(completed > 0, np.arange(len(completed)), 0)
+        return completed[np.maximum.accumulate(positions)]
 
     def speakable(self, ids: Sequence[int] | np.ndarray) -> frozenset[int]:
-        """The special ids that may be sampled after ids: an answer may end or call, a call end, plain text end (bos);
-        where somebody else speaks there are none."""
+        """
+        The special ids that may be sampled after ids. An answer may end or call, a call may end,
+        plain text may end (bos). Where the assistant does not speak, none.
+        """
         last = self.last_headers(self.completed(np.asarray(ids, dtype=np.int64)))
-        return frozenset(self.headers[last[-1] if len(last) else 0].speakable)
+        number = last[-1] if len(last) else 0
+        return frozenset(self.headers[number].speakable)
 
     def pieces(self, ids: Sequence[int] | np.ndarray, size: int) -> list[np.ndarray]:
         """
-        Cut a conversation into pieces of at most size ids, so that is_spoken says the same of every target as before.
+        Cut a conversation into pieces of at most size ids. Each target keeps its mask.
 
-        A cut is made before the last question that fits, so that it stays with its answer; where none fits, anywhere
-        but inside a header. Every further piece begins with bos and the header of the turn it goes on with.
+        A cut is made before the last question that fits, so that a question stays with its answer.
+        Where none fits, it is made anywhere but inside a header. Every piece but the first begins
+        with bos and the header of the turn that was cut.
         """
+        # 1) The smallest size: bos, the header that a piece repeats, and one that is not cut
         ids = np.asarray(ids, dtype=np.int64)
-        smallest = 1 + 2 * max(len(header.ids) for header in self.headers)  # bos, header, and a header uncut
+        smallest = 1 + 2 * max(len(header.ids) for header in self.headers)
         if size < smallest:
-            raise ValueError(f'pieces of {size} ids, expected at least {smallest}: bos, a header and something behind')
+            raise ValueError(
+                f'pieces of {size} ids, expected at least {smallest}: bos and two headers'
+            )
+
+        # 2) Where a cut is good, and where it is not allowed
         completed = self.completed(ids)
-        last, inside = self.last_headers(completed), np.zeros(len(ids), bool)
+        last = self.last_headers(completed)
+        inside = np.zeros(len(ids), bool)  # a cut before this id would split a header
         for number, header in enumerate(self.headers):
             for k in range(1, len(header.ids)):
                 inside[np.flatnonzero(completed == number) + 1 - k] = True
         question = tuple(self.opening['user'])
-        ends = np.flatnonzero(completed == [header.ids for header in self.headers].index(question))
-        questions = ends[1:] + 1 - len(question)  # but the first: before it nothing has been answered
-        pieces, prefix, start = [], np.zeros(0, np.int64), 0
+        number = [header.ids for header in self.headers].index(question)
+        ends = np.flatnonzero(completed == number)
+        questions = ends[1:] + 1 - len(question)  # nothing has been answered before the first
+
+        # 3) Cut
+        pieces = []
+        prefix = np.zeros(0, np.int64)
+        start = 0
         while start + size - len(prefix) < len(ids):
             limit = start + size - len(prefix)
             fitting = questions[(questions > start) & (questions <= limit)]
@@ -203,140 +287,319 @@ class Chat:
                 cut -= 1
             pieces.append(np.concatenate((prefix, ids[start:cut])))
             again = self.headers[last[cut - 1]].again
-            prefix = np.array([*([] if self.bos is None else [self.bos]), *again], dtype=np.int64)
+            prefix = np.array([*self.begin, *again], dtype=np.int64)
             start = cut
         return [*pieces, np.concatenate((prefix, ids[start:]))]
 
-    # ---- ids to messages
+    # ---- answers: ids to messages
 
     def parts(self, answer_ids: Sequence[int]) -> list[dict]:
-        """The parts of an answer, given what follows its header up to an end or wherever it breaks off."""
-        begins = {before: kind for kind, (before, _) in self.parts_between.items()}
+        """
+        The parts of an answer. answer_ids follow its header, and may go on after its end or break
+        off anywhere: It is <|python_start|>1+ has a text part and a python part.
+        """
+        kind_of = {before: kind for kind, (before, _) in self.parts_between.items()}
         ends = {after for _, after in self.parts_between.values()}
-        parts, kind, inner = [], 'text', []
+        parts = []
+        kind = 'text'
+        inner = []
 
-        def finish():
+        def finish_part():
             if inner or kind != 'text':
                 parts.append({'type': kind, 'text': self.tokenizer.decode(inner)})
 
-        for i in map(int, answer_ids):
-            if i in self.stop or i == self.bos:
-                break
-            if i in begins or i in ends:
-                finish()
-                kind, inner = begins.get(i, 'text'), []
+        for i in self.up_to_end(answer_ids):
+            if i in kind_of or i in ends:
+                finish_part()
+                kind = kind_of.get(i, 'text')
+                inner = []
             else:
                 inner.append(i)
-        finish()
+        finish_part()
         return parts
 
     def text(self, answer_ids: Sequence[int]) -> str:
         """What the user sees of an answer: its text parts, without calls and their results."""
-        return ''.join(part['text'] for part in self.parts(answer_ids) if part['type'] == 'text')
+        return ''.join(p['text'] for p in self.parts(answer_ids) if p['type'] == 'text')
 
     def transcript(self, answer_ids: Sequence[int]) -> str:
         """An answer with its calls, as a line of text: Tom has <<3+4=7>>7 apples."""
         marks = {'text': '{}', 'python': '<<{}', 'output': '={}>>'}
-        return ''.join(marks[part['type']].format(part['text']) for part in self.parts(answer_ids))
+        return ''.join(marks[p['type']].format(p['text']) for p in self.parts(answer_ids))
 
-    # ---- a context that is full
-
-    def fit(self, messages: list[dict], room: int) -> list[dict]:
-        """The messages, less as many of the oldest turns as it takes for their prompt to have at most `room` ids.
-
-        A turn is a user's message and what follows it. The last one stays, be it too long, and so does system text.
-        """
-        starts = [i for i, message in enumerate(messages) if message['role'] == 'user']
-        for start in starts:
-            kept = messages[: starts[0]] + messages[start:]
-            if len(self.prompt(kept)) <= room:
+    def up_to_end(self, answer_ids: Sequence[int]) -> list[int]:
+        """The ids before the first that ends the answer: a stop id, or bos."""
+        ids = []
+        for i in map(int, answer_ids):
+            if i in self.stop or i == self.bos:
                 break
-        return kept
+            ids.append(i)
+        return ids
+
+    def closed(self, answer_ids: Sequence[int]) -> list[int]:
+        """
+        The ids of an answer that may break off anywhere, with the ends that it lacks:
+
+            It is <|python_start|>1+  ->  It is <|python_start|>1+<|python_end|><|assistant_end|>
+        """
+        ids = self.up_to_end(answer_ids)
+        end_of = dict(self.parts_between.values())  # id before a part -> id after it
+        marks = [i for i in ids if i in end_of or i in end_of.values()]
+        if marks and marks[-1] in end_of:
+            ids.append(end_of[marks[-1]])
+        return ids + self.closing['assistant']
 
 
 # -----------------------------------------------------------------------------
-# messages
+# a conversation in progress
+
+
+class Turn(NamedTuple):
+    message: dict  # the user's
+    question: list[int]  # its ids
+    answer: list[int]  # [] until it is added
+
+    @property
+    def size(self) -> int:
+        return len(self.question) + len(self.answer)
+
+
+class Session:
+    """
+    A conversation that keeps its ids: each message is encoded once, when it is added.
+
+        session = Session(chat, messages)             # any list of messages, or none
+        session.add({'role': 'user', 'content': 'Hi'})
+        ids, dropped = session.prompt(room=1000)      # drops the oldest turns if it is longer
+        session.add_answer(answer_ids)                # what the engine sampled after ids
+
+    An answer keeps the ids that were sampled. encode() might split its text into other tokens, and
+    the model should see what it said. Our format puts the system's text at the head of the first
+    user turn. When that turn is dropped, the next question is encoded again, with the system's
+    text. Nothing else is encoded twice.
+
+    ValueError as in check() for a message that is wrong or out of turn.
+    """
+
+    def __init__(self, chat: Chat, messages: Sequence[dict] = ()):
+        if not isinstance(messages, (list, tuple)):
+            raise ValueError(NO_MESSAGES)
+        self.chat = chat
+        self.head = chat.begin  # ids before the first turn
+        self.system: dict | None = None
+        self.turns: list[Turn] = []
+        self.count = 0  # messages so far, dropped ones included
+        self.last_role: str | None = None
+        for message in messages:
+            self.add(message)
+
+    def add(self, message: dict) -> None:
+        """Append a message of any role. For an answer whose ids are known: add_answer()."""
+        check_message(message, self.count + 1, self.last_role, tools=self.chat.has_tools)
+        role = message['role']
+        if role == 'user':
+            question = self.encode_question(message, is_first=not self.turns)
+            self.turns.append(Turn(message, question, []))
+        elif role == 'assistant':
+            self.turns[-1] = self.turns[-1]._replace(answer=self.chat.encode_message(message))
+        else:
+            self.system = message
+            if not self.chat.merges_system:
+                self.head = self.head + self.chat.encode_message(message)
+        self.count += 1
+        self.last_role = role
+
+    def add_answer(self, ids: Sequence[int]) -> None:
+        """Append the answer that the engine sampled after prompt(), complete or cut off anywhere.
+        Its ids are kept; the ends that they lack are added."""
+        check_message({'role': 'assistant', 'content': ''}, self.count + 1, self.last_role)
+        opening = self.chat.opening['assistant']
+        answer = opening + self.chat.closed(ids)
+        self.turns[-1] = self.turns[-1]._replace(answer=answer)
+        self.count += 1
+        self.last_role = 'assistant'
+
+    def prompt(self, room: int) -> tuple[list[int], int]:
+        """
+        (ids after which the answer begins, number of turns dropped for it).
+
+        The oldest turns are dropped for good until at most `room` ids are left. A turn is a user's
+        message and its answer. The system's text and the last turn stay, so the prompt may still be
+        longer than `room`: the caller decides what to do about it.
+        """
+        # 1) The last message must be the user's
+        if not self.count:
+            raise ValueError(NO_MESSAGES)
+        check_asks(self.last_role, self.count)
+
+        # 2) Drop turns
+        opening = self.chat.opening['assistant']
+        size = len(self.head) + sum(turn.size for turn in self.turns) + len(opening)
+        dropped = 0
+        while size > room and len(self.turns) > 1:
+            size -= self.turns.pop(0).size
+            dropped += 1
+            if self.system and self.chat.merges_system:
+                first = self.turns[0]
+                question = self.encode_question(first.message, is_first=True)
+                size += len(question) - len(first.question)
+                self.turns[0] = first._replace(question=question)
+
+        # 3) Concatenate the rest
+        ids = list(self.head)
+        for turn in self.turns:
+            ids += turn.question
+            ids += turn.answer
+        return ids + opening, dropped
+
+    def encode_question(self, message: dict, is_first: bool) -> list[int]:
+        if is_first and self.system and self.chat.merges_system:
+            message = with_system(self.system, message)
+        return self.chat.encode_message(message)
+
+    def copy(self) -> 'Session':
+        """An independent session with the same turns. Nothing is encoded again."""
+        other = copy.copy(self)
+        other.turns = list(self.turns)
+        return other
+
+
+# -----------------------------------------------------------------------------
+# messages, and what may be wrong with them
+
+FOLLOWS = {
+    None: ('system', 'user'),
+    'system': ('user',),
+    'user': ('assistant',),
+    'assistant': ('user',),
+}
+NO_MESSAGES = 'no messages, expected a list of {"role": …, "content": …}'
 
 
 def as_parts(content: str | list[dict]) -> list[dict]:
     return [{'type': 'text', 'text': content}] if isinstance(content, str) else content
 
 
+def text_of(message: dict) -> str:
+    return ''.join(part['text'] for part in as_parts(message['content']))
+
+
+def with_system(system: dict, message: dict) -> dict:
+    """The user's message with the system's text at its head, an empty line between them."""
+    return {'role': 'user', 'content': f'{text_of(system)}\n\n{text_of(message)}'}
+
+
 def merge_system(messages: list[dict]) -> list[dict]:
-    """The same conversation with the system's text at the head of the first user turn, an empty line between."""
+    """The same conversation with the system's text in the first user message."""
     if messages[0]['role'] != 'system':
         return messages
-    system, first = (''.join(part['text'] for part in as_parts(message['content'])) for message in messages[:2])
-    return [{'role': 'user', 'content': f'{system}\n\n{first}'}, *messages[2:]]
+    return [with_system(messages[0], messages[1]), *messages[2:]]
 
 
 def check(messages: list[dict], tools: bool = True) -> None:
     """
-    ValueError that names the message (counted from 1) and its problem, unless there is a system message at most, then
-    user and assistant in turn. tools: whether python and output parts may occur.
+    ValueError that names the first wrong message, counted from 1, and its problem.
+
+    Expected: at most one system message, then user and assistant in turn, the user first.
+    tools: whether an answer may have python and output parts.
     """
     if not isinstance(messages, list) or not messages:
-        raise ValueError('no messages, expected a list of {"role": …, "content": …}')
+        raise ValueError(NO_MESSAGES)
     previous = None
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict):
-            raise ValueError(f'message {number}: {type(message).__name__}, expected {{"role": …, "content": …}}')
-        for key in ('role', 'content'):
-            if key not in message:
-                raise ValueError(f'missing {key} in message {number}')
-        role = message['role']
-        if role not in ROLES:
-            raise ValueError(f'message {number}: role is {role!r}, expected system, user or assistant')
-        if role not in FOLLOWS[previous]:
-            place = f'after {previous}' if previous else 'in the first place'
-            raise ValueError(f'message {number}: role is "{role}" {place}, expected {" or ".join(FOLLOWS[previous])}')
-        problem = content_problem(message['content'], role, tools)
-        if problem:
-            raise ValueError(f'message {number}: {problem}')
-        previous = role
+        check_message(message, number, previous, tools)
+        previous = message['role']
     if previous == 'system':
-        raise ValueError('message 1: role is "system" and no other follows, expected user after it')
+        raise ValueError('message 1: role is "system" and no message follows, expected a user\'s')
+
+
+def check_message(message: dict, number: int, previous: str | None, tools: bool = True) -> None:
+    """ValueError unless this is a message that may follow one of the role previous."""
+    if not isinstance(message, dict):
+        kind = type(message).__name__
+        raise ValueError(f'message {number}: {kind}, expected {{"role": …, "content": …}}')
+    for key in ('role', 'content'):
+        if key not in message:
+            raise ValueError(f'missing {key} in message {number}')
+    role = message['role']
+    if role not in ROLES:
+        raise ValueError(f'message {number}: role is {role!r}, expected {", ".join(ROLES)}')
+    if role not in FOLLOWS[previous]:
+        place = f'after {previous}' if previous else 'in the first place'
+        expected = ' or '.join(FOLLOWS[previous])
+        raise ValueError(f'message {number}: role is "{role}" {place}, expected {expected}')
+    problem = content_problem(message['content'], role, tools)
+    if problem:
+        raise ValueError(f'message {number}: {problem}')
 
 
 def content_problem(content: str | list[dict], role: str, tools: bool) -> str:
-    """What is wrong with a message's content, '' if nothing is."""
+    """The first problem of a message's content, '' if it has none."""
     if not isinstance(content, (str, list)):
         return f'content is {type(content).__name__}, expected text or a list of parts'
     previous = None
     for number, part in enumerate(as_parts(content), start=1):
-        if not isinstance(part, dict) or not isinstance(part.get('text'), str) or 'type' not in part:
-            return f'part {number} of its content is no {{"type": …, "text": …}}'
+        # 1) A part by itself
+        has_text = isinstance(part, dict) and isinstance(part.get('text'), str)
+        if not has_text or 'type' not in part:
+            given = f'part {number} of its content is {part!r:.60}'
+            return f'{given}, expected {{"type": …, "text": …}}'
         kind = part['type']
         if kind not in ('text', 'python', 'output'):
             return f'part {number} has type {kind!r}, expected text, python or output'
         if kind != 'text' and role != 'assistant':
-            return f'part {number} has type "{kind}", which the assistant alone may have, not the {role}'
+            return f'part {number} has type "{kind}" in a message of the {role}, expected text'
         if kind != 'text' and not tools:
-            return f'part {number} has type "{kind}", which this format of conversations (ChatML) does not have'
+            return f'part {number} has type "{kind}", but this format (ChatML) has no tools'
+        # 2) Its place: an output follows each call. A call may come last, in an answer cut short
         if kind == 'output' and previous != 'python':
             return f'part {number} is an output without a python part before it'
-        if kind != 'output' and previous == 'python':  # a call may be the last thing said: the answer was cut short
+        if kind != 'output' and previous == 'python':
             return f'part {number} follows a python part, expected its output between them'
         previous = kind
     return ''
 
 
 def check_last(messages: list[dict]) -> None:
-    if messages[-1]['role'] != 'user':
-        raise ValueError(f'message {len(messages)}: role is "{messages[-1]["role"]}", expected user: the last one asks')
+    """ValueError unless the last message is the user's, as a prompt needs."""
+    check_asks(messages[-1]['role'], len(messages))
+
+
+def check_asks(role: str, number: int) -> None:
+    if role != 'user':
+        raise ValueError(f'message {number}: role is "{role}", expected user in the last message')
+
+
+# -----------------------------------------------------------------------------
+# conversations of other people, from JSON
+
+SHAREGPT = {'role': 'from', 'content': 'value'}  # ShareGPT's names for the keys of a message
+SPEAKERS = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'}  # other names for the roles
+SYSTEM = ('system', 'system_prompt')  # keys beside the messages that hold the system's text
+# Keys that our formats cannot render. Without them the messages would teach something else: silence
+# for a call, a conclusion without its reasoning, the description of a picture that is missing
+LOST = ('tools', 'functions', 'image', 'images')  # beside the messages, or in one
+LOST_OF_MESSAGE = (
+    'tool_calls', 'function_call', 'reasoning_content', 'reasoning', 'thinking', 'refusal', *LOST,
+)  # fmt: skip
+UNUSED = (None, '', '[]', [], {})  # values of such keys in rows that do not use them
+WEIGHTS = ('weight', 'loss', 'train', 'training')  # keys of a message; 0 or false: do not learn it
 
 
 def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
     """
-    The messages of a user's row, from "messages" or "conversations", role / content or ShareGPT's from / value.
-    A text "system" beside them becomes the first message.
+    The messages of a user's row, from "messages" or "conversations", with keys role / content or
+    ShareGPT's from / value. A text "system" beside them becomes the first message.
 
-    prompt: it has to end with the user's message; else at least one must be the assistant's. What is wrong is a
-    SystemExit that begins with where, 'chats.jsonl:117'.
+    prompt: the last message must be the user's; otherwise at least one must be the assistant's.
+    SystemExit that begins with where, for example 'chats.jsonl:117', and names what is wrong.
     """
+    # 1) Find them
     messages = first_given(row, 'messages', 'conversations') if isinstance(row, dict) else None
     if messages is None:
-        raise SystemExit(f'{where}: missing messages: expected an object with "messages" or "conversations"')
+        expected = 'expected an object with "messages" or "conversations"'
+        raise SystemExit(f'{where}: missing messages: {expected}')
+    # 2) Rename their keys and check them
     try:
         check_rendered(row, LOST)
         if isinstance(messages, list):
@@ -348,18 +611,19 @@ def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
             check_last(messages)
     except ValueError as error:
         raise SystemExit(f'{where}: {error}') from None
+    # 3) Something to learn?
     if not prompt and not any(message['role'] == 'assistant' for message in messages):
-        raise SystemExit(f'{where}: no message with role "assistant", there would be nothing to learn')
+        raise SystemExit(f'{where}: no message with role "assistant", so nothing to learn')
     return messages
 
 
 def first_given(row: dict, *keys: str):
-    """The value of the first of the keys that is there and not null, else None."""
+    """The value of the first of the keys that exists and is not null, else None."""
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def read_message(message, number: int, learned: bool):
-    """plain_message(), or ValueError if other keys count too. learned: the assistant's are."""
+    """plain_message(). ValueError for a key that would change what is learned, if learned."""
     if not isinstance(message, dict):
         return message
     check_rendered(message, LOST_OF_MESSAGE, f'message {number}: ')
@@ -368,8 +632,8 @@ def read_message(message, number: int, learned: bool):
         for key in WEIGHTS:
             if message.get(key) not in (None, 1):
                 raise ValueError(
-                    f'message {number}: "{key}" is {message[key]!r:.60}, but all that the '
-                    'assistant says is learned alike: leave the line out'
+                    f'message {number}: "{key}" is {message[key]!r:.60}, expected 1: all that the '
+                    'assistant says has the same weight; leave the line out'
                 )
     return plain
 
@@ -385,18 +649,20 @@ def check_rendered(row: dict, keys: Sequence[str], where: str = '') -> None:
 
 
 def plain_message(message):
-    """Role and content alone, by our names; what is no message stays what it is, for check() to name."""
+    """Role and content alone, by our names. What is not a dict stays as it is: check() names it."""
     if not isinstance(message, dict):
         return message
-    names = {key: other for key, other in SHAREGPT.items() if key in message or other in message}
-    plain = {key: first_given(message, key, other) for key, other in names.items()}
+    plain = {}
+    for key, other in SHAREGPT.items():
+        if key in message or other in message:
+            plain[key] = first_given(message, key, other)
     if isinstance(plain.get('role'), str):
         plain['role'] = SPEAKERS.get(plain['role'], plain['role'])
     return plain
 
 
 def add_system(messages: list[dict], row: dict) -> list[dict]:
-    """The messages, begun with the system's text that the row has beside them, if it has one."""
+    """The messages, with the system's text that stands beside them in the row, if any, first."""
     for key in SYSTEM:
         text = row.get(key)
         if text in (None, ''):
@@ -405,17 +671,17 @@ def add_system(messages: list[dict], row: dict) -> list[dict]:
             raise ValueError(f'"{key}" is {type(text).__name__}, expected text')
         if messages[0]['role'] != 'system':
             messages = [{'role': 'system', 'content': text}, *messages]
-        elif ''.join(part['text'] for part in as_parts(messages[0]['content'])) != text:
-            raise ValueError(f'"{key}" differs from the system message that is there too: keep one')
+        elif text_of(messages[0]) != text:
+            raise ValueError(f'"{key}" differs from the system message, expected one of them')
     return messages
 
 
-# -----------------------------------------------------------------------------
-# looking at conversations
-
-
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """('file:line', object) of each line of a .jsonl file that is not blank, without null keys."""
+    """
+    ('file:line', object without its null keys) of each line of a .jsonl file that is not blank.
+
+    SystemExit for a file that cannot be read, or a line that is not a JSON object in UTF-8.
+    """
     try:
         with open(path, 'rb') as file:
             for number, line in enumerate(file, start=1):
@@ -424,7 +690,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
                     yield f'{path}:{number}', parse_row(line, f'{path}:{number}')
     except OSError as error:
         raise SystemExit(
-            f'{path}: cannot read it ({error.strerror}): expected a .jsonl file or a data folder'
+            f'{path}: cannot read it ({error.strerror}), expected a .jsonl file or a data folder'
         ) from None
 
 
@@ -441,21 +707,30 @@ def parse_row(line: bytes, where: str) -> dict:
 
 
 def refuse_constant(name: str):
-    """json reads NaN and Infinity too, which tables have for empty cells. They are not JSON."""
+    """json reads NaN and Infinity, which tables have for empty cells. They are not JSON."""
     raise ValueError(f'{name} is not a value: leave the key out')
 
 
-def show(chat: Chat, ids: Sequence[int], visible: Callable[[str], str], colour: bool) -> str:
+# -----------------------------------------------------------------------------
+# printing conversations
+
+
+def show(chat: Chat, ids: Sequence[int], colour: bool) -> str:
     """
-    One conversation for the eye, one line per turn: tokens divided by dots, supervised ones green
-    (or in brackets). visible: how the text of a token is spelled, console.visible.
+    A conversation to look at, one line per turn: tokens separated by dots, spoken ones in brackets,
+    or green.
+
+        <|bos|>·<|user_start|>·Hi·<|user_end|>
+        <|assistant_start|>·[Hello]·[!]·[<|assistant_end|>]
     """
     names = {i: name for name, i in chat.tokenizer.special.items()}
     turn_ends = {end[0] for end in chat.closing.values()}
     shown = ''
     for i, spoken in zip(map(int, ids), [False, *chat.is_spoken(ids)]):
-        piece = names.get(i) or chat.tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace')
-        text = visible(piece)
+        piece = names.get(i)
+        if piece is None:
+            piece = chat.tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace')
+        text = console.visible(piece)
         if colour:
             text = f'\x1b[{32 if spoken else 2}m{text}\x1b[0m'
         elif spoken:
@@ -467,31 +742,28 @@ def show(chat: Chat, ids: Sequence[int], visible: Callable[[str], str], colour: 
 if __name__ == '__main__':
     from itertools import islice
 
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
-
-    import console
     import tokenizer as tokenizers
     from configurator import configure
-    from console import visible, wants_colour
+    from shards import Data
 
-    tokenizer = ''  # whose ids a .jsonl file is shown in; '' is tinyworld's; a data folder has its own
+    tokenizer = ''  # a .jsonl file's: tok.json, checkpoint or folder; '' is that of data/tinyworld
     limit = 10  # conversations shown of each file or folder
     console.set_up(must_finish=False, missing='backslashreplace')
     configure(globals(), argv=[argument for argument in sys.argv[1:] if argument.startswith('-')])
 
     def from_folder(path: str) -> Iterator[tuple[str, Chat, Sequence[int]]]:
-        from batches import Data  # and torch, which takes seconds and no .jsonl needs
-
         data = Data(path)
-        chat, ids = Chat(data.tokenizer), data.split('val').read(0, 2**20)
-        for number, document in enumerate(np.split(ids, np.flatnonzero(ids == chat.bos))):
-            if len(document):  # what stands before the first bos is mostly nothing
+        chat = Chat(data.tokenizer)
+        ids = data.split('val').read(0, 2**20)
+        documents = np.split(ids, np.flatnonzero(ids == chat.bos))
+        for number, document in enumerate(documents):
+            if len(document):  # usually nothing stands before the first bos
                 yield f'{path} (validation), conversation {number}', chat, document
 
     def open_tokenizer(path: str):
         if not path.endswith('.pt') and not Path(path).is_dir():
             return tokenizers.load(path)
-        from checkpoint import load_tokenizer  # and torch, as above
+        from checkpoint import load_tokenizer  # and torch, which takes seconds
 
         return load_tokenizer(path)
 
@@ -506,10 +778,13 @@ if __name__ == '__main__':
 
     PATHS = [argument for argument in sys.argv[1:] if not argument.startswith('-')]
     if not PATHS:
-        raise SystemExit('no files: python conversation.py chats.jsonl, or a data folder as data/tinyworld/sft')
+        usage = 'python conversation.py chats.jsonl, or a data folder as data/tinyworld/sft'
+        raise SystemExit(f'no files: {usage}')
     if limit < 0:
         raise SystemExit(f'limit is {limit}, expected at least 0')
     for PATH in PATHS:
-        for WHERE, CHAT, IDS in islice((from_folder if Path(PATH).is_dir() else from_file)(PATH), limit):
-            print(f'{WHERE}: {len(IDS)} ids, {int(CHAT.is_spoken(IDS).sum())} of them supervised')
-            print(show(CHAT, IDS, visible, colour=wants_colour(sys.stdout)) + '\n')
+        conversations = from_folder(PATH) if Path(PATH).is_dir() else from_file(PATH)
+        for where, chat, ids in islice(conversations, limit):
+            spoken = int(chat.is_spoken(ids).sum())
+            print(f'{where}: {len(ids)} ids, {spoken} of them supervised')
+            print(show(chat, ids, colour=console.wants_colour(sys.stdout)) + '\n')

@@ -1,14 +1,15 @@
 """
 Complete a prompt with a trained model, or chat with it in the terminal.
 
-    $ python sample.py                                             # the newest checkpoint under out/ or out-*/
+    $ python sample.py                                         # newest checkpoint, out/ or out-*/
     $ python sample.py --out_dir=out-shakespeare-char --start="To be" --num_samples=5
-    $ python sample.py --start=FILE:prompt.txt --temperature=0     # the likeliest continuation, no chance
-    $ python sample.py --chat                                      # /help lists what can be done in it
-    $ printf 'hi\\nwho are you?\\n' | python sample.py --chat      # each line is a message; the answers on stdout
+    $ python sample.py --start=FILE:prompt.txt --temperature=0 # the likeliest continuation
+    $ python sample.py --chat                                  # /help lists the commands
+    $ printf 'hi\\nwho are you?\\n' | python sample.py --chat  # one line per message
 
-Texts go to stdout, remarks to stderr. The samples are made in one batch; the first is shown as it comes.
-Where there is no checkpoint yet, the small model that ships with the repository is taken.
+Texts and answers go to stdout, everything else to stderr. All samples are made in one batch; the
+first is printed as it grows. Without any checkpoint the small model that ships with the repository
+is taken.
 """
 
 import codecs
@@ -29,47 +30,56 @@ import console
 import evaluate
 import runtime
 from configurator import configure
-from conversation import Chat
+from conversation import Chat, Session
 from engine import Engine, Sampling
 from tokenizer import Tokenizer
 from tools import calculate
 
 # What to complete, and with which model
-init_from = 'resume'  # resume: a checkpoint of this project's; the only choice so far
-out_dir = ''  # the folder of ckpt.pt, or of best.pt if there is one, or a .pt file; '' is the newest of out/, out-*/
-chat = False  # a conversation in the terminal in place of a continuation; plain --chat will do
-system = ''  # for the chat: a text that stands before everything said, and is never forgotten
-start = '\n'  # the prompt, plain text whatever it spells; FILE:prompt.txt reads it from a file
-num_samples = 3  # continuations, each from a random stream of its own
-max_new_tokens = 500  # of each, or of an answer, if the model does not end it before; a text may exceed the context
+init_from = 'resume'  # resume: one of this project's checkpoints; the only choice so far
+out_dir = ''  # folder of best.pt or ckpt.pt, or a .pt file; '' is the newest of out/, out-*/
+chat = False  # a conversation in the terminal, not a continuation; plain --chat will do
+system = ''  # with --chat: text at the head of the conversation, which is never dropped
+start = '\n'  # the prompt, as plain text; FILE:prompt.txt reads it from a file
+num_samples = 3  # continuations, each from its own random stream
+max_new_tokens = 500  # most tokens of a continuation or answer; may exceed the context
 
-# How a token is drawn
-temperature = 0.8  # below 1 bolder, above 1 wilder, 0 always the likeliest token; with --chat it is 0.3 if not given
-top_k = 200  # only the k likeliest tokens; 0 is all
-top_p = 1.0  # only the likeliest tokens that together reach this probability; 1 is all
+# How the next token is drawn
+temperature = 0.8  # lower is safer, higher more varied, 0 the likeliest token; 0.3 with --chat
+top_k = 200  # keep the k likeliest tokens; 0 keeps all
+top_p = 1.0  # keep the likeliest tokens that reach this probability together; 1 keeps all
 seed = 1337  # the same seed gives the same samples
 
 # The machine
 device = 'auto'  # auto, cpu, cuda, cuda:1, mps
 dtype = 'auto'  # auto, float32, bfloat16, float16, float64
-compile = False  # torch.compile the model: pays for long texts on a GPU only
+compile = False  # torch.compile the model; pays off for long texts on a GPU only
 
 
 def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
-    """An answer is to be right, a text is to be new."""
+    """An answer should be right, a continuation should be new."""
     return {'temperature': (0.3, 'the default of --chat')} if settings['chat'] else {}
 
 
 console.set_up(must_finish=False)
-config = configure(globals(), derive, ['--chat=True' if given == '--chat' else given for given in sys.argv[1:]])
+arguments = ['--chat=True' if given == '--chat' else given for given in sys.argv[1:]]
+config = configure(globals(), derive, arguments)
 
-IN_THE_BOX = Path(__file__).resolve().parent / 'assets' / 'tinyworld.pt'  # what quickstart.sh made
+IN_THE_BOX = Path(__file__).resolve().parent / 'assets' / 'tinyworld.pt'  # quickstart.sh made it
+
+
+def note(text: str):
+    """A line on stderr that is not part of the conversation."""
+    print(f'({text})', file=sys.stderr, flush=True)
 
 
 def find_checkpoint() -> Path:
-    """The one to take: of out_dir, else the newest, else the model in the box."""
+    """The checkpoint in out_dir, else the newest, else the model in the box."""
     if init_from != 'resume':
-        raise SystemExit(f"init_from is '{init_from}', expected 'resume'; a trained model's folder is --out_dir=FOLDER")
+        raise SystemExit(
+            f"init_from is '{init_from}', expected 'resume'; name a trained model's folder with "
+            '--out_dir=FOLDER'
+        )
     if not out_dir and checkpoint.newest() is None and IN_THE_BOX.exists():
         print('no checkpoint under out/ or out-*/: taking the model in the box', file=sys.stderr)
         return IN_THE_BOX
@@ -77,40 +87,59 @@ def find_checkpoint() -> Path:
 
 
 def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
-    """The engine of a checkpoint, said by name, that can chat if it is to; and the checkpoint."""
+    """
+    The engine of a checkpoint, and the checkpoint. Prints which one it is.
+
+    SystemExit with --chat for a model that cannot chat: one of the stage pretrain, or one whose
+    tokenizer has no format for conversations.
+    """
+    # 1) Load and name it
     path = find_checkpoint()
     model, tokenizer, state = evaluate.load(path, device, dtype)
-    hint = '' if chat or state['stage'] == 'pretrain' else '; it has learned to answer: --chat'
-    line = f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}{hint}'
+    can_answer = state['stage'] != 'pretrain'
+    line = f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}'
+    if can_answer and not chat:
+        line += '; it has learned to answer: --chat'
     print(console.printable(line), file=sys.stderr)
-    try:
-        form = Chat(tokenizer) if chat else None
-    except SystemExit as error:
-        raise SystemExit(f'{path} cannot chat, {error}; or complete a text: leave out --chat') from None
-    if chat and state['stage'] == 'pretrain':
-        mend = f'train it on, --stage=sft --init_from={path.parent}, or take the --out_dir of a later stage'
-        raise SystemExit(f'{path} is of stage pretrain, it has not learned to answer; {mend}')
-    compiled, why = runtime.choose_compile(compile, device)
+
+    # 2) Can it chat?
+    form = None
+    if chat:
+        try:
+            form = Chat(tokenizer)
+        except SystemExit as error:
+            hint = 'or complete a text: leave out --chat'
+            raise SystemExit(f'{path} cannot chat, {error}; {hint}') from None
+        if not can_answer:
+            raise SystemExit(
+                f'{path} is of stage pretrain, it has not learned to answer; train it further with '
+                f'--stage=sft --init_from={path.parent}, or take the --out_dir of a later stage'
+            )
+
+    # 3) Compile it
+    compiled, why_not = runtime.choose_compile(compile, device)
     if compiled:
         model.compile(dynamic=True)  # the number of rows and the cache's width change all the time
     elif compile:
-        print(f'not compiled: {why}', file=sys.stderr)
+        print(f'not compiled: {why_not}', file=sys.stderr)
     return Engine(model, tokenizer, form, calculate if chat else None), state
 
 
 # -----------------------------------------------------------------------------
-# a text
+# a continuation
 
 
 def read_prompt(tokenizer: Tokenizer) -> list[int]:
-    """The ids of `start`, which begins a document where the tokenizer has a <|bos|>."""
+    """The ids of `start`, after a <|bos|> if the tokenizer has one. SystemExit if that is none."""
+    # 1) The text
     text = start
     if start.startswith('FILE:'):
         try:
             path = os.path.expanduser(start.removeprefix('FILE:'))
-            text = Path(path).read_text(encoding='utf-8-sig')  # a byte order mark is no text
+            text = Path(path).read_text(encoding='utf-8-sig')  # without a byte order mark
         except (OSError, ValueError) as error:
             raise SystemExit(f'--start={start}: the prompt cannot be read ({error})') from error
+    # 2) Its ids
     try:
         ids = tokenizer.encode(text)
     except ValueError as error:
@@ -118,32 +147,47 @@ def read_prompt(tokenizer: Tokenizer) -> list[int]:
     if tokenizer.bos is not None:
         return [tokenizer.bos, *ids]
     if not ids:
-        raise SystemExit('start is empty, expected at least one character: this tokenizer has no <|bos|> to begin with')
+        raise SystemExit(
+            'start is empty, expected at least one character: this tokenizer has no <|bos|> '
+            'to begin with'
+        )
     return ids
 
 
-def complete(engine: Engine, prompt: list[int], sampling: Sampling) -> Iterator[tuple[int, str, bool]]:
-    """Yield (sample, what its text grew by, whether that was all), the samples in turns.
+def complete(
+    engine: Engine, prompt: list[int], sampling: Sampling
+) -> Iterator[tuple[int, str, bool]]:
+    """
+    Yield (sample, new text of it, whether it is complete); the samples grow together.
 
-    A text that fills the model's context goes on from the last half of it. (nanoGPT moves its window by one token each
-    time; with a cache every token would then cost a whole context.)
+    When a text fills the model's context, its last half becomes the next prompt. (nanoGPT moves
+    its window by one token each time. With a cache each token would then cost a whole context.)
     """
     context = engine.model.config.block_size
     half = max(1, context // 2)
-    made = [[] for _ in range(num_samples)]  # new ids
-    decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in made]  # a character may span two contexts
-    running = {}
+    made = [[] for _ in range(num_samples)]  # ids after the prompt
+    # one decoder per sample: a character may span two contexts
+    decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in made]
+    running = {}  # request: number of its sample
 
-    def ask(sample: int, ids: list[int]):
+    def submit(sample: int, ids: list[int]):
         done = len(made[sample])
-        fresh = replace(sampling, seed=(seed, done))  # else every context would draw the same numbers again
-        running[engine.submit(ids, max_new_tokens - done, fresh, number=sample)] = sample
+        # a stream for each context, or all of them would draw the same numbers
+        fresh = replace(sampling, seed=(seed, done))
+        request = engine.submit(ids, max_new_tokens - done, fresh, number=sample)
+        running[request] = sample
 
+    # 1) Start all samples
     if len(prompt) > context:
-        print(f'the prompt has {len(prompt)} tokens: the model sees the last {half} of them', file=sys.stderr)
+        print(
+            f'the prompt has {len(prompt)} tokens: the model sees the last {half} of them',
+            file=sys.stderr,
+        )
     for sample in range(num_samples):
-        ask(sample, prompt if len(prompt) <= context else prompt[-half:])
-    said = False
+        submit(sample, prompt if len(prompt) <= context else prompt[-half:])
+
+    # 2) Step until all are complete
+    noted = False
     while running:
         for event in engine.step():
             sample = running[event.request]
@@ -151,26 +195,31 @@ def complete(engine: Engine, prompt: list[int], sampling: Sampling) -> Iterator[
             if event.finish_reason:
                 del running[event.request]
             if event.finish_reason == 'context':
-                ask(sample, (prompt + made[sample])[-half:])
-                if not said:
-                    print(f'the context of {context} tokens is full: going on from the last {half}', file=sys.stderr)
-                said = True
-            ended = event.finish_reason in ('stop', 'length')
-            yield sample, decoders[sample].decode(engine.tokenizer.decode_bytes(event.ids), final=ended), ended
+                submit(sample, (prompt + made[sample])[-half:])
+                if not noted:
+                    print(
+                        f'the context of {context} tokens is full: continuing from the last {half}',
+                        file=sys.stderr,
+                    )
+                noted = True
+            is_complete = event.finish_reason in ('stop', 'length')
+            new_bytes = engine.tokenizer.decode_bytes(event.ids)
+            yield sample, decoders[sample].decode(new_bytes, final=is_complete), is_complete
 
 
-def show(beginning: str, pieces: Iterator[tuple[int, str, bool]]):
-    """Print the samples one after the other, the first that is not complete as it grows."""
-    unshown = [beginning] * num_samples
-    over = [False] * num_samples
+def print_samples(beginning: str, pieces: Iterator[tuple[int, str, bool]]):
+    """Print the samples one after the other: complete() makes them together. The first that is not
+    complete is printed as it grows."""
+    unprinted = [beginning] * num_samples
+    finished = [False] * num_samples
     current = 0
-    for sample, text, ended in pieces:
-        unshown[sample] += text
-        over[sample] = ended
+    for sample, text, is_complete in pieces:
+        unprinted[sample] += text
+        finished[sample] = is_complete
         while current < num_samples:
-            print(console.printable(unshown[current]), end='', flush=True)
-            unshown[current] = ''
-            if not over[current]:
+            print(console.printable(unprinted[current]), end='', flush=True)
+            unprinted[current] = ''
+            if not finished[current]:
                 break
             print('\n---------------')
             current += 1
@@ -180,19 +229,16 @@ def show(beginning: str, pieces: Iterator[tuple[int, str, bool]]):
 # a chat
 
 COMMANDS = {
-    '/reset': 'forget what was said and begin anew',
-    '/save [FILE]': 'append the conversation to FILE (chats.jsonl): a line that data/custom/prepare.py reads',
-    '/quit': 'leave, as Ctrl-D does (on Windows Ctrl-Z and Enter); Ctrl-C ends the answer only',
+    '/reset': 'forget the conversation and begin a new one',
+    '/save [FILE]': 'append the conversation to FILE (chats.jsonl) for data/custom/prepare.py',
+    '/quit': 'leave, as Ctrl-D does (on Windows Ctrl-Z and Enter); Ctrl-C only ends an answer',
 }
 
 
-def remark(text: str):
-    print(f'({text})', file=sys.stderr, flush=True)
-
-
 @contextmanager
-def ctrl_c() -> Iterator[list]:
-    """A list, empty until Ctrl-C is pressed: an exception in the middle of a step would leave half a row behind."""
+def catch_ctrl_c() -> Iterator[list]:
+    """A list that is empty until Ctrl-C is pressed. An exception could interrupt a step of the
+    engine and leave a row half updated."""
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
@@ -201,139 +247,188 @@ def ctrl_c() -> Iterator[list]:
         signal.signal(signal.SIGINT, before)
 
 
-def between(part: str, following: str) -> str:
-    """What is printed where an answer goes over to its next part: a call is shown as [12*3=36], dimmed."""
+def part_marks(part: str, following: str) -> str:
+    """What to print between two parts of an answer: a call is shown as [12*3=36], dimmed."""
     if part == following:
         return ''
-    dim, plain = ('\033[2m', '\033[0m') if console.wants_colour(sys.stdout) and sys.platform != 'win32' else ('', '')
-    ending = ']' + plain if part != 'text' and following != 'output' else ''
-    return ending + {'text': '', 'python': dim + '[', 'output': '='}[following]
+    dim = ''
+    plain = ''
+    if console.wants_colour(sys.stdout) and sys.platform != 'win32':
+        dim = '\033[2m'
+        plain = '\033[0m'
+    closing_mark = ']' + plain if part != 'text' and following != 'output' else ''
+    return closing_mark + {'text': '', 'python': dim + '[', 'output': '='}[following]
 
 
 class Talk:
-    """A conversation in the terminal. messages: all of it; seen: what of it still fits into the model's context."""
+    """
+    A conversation in the terminal.
+
+        session     what the model sees: turns as ids, without those that left the full context
+        messages    the whole conversation, to be saved
+    """
 
     def __init__(self, engine: Engine, sampling: Sampling):
-        self.engine, self.sampling, self.context = engine, sampling, engine.model.config.block_size
+        self.engine = engine
+        self.sampling = sampling
+        self.context = engine.model.config.block_size
+        # a prompt of at most this many tokens leaves room for an answer
+        self.room = self.context - min(max_new_tokens, self.context // 2)
         self.reset()
-        shortest = len(engine.chat.prompt([*self.messages, {'role': 'user', 'content': ''}]))
-        if shortest >= self.context:
-            raise SystemExit(f'system takes {shortest} tokens and the model sees {self.context}, say it shorter')
+        shortest = self.session.copy()
+        shortest.add({'role': 'user', 'content': ''})
+        size = len(shortest.prompt(self.room)[0])
+        if size >= self.context:
+            raise SystemExit(
+                f'system makes a prompt of {size} tokens, expected fewer than the context of '
+                f'{self.context}: shorten --system'
+            )
 
     def reset(self):
         self.messages = [{'role': 'system', 'content': system}] if system else []
-        self.seen = list(self.messages)
+        self.session = Session(self.engine.chat, self.messages)
 
-    def turn(self, text: str):
-        """The user's message and the answer to it. A message beyond the context is refused and leaves no trace."""
-        asked, form = {'role': 'user', 'content': text}, self.engine.chat
-        answer_room = min(max_new_tokens, self.context // 2)  # what is remembered must leave room for an answer
-        seen = form.fit([*self.seen, asked], self.context - answer_room)
-        prompt = form.prompt(seen)
+    def answer(self, text: str):
+        """Answer the user's message. One that does not fit the context is refused, and changes
+        nothing."""
+        # 1) The prompt, from a copy that replaces the session when the answer is complete
+        question = {'role': 'user', 'content': text}
+        session = self.session.copy()
+        session.add(question)
+        prompt, dropped = session.prompt(self.room)
         if len(prompt) >= self.context:
-            remark(f'sorry, that makes {len(prompt)} tokens and the model sees at most {self.context}: say it shorter')
+            note(
+                f'your message makes a prompt of {len(prompt)} tokens, expected fewer than the '
+                f'context of {self.context}: write a shorter one'
+            )
             return
-        if forgotten := (len(self.seen) + 1 - len(seen)) // 2:  # a message and its answer each
-            remark(f'the model sees {self.context} tokens: forgot our oldest turns, {forgotten} of them')
-        parts = form.parts(self.answer(prompt))
-        said = parts if any(part['type'] != 'text' for part in parts) else ''.join(part['text'] for part in parts)
-        answer = {'role': 'assistant', 'content': said}
-        self.seen = [*seen, answer]
-        self.messages += [asked, answer]
+        if dropped:
+            note(f'the context of {self.context} tokens is full; oldest turns dropped: {dropped}')
 
-    def answer(self, prompt: list[int]) -> list[int]:
-        """Print the answer as it comes, up to its end or Ctrl-C; its ids."""
-        ids, part, reason = [], 'text', None
-        fresh = replace(self.sampling, seed=(seed, len(self.messages)))  # else every answer draws the same numbers
-        with ctrl_c() as pressed, closing(self.engine.stream(prompt, max_new_tokens, fresh)) as events:
+        # 2) The answer
+        ids = self.print_answer(prompt)
+        session.add_answer(ids)
+        self.session = session
+
+        # 3) Both as messages. An answer without calls is plain text
+        content = self.engine.chat.parts(ids)
+        if all(part['type'] == 'text' for part in content):
+            content = ''.join(part['text'] for part in content)
+        self.messages += [question, {'role': 'assistant', 'content': content}]
+
+    def print_answer(self, prompt: list[int]) -> list[int]:
+        """Sample and print an answer, up to its end or Ctrl-C. Returns its ids."""
+        ids = []
+        part = 'text'
+        reason = None
+        # a seed for each answer, or all of them would draw the same numbers
+        fresh = replace(self.sampling, seed=(seed, len(self.messages)))
+        stream = self.engine.stream(prompt, max_new_tokens, fresh)
+        with catch_ctrl_c() as pressed, closing(stream) as events:
             for event in events:
                 ids += event.ids
-                print(between(part, event.part) + console.printable(event.text), end='', flush=True)
-                part, reason = event.part, event.finish_reason
+                text = console.printable(event.text)
+                print(part_marks(part, event.part) + text, end='', flush=True)
+                part = event.part
+                reason = event.finish_reason
                 if pressed:
                     break
-        print(between(part, 'text'), flush=True)
-        if reason != 'stop':
-            cut = {'length': f'cut at --max_new_tokens={max_new_tokens}', 'context': 'cut: the context is full'}
-            remark(cut.get(reason, 'stopped'))
+        print(part_marks(part, 'text'), flush=True)
+        if reason == 'length':
+            note(f'cut at --max_new_tokens={max_new_tokens}')
+        elif reason == 'context':
+            note('cut: the context is full')
+        elif reason != 'stop':
+            note('stopped')
         return ids
 
     def save(self, path: Path):
         if path.suffix.lower() != '.jsonl':
-            return remark(f'{path}: expected a name that ends in .jsonl')
+            return note(f'{path}: expected a name that ends in .jsonl')
         if not any(message['role'] == 'user' for message in self.messages):
-            return remark('nothing was said yet')
+            return note('the conversation is empty, not saved')
         try:
             with open(path, 'a', encoding='utf-8', newline='\n') as file:
                 file.write(json.dumps({'messages': self.messages}, ensure_ascii=False) + '\n')
         except OSError as error:
-            return remark(f'{path} cannot be written ({error.strerror})')
-        remark(f'appended to {path}')
+            return note(f'{path} cannot be written ({error.strerror})')
+        note(f'appended to {path}')
 
-    def hear(self, text: str):
-        """A message or a command. A text of several lines is a message."""
+    def handle_line(self, text: str):
+        """Follow a command, or answer a message. A text of several lines is a message."""
         command, _, argument = text.partition(' ')
         if '\n' in text:
-            self.turn(text)
+            self.answer(text)
         elif command == '/reset':
             self.reset()
-            remark('a new conversation')
+            note('a new conversation')
         elif command == '/save':
             self.save(Path(os.path.expanduser(argument.strip() or 'chats.jsonl')))
         elif command.startswith('/'):
-            beginning = [] if command == '/help' else [f'there is no {command}, but']
-            print(*beginning, *(f'  {name:14}{what}' for name, what in COMMANDS.items()), sep='\n', file=sys.stderr)
+            if command != '/help':
+                print(f'unknown command {command}, expected one of these:', file=sys.stderr)
+            for name, meaning in COMMANDS.items():
+                print(f'  {name:14}{meaning}', file=sys.stderr)
         elif text:
-            self.turn(text)
+            self.answer(text)
 
-    def hold(self):
-        """Until /quit or the end of the input. Piped input has no prompt symbol in its way."""
-        sys.stdin.reconfigure(errors='replace')  # what is no UTF-8 could not be saved
+    def run(self):
+        """Read lines until /quit or the end of the input. Piped input gets no prompt symbol."""
+        sys.stdin.reconfigure(errors='replace')  # bytes that are not UTF-8 could not be saved
         symbol = '> ' if sys.stdin.isatty() else ''
         while True:
             try:
                 text = console.read_message(symbol).strip()
                 if text == '/quit':
                     return
-                self.hear(text)
+                self.handle_line(text)
             except KeyboardInterrupt:
                 print(file=sys.stderr)
-                remark('Ctrl-C ends an answer; to leave: /quit or Ctrl-D')
+                note('Ctrl-C ends an answer; to leave: /quit or Ctrl-D')
             except EOFError:
                 print(end='\n' if symbol else '')
                 return
 
 
 def introduce(about: dict):
-    """What the model knows and what to ask it, as the data of its stage says."""
+    """Print what the model knows and what to ask it, from the notes of its data."""
     if 'about' in about:
         print(textwrap.fill(console.printable(about['about']), 100), file=sys.stderr)
     for prompt in about.get('prompts', []):
         print(f'  {console.printable(prompt)}', file=sys.stderr)
-    remark('/help lists what else can be typed; /quit leaves')
+    note('/help lists the commands; /quit leaves')
 
 
 def main():
+    # 1) Settings
     if num_samples < 1 or max_new_tokens < 1:
-        raise SystemExit(f'num_samples is {num_samples}, max_new_tokens is {max_new_tokens}, expected at least 1 each')
+        raise SystemExit(
+            f'num_samples is {num_samples}, max_new_tokens is {max_new_tokens}, '
+            'expected at least 1 each'
+        )
     try:
         sampling = Sampling(temperature, top_k, top_p, seed)
     except ValueError as error:
         raise SystemExit(str(error)) from error
+
+    # 2) The machine and the model
     where = runtime.choose_device(device)
     number_type, _ = runtime.choose_dtype(dtype, where)
     runtime.set_up(where, runtime.Ranks(), deterministic=False)
     engine, state = load_engine(where, number_type)
+
+    # 3) Chat, or complete
     if chat:
         introduce(state.get('about') or {})
         console.enable_line_editing()
         with runtime.autocast(number_type, where):
-            Talk(engine, sampling).hold()
+            Talk(engine, sampling).run()
         return
     prompt = read_prompt(engine.tokenizer)
     try:
         with runtime.autocast(number_type, where):
-            show(engine.tokenizer.decode(prompt), complete(engine, prompt, sampling))
+            beginning = engine.tokenizer.decode(prompt)
+            print_samples(beginning, complete(engine, prompt, sampling))
     except KeyboardInterrupt:
         print()
         raise SystemExit(130) from None

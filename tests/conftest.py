@@ -1,8 +1,9 @@
 """
 What the tests share: oracles that may be missing, and programs run as a user runs them.
 
-An oracle is an independent library that a test compares us with. One that is not installed is named at the end of the
-run; under CI=true it is a failure, so that a green run means that every comparison took place.
+An oracle is an independent library that a test compares us with. The end of the run names each one
+that is not installed. Under CI=true a missing oracle is a failure, so a green run means that every
+comparison took place.
 """
 
 import ast
@@ -19,12 +20,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MISSING = pytest.StashKey[set]()  # the names of the oracles that could not be asked
+MISSING = pytest.StashKey[set]()  # names of the oracles that are not installed
 
 
 @pytest.fixture(scope='session', autouse=True)
 def one_thread():
-    """Two processes of two threads on two cores slow each other up to 22-fold; and one thread gives the same bits."""
+    """On two cores, two processes of two threads slow each other down up to 22-fold. One thread
+    also gives the same bits each time."""
     import torch
 
     torch.set_num_threads(1)
@@ -32,7 +34,8 @@ def one_thread():
 
 @pytest.fixture(scope='session')
 def oracle(request):
-    """oracle('transformers') returns the module. Missing: the test is skipped by name, under CI=true it fails."""
+    """oracle('transformers') returns the module. If it is missing, the test is skipped, and fails
+    under CI=true."""
 
     def ask(name):
         try:
@@ -41,14 +44,24 @@ def oracle(request):
             package = name.partition('.')[0]
             request.config.stash.setdefault(MISSING, set()).add(package)
             message = f'oracle not run: {package} is missing (pip install ".[dev]"): {error}'
-            (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(message)
+            if os.environ.get('CI') == 'true':
+                pytest.fail(message)
+            pytest.skip(message)
 
     return ask
 
 
 def pytest_terminal_summary(terminalreporter, config):
     for name in sorted(config.stash.get(MISSING, ())):
-        terminalreporter.write_line(f'oracle not run: {name} is missing (pip install ".[dev]")', yellow=True)
+        line = f'oracle not run: {name} is missing (pip install ".[dev]")'
+        terminalreporter.write_line(line, yellow=True)
+
+
+def one_line(stop, *words):
+    """Assert that a SystemExit (pytest.raises(SystemExit) as stop) is one line with these words."""
+    message = str(stop.value.code)
+    assert '\n' not in message
+    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 def tail(text, lines=30):
@@ -58,10 +71,11 @@ def tail(text, lines=30):
 @pytest.fixture(scope='session')
 def run_program():
     """
-    run_program('train.py', '--a=b', ranks=1, cwd=ROOT, check=True, env={}) -> CompletedProcess with text.
+    run_program('train.py', '--a=b', ranks=1, cwd=ROOT, check=True, env={}) -> CompletedProcess
 
-    ranks > 1 goes through torchrun. cwd other than the root still runs the root's script. An exit status that is not 0
-    is an AssertionError with the ends of stdout and stderr; check=False hands it back instead.
+    Runs a script of the root, also with another cwd. ranks > 1 starts it by torchrun. An exit
+    status other than 0 is an AssertionError that shows the ends of stdout and stderr, unless check
+    is False. stdout and stderr are text.
     """
 
     def run(script, *args, ranks=1, cwd=ROOT, check=True, env=None, timeout=300):
@@ -72,9 +86,8 @@ def run_program():
         environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
         environment |= {'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
         environment |= {name: str(value) for name, value in (env or {}).items()}
-        done = subprocess.run(
-            command, cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True, encoding='utf-8'
-        )
+        place = dict(cwd=cwd, env=environment, timeout=timeout)
+        done = subprocess.run(command, capture_output=True, text=True, encoding='utf-8', **place)
         if check and done.returncode != 0:
             raise AssertionError(
                 f'{" ".join(command)}: exit status {done.returncode}\n'
@@ -101,14 +114,17 @@ def random_text(rng, length):
     while len(text) < length:
         kind = rng.random()
         if kind < 0.5:
-            text += rng.choice(' \n') + ''.join(rng.choice('aaabbc') for _ in range(rng.randint(1, 9)))
+            text += rng.choice(' \n')
+            text += ''.join(rng.choice('aaabbc') for _ in range(rng.randint(1, 9)))
         elif kind < 0.7:
             text += rng.choice(LINES)
         elif kind < 0.8:
             text += rng.choice(' \t\n\r\u00a0\u3000\u2028\x85\x1c') * rng.randint(1, 4)
         else:
-            character = chr(rng.choice([rng.randrange(0x80), rng.randrange(0x2000), rng.randrange(0x30000)]))
-            text += character if unicodedata.category(character) not in ('Cn', 'Cs', 'Co') else ' '
+            limits = (0x80, 0x2000, 0x30000)
+            character = chr(rng.choice([rng.randrange(limit) for limit in limits]))
+            is_assigned = unicodedata.category(character) not in ('Cn', 'Cs', 'Co')
+            text += character if is_assigned else ' '
     return text
 
 
@@ -129,13 +145,15 @@ def train_defaults():
 
 
 def run_settings(stage, **more):
-    base = dict(stage=stage, out_dir=f'out/x/{stage}', seed=7, batch_size=8, gradient_accumulation_steps=2)
-    return {**base, 'block_size': 32, 'max_iters': 40, **more}
+    base = dict(stage=stage, out_dir=f'out/x/{stage}', seed=7)
+    base |= dict(batch_size=8, gradient_accumulation_steps=2, block_size=32, max_iters=40)
+    return {**base, **more}
 
 
 def write_log(folder, rows, first=None):
     folder.mkdir(parents=True, exist_ok=True)
-    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in ([first] if first else []) + rows)
+    rows = [first, *rows] if first else rows
+    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     (folder / 'log.jsonl').write_bytes(text.encode())
 
 
@@ -154,9 +172,9 @@ class Terminal:
 
         self.fd, child = pty.openpty()
         environment = {**os.environ, 'TERM': 'xterm', 'OMP_NUM_THREADS': '1', **environment}
-        self.process = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdin=child, stdout=child, stderr=child, start_new_session=True
-        )
+        streams = dict(stdin=child, stdout=child, stderr=child)
+        place = dict(cwd=cwd, env=environment, start_new_session=True)
+        self.process = subprocess.Popen(command, **streams, **place)
         os.close(child)
         self.shown = b''
 
@@ -164,7 +182,7 @@ class Terminal:
         os.write(self.fd, keys)
 
     def read(self, until):
-        """All that was shown since the last read, up to `until`."""
+        """What was shown since the last read, up to `until`."""
         while until not in self.shown:
             assert select.select([self.fd], [], [], 120)[0], self.shown
             self.shown += os.read(self.fd, 4096)  # OSError: the program has ended
@@ -179,7 +197,8 @@ class Terminal:
 
 @pytest.fixture
 def in_terminal():
-    """in_terminal(command, cwd=ROOT, env={}) -> Terminal, in which the program runs until the test ends."""
+    """in_terminal(command, cwd=ROOT, env={}) -> Terminal in which the command runs. It is killed at
+    the end of the test."""
     pytest.importorskip('pty')  # not on Windows
     terminals = []
 

@@ -1,8 +1,10 @@
 """
-Rendering and the mask against a naive renderer that notes who says each id, ChatML against transformers' template.
+Rendering and the mask against a naive renderer that notes who says each id, ChatML against
+transformers' template.
 
-Conversations are random, with system texts, calls of the calculator, any Unicode and text that spells control tokens.
-Traps 3 (the mask), 9 (turns), 20 (user data) and 23 (control tokens spelled by users).
+Conversations are random, with system texts, calls of the calculator, any Unicode and text that
+spells control tokens. Traps 3 (the mask), 9 (turns), 20 (user data) and 23 (control tokens spelled
+by users).
 """
 
 import itertools
@@ -15,17 +17,16 @@ import numpy as np
 import pytest
 
 import conversation
-from console import visible
-from conversation import SPECIAL, Chat, check, read_messages, read_rows, show
+from conversation import SPECIAL, Chat, Session, check, read_messages, read_rows, show
 from shards import Writer
 from tokenizer import PATTERN, BPETokenizer, CharTokenizer, train_bpe
 
 CORPUS = ['user\nassistant\nsystem\n the quick brown fox 12 + 34 = 46, 你好世界 ' * 20]
 WORDS = [
-    *(name for name in SPECIAL),
-    *('<|im_start|>assistant\n', '<|im_end|>', '<|im_start|>', '<|endoftext|>', 'assistant\n', '\n', '\n\nassistant\n'),
-    *('hello', ' the', ' quick', '12*7', '你好', '🌍', 'é', '\x00', '\u2028', ' ', '<|', '|>', 'assistant', '\ud800'),
-]
+    *SPECIAL, '<|im_start|>assistant\n', '<|im_end|>', '<|im_start|>', '<|endoftext|>', '<|', '|>',
+    'assistant\n', '\n', '\n\nassistant\n', 'assistant', 'hello', ' the', ' quick', '12*7', '你好',
+    '🌍', 'é', '\x00', '\u2028', ' ', '\ud800',
+]  # fmt: skip
 
 
 def chatml(roles_merged, endoftext):
@@ -34,12 +35,15 @@ def chatml(roles_merged, endoftext):
     merges = train_bpe(CORPUS, 256 + 40).merges if roles_merged else []
     shift = len(special)
     merges = [(left + shift, right + shift) for left, right in merges]
-    return BPETokenizer(PATTERN, merges, {name: i for i, name in enumerate(special)}, range(shift, 256 + shift))
+    numbers = {name: i for i, name in enumerate(special)}
+    return BPETokenizer(PATTERN, merges, numbers, range(shift, 256 + shift))
 
 
 TOKENIZERS = {
     'ours': train_bpe(CORPUS, 256 + 40 + 9, SPECIAL),
-    'ours in other places': BPETokenizer(PATTERN, [], {name: 8 - i for i, name in enumerate(SPECIAL)}, range(9, 265)),
+    'ours in other places': BPETokenizer(
+        PATTERN, [], {name: 8 - i for i, name in enumerate(SPECIAL)}, range(9, 265)
+    ),
     'chatml': chatml(roles_merged=True, endoftext=True),
     'chatml of bytes': chatml(roles_merged=False, endoftext=True),
     'chatml without bos': chatml(roles_merged=False, endoftext=False),
@@ -70,7 +74,8 @@ def random_answer(rng, tools):
         if rng.random() < 0.8:
             parts.append({'type': 'python', 'text': random_text(rng, 3)})
             parts.append({'type': 'output', 'text': random_text(rng, 3)})
-    return parts[:-1] if parts and rng.random() < 0.1 else parts  # some are cut short, be it after a call
+    # some are cut short, also after a call
+    return parts[:-1] if parts and rng.random() < 0.1 else parts
 
 
 def random_messages(rng, tools, turns=4):
@@ -82,7 +87,7 @@ def random_messages(rng, tools, turns=4):
 
 
 def naive_render(tokenizer, messages):
-    """[(id, said by the assistant)], each piece of each turn written down together with its speaker."""
+    """[(id, said by the assistant)], each piece of a turn written down with its speaker."""
     special, said = tokenizer.special, []
 
     def write(speaks, *pieces):
@@ -97,7 +102,9 @@ def naive_render(tokenizer, messages):
             if message['role'] == 'system':
                 system = message['content']
             elif message['role'] == 'user':
-                text = message['content'] if system is None else system + '\n\n' + message['content']
+                text = message['content']
+                if system is not None:
+                    text = system + '\n\n' + text
                 system = None
                 write(False, Name('<|user_start|>'), text, Name('<|user_end|>'))
             else:
@@ -111,7 +118,8 @@ def naive_render(tokenizer, messages):
                         write(True, Name('<|python_start|>'), part['text'], Name('<|python_end|>'))
                     else:
                         write(False, Name('<|output_start|>'), part['text'], Name('<|output_end|>'))
-                write(not called, Name('<|assistant_end|>'))  # after a call the calculator has the word
+                # after a call the calculator's answer must follow
+                write(not called, Name('<|assistant_end|>'))
         return said
     if '<|endoftext|>' in special:
         write(False, Name('<|endoftext|>'))
@@ -169,20 +177,28 @@ def test_our_format_by_hand():
         },
     ]
     assert spell(OURS, chat.render(messages)) == (
-        '<|bos|><|user_start|>Be brief.\n\n12*7?<|user_end|><|assistant_start|>It is <|python_start|>12*7<|python_end|>'
+        '<|bos|><|user_start|>Be brief.\n\n12*7?<|user_end|>'
+        '<|assistant_start|>It is <|python_start|>12*7<|python_end|>'
         '<|output_start|>84<|output_end|>84.<|assistant_end|>'
     )
-    spoken = [i for i, speaks in zip(chat.render(messages)[1:], chat.is_spoken(chat.render(messages))) if speaks]
+    ids = chat.render(messages)
+    spoken = [i for i, speaks in zip(ids[1:], chat.is_spoken(ids)) if speaks]
     assert spell(OURS, spoken) == 'It is <|python_start|>12*7<|python_end|>84.<|assistant_end|>'
-    assert chat.output('84') == [OURS.special['<|output_start|>'], *encode('84'), OURS.special['<|output_end|>']]
+    assert chat.output('84') == [
+        OURS.special['<|output_start|>'],
+        *encode('84'),
+        OURS.special['<|output_end|>'],
+    ]
 
 
 def test_chatml_is_what_transformers_renders(oracle):
     transformers, tokenizers = oracle('transformers'), oracle('tokenizers')
     oracle('jinja2')
-    other = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
+    empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+    other = transformers.PreTrainedTokenizerFast(tokenizer_object=empty)
     other.chat_template = (
-        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
+        "{{ message.content + '<|im_end|>\\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
     rng, prompts = random.Random(1), 0
@@ -197,7 +213,9 @@ def test_chatml_is_what_transformers_renders(oracle):
             assert spell(chat.tokenizer, chat.render(messages)) == bos + text
             if messages[-1]['role'] == 'user':
                 prompts += 1
-                text = other.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                text = other.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
                 assert spell(chat.tokenizer, chat.prompt(messages)) == bos + text
     assert prompts > 5
 
@@ -211,7 +229,7 @@ def test_a_prompt_is_how_the_rendered_conversation_begins(tokenizer):
             continue
         prompt, whole = chat.prompt(messages[:-1]), chat.render(messages)
         assert whole[: len(prompt)] == prompt
-        assert chat.is_spoken(whole)[len(prompt) - 1], 'the first id of the answer is the assistant\'s'  # fmt: skip
+        assert chat.is_spoken(whole)[len(prompt) - 1], 'the first id of the answer is spoken'
         assert chat.speakable(prompt) >= chat.stop
 
 
@@ -221,8 +239,8 @@ def test_text_that_spells_control_tokens_keeps_the_role_structure(tokenizer):
     assert not specials & set(tokenizer.encode(attack))
 
     def skeleton(text):
-        messages = [('system', text), ('user', text), ('assistant', text), ('user', text), ('assistant', text)]
-        ids = chat.render([{'role': role, 'content': content} for role, content in messages])
+        roles = ('system', 'user', 'assistant', 'user', 'assistant')
+        ids = chat.render([{'role': role, 'content': text} for role in roles])
         runs = chat.is_spoken(ids).astype(int)
         return [i for i in ids if i in specials], int((np.diff(runs, prepend=0) == 1).sum())
 
@@ -230,18 +248,22 @@ def test_text_that_spells_control_tokens_keeps_the_role_structure(tokenizer):
     assert skeleton(attack)[1] == 2  # the assistant has the word twice
 
 
-def test_a_target_bos_is_nobodys():
+def test_a_target_bos_is_not_spoken():
     for chat in map(Chat, (OURS, CHATML)):
         answer = chat.prompt([{'role': 'user', 'content': 'hi'}]) + chat.tokenizer.encode('hello')
         assert chat.is_spoken([*answer, chat.bos]).tolist() == [*chat.is_spoken(answer), False]
-        assert not chat.is_spoken([*answer, chat.bos, *chat.tokenizer.encode('plain')])[len(answer) - 1 :].any()
+        spoken = chat.is_spoken([*answer, chat.bos, *chat.tokenizer.encode('plain')])
+        assert not spoken[len(answer) - 1 :].any()
 
 
 def test_the_mask_takes_any_length_and_any_array(tokenizer):
     chat = Chat(tokenizer)
-    ids = chat.render([{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}])
+    ids = chat.render(
+        [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
+    )
     for n in range(len(ids) + 1):
-        assert chat.is_spoken(ids[:n]).tolist() == chat.is_spoken(ids)[: max(0, n - 1)].tolist()  # causal
+        causal = chat.is_spoken(ids)[: max(0, n - 1)]
+        assert chat.is_spoken(ids[:n]).tolist() == causal.tolist()
     assert chat.is_spoken(np.array(ids, '<u2')).tolist() == chat.is_spoken(ids).tolist()
     assert not chat.is_spoken(tokenizer.encode('plain text')).any()
 
@@ -252,7 +274,9 @@ def test_the_mask_takes_any_length_and_any_array(tokenizer):
 def test_packed_conversations_keep_their_masks(tokenizer):
     rng, chat = random.Random(3), Chat(tokenizer)
     for _ in range(30):
-        said = [pair for _ in range(5) for pair in naive_render(tokenizer, random_messages(rng, is_ours(tokenizer)))]
+        said = []
+        for _ in range(5):
+            said += naive_render(tokenizer, random_messages(rng, is_ours(tokenizer)))
         assert chat.is_spoken([i for i, _ in said]).tolist() == [speaks for _, speaks in said[1:]]
 
 
@@ -262,7 +286,8 @@ def test_pieces_keep_every_target_and_its_mask(tokenizer):
     for _ in range(60):
         said = naive_render(tokenizer, random_messages(rng, is_ours(tokenizer)))
         ids = [i for i, _ in said]
-        for size in {smallest, smallest + 1, smallest + rng.randrange(20), len(ids) // 2, len(ids) - 1, len(ids)}:
+        small = {smallest, smallest + 1, smallest + rng.randrange(20)}
+        for size in small | {len(ids) // 2, len(ids) - 1, len(ids)}:
             if size < smallest:
                 continue
             pieces = chat.pieces(ids, size)
@@ -274,20 +299,26 @@ def test_pieces_keep_every_target_and_its_mask(tokenizer):
                     joined += pairs
                     continue
                 rest = ids[len(joined) :]
-                width = next(k for k in range(len(piece)) if piece[k:].tolist() == rest[: len(piece) - k])
+                width = next(
+                    k for k in range(len(piece)) if piece[k:].tolist() == rest[: len(piece) - k]
+                )
                 begin = [] if chat.bos is None else [chat.bos]
                 assert piece[: len(begin)].tolist() == begin
-                assert tuple(piece[len(begin) : width].tolist()) in {header.again for header in chat.headers}
+                again = tuple(piece[len(begin) : width].tolist())
+                assert again in {header.again for header in chat.headers}
                 repeated = chat.is_spoken(piece)[: max(0, width - 1)]
-                assert not repeated.any(), 'nobody says what was repeated'
-                # without bos and header (nothing is open there) a piece's first id is no target: nor is it spoken
+                assert not repeated.any(), 'what was repeated is not spoken'
+                # without bos and header (no turn is open there) a piece's first id is no target:
+                # nor is it spoken
                 joined += pairs[width - 1 :] if width else [(int(piece[0]), False), *pairs]
             assert joined == [(said[0][0], False), *said[1:]]
 
 
 def test_a_cut_is_made_before_a_question_where_one_fits(tokenizer):
     chat = Chat(tokenizer)
-    messages = [{'role': role, 'content': 'fox' * 3} for _ in range(6) for role in ('user', 'assistant')]
+    messages = [
+        {'role': role, 'content': 'fox' * 3} for _ in range(6) for role in ('user', 'assistant')
+    ]
     ids = chat.render(messages)
     turn = len(ids) - len(chat.render(messages[:-2]))
     for size in range(2 * turn + 1, 5 * turn):
@@ -305,12 +336,15 @@ def test_a_long_answer_goes_on_under_its_header():
     pieces = chat.pieces(chat.render(messages), 30)
     start, bos = OURS.special['<|assistant_start|>'], OURS.bos
     assert [piece[:2].tolist() for piece in pieces[1:]] == [[bos, start]] * (len(pieces) - 1)
-    assert all(chat.is_spoken(piece).any() for piece in pieces)  # the question stays with the answer's beginning
+    # the question stays with the beginning of its answer
+    assert all(chat.is_spoken(piece).any() for piece in pieces)
 
 
 def test_a_conversation_that_fits_is_one_piece_and_a_tiny_size_is_refused(tokenizer):
     chat = Chat(tokenizer)
-    ids = chat.render([{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}])
+    ids = chat.render(
+        [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
+    )
     assert [piece.tolist() for piece in chat.pieces(ids, len(ids))] == [ids]
     with pytest.raises(ValueError, match='pieces of 2 ids, expected at least'):
         chat.pieces(ids, 2)
@@ -321,9 +355,11 @@ def test_a_conversation_that_fits_is_one_piece_and_a_tiny_size_is_refused(tokeni
 
 def test_speakable_states_of_our_format():
     chat, one = Chat(OURS), OURS.special
-    call, end, answer = one['<|python_start|>'], one['<|assistant_end|>'], {one['<|assistant_end|>']}
+    call = one['<|python_start|>']
+    end = one['<|assistant_end|>']
     prompt = chat.prompt([{'role': 'user', 'content': 'hi'}])
-    assert chat.stop == answer and (chat.python_start, chat.python_end) == (call, one['<|python_end|>'])
+    assert chat.stop == {end}
+    assert (chat.python_start, chat.python_end) == (call, one['<|python_end|>'])
     states = [
         ([], {OURS.bos}),
         ([OURS.bos], {OURS.bos}),
@@ -378,16 +414,21 @@ def test_whatever_a_rendered_answer_says_was_speakable(tokenizer):
 def test_parts_round_trip():
     rng, chat, called = random.Random(6), Chat(OURS), 0
     for _ in range(200):
-        content = [part for part in as_list(random_answer(rng, True)) if part['type'] != 'text' or part['text']]
+        content = as_list(random_answer(rng, True))
+        content = [part for part in content if part['type'] != 'text' or part['text']]
         messages = [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': content}]
         answer = chat.render(messages)[len(chat.prompt(messages[:1])) :]
         expected = []
-        for kind, group in itertools.groupby(content, lambda part: part['type']):  # neighbours of text become one
+        # text parts in a row become one
+        for kind, group in itertools.groupby(content, lambda part: part['type']):
             text = ''.join(part['text'] for part in group)
-            expected.append({'type': kind, 'text': OURS.decode(OURS.encode(text))})  # a lone surrogate is U+FFFD
+            text = OURS.decode(OURS.encode(text))  # a lone surrogate is U+FFFD
+            expected.append({'type': kind, 'text': text})
         assert chat.parts(answer) == expected == chat.parts(np.array(answer))
         assert chat.parts(answer[:-1]) == expected  # without its end
-        assert chat.text(answer) == ''.join(part['text'] for part in expected if part['type'] == 'text')
+        assert chat.text(answer) == ''.join(
+            part['text'] for part in expected if part['type'] == 'text'
+        )
         called += any(part['type'] == 'python' for part in content)
     assert called > 50
 
@@ -400,15 +441,19 @@ def test_parts_that_break_off():
     assert chat.parts(said) == [text]
     assert chat.parts([*said, call]) == [text, {'type': 'python', 'text': ''}]
     assert chat.parts([*said, call, *OURS.encode('1+')]) == [text, {'type': 'python', 'text': '1+'}]
-    assert chat.parts([*said, call, *OURS.encode('1+'), chat.python_end])[1:] == [{'type': 'python', 'text': '1+'}]
+    assert chat.parts([*said, call, *OURS.encode('1+'), chat.python_end])[1:] == [
+        {'type': 'python', 'text': '1+'}
+    ]
     assert chat.parts([*said, call, chat.python_end, *chat.output('error')[:-1]])[1:] == [
         {'type': 'python', 'text': ''},
         {'type': 'output', 'text': 'error'},
     ]
-    assert chat.parts([*said, *chat.stop, *said]) == [text]  # what follows the end is no part of the answer
-    assert chat.text([*said, call, *OURS.encode('1+1'), chat.python_end, *chat.output('2'), *said]) == 'It is It is '
+    assert chat.parts([*said, *chat.stop, *said]) == [text]  # the answer ends at its end
+    called = [*said, call, *OURS.encode('1+1'), chat.python_end, *chat.output('2'), *said]
+    assert chat.text(called) == 'It is It is '
     newline = CHATML.encode('\n')
-    assert Chat(CHATML).parts([*CHATML.encode('hé'), *Chat(CHATML).stop, *newline]) == [{'type': 'text', 'text': 'hé'}]
+    answer = [*CHATML.encode('hé'), *Chat(CHATML).stop, *newline]
+    assert Chat(CHATML).parts(answer) == [{'type': 'text', 'text': 'hé'}]
 
 
 # ---- what is refused
@@ -422,19 +467,6 @@ ASK, SAY = ('user', 'hi'), ('assistant', 'hello')
 CALL, OUT = {'type': 'python', 'text': '1'}, {'type': 'output', 'text': '1'}
 
 
-def test_fit_against_all_ends_of_a_conversation():
-    chat = Chat(next(iter(TOKENIZERS.values())))
-    for i in range(200):
-        rng = random.Random(i)
-        roles = ['user', 'assistant'] * rng.randrange(6) + ['user']
-        talk = [{'role': role, 'content': 'x' * rng.randrange(9)} for role in roles]
-        system = [{'role': 'system', 'content': 'Be!'}] * rng.randrange(2)
-        room = rng.randrange(80)
-        ends = [system + talk[start:] for start in range(0, len(talk), 2)]
-        fitting = [end for end in ends if len(chat.prompt(end)) <= room]
-        assert chat.fit(system + talk, room) == (fitting or ends[-1:])[0]
-
-
 ERRORS = [
     ([], 'no messages'),
     ('hi', 'no messages'),
@@ -442,37 +474,61 @@ ERRORS = [
     (['hi'], 'message 1: str, expected'),
     ([{'content': 'hi'}], 'missing role in message 1'),
     ([*turns(ASK), {'role': 'assistant'}], 'missing content in message 2'),
-    (turns(ASK, SAY, ('bot', 'x')), "message 3: role is 'bot', expected system, user or assistant"),
-    (turns((['user'], 'x')), r"message 1: role is \['user'\], expected system, user or assistant"),
+    (turns(ASK, SAY, ('bot', 'x')), "message 3: role is 'bot', expected system, user, assistant"),
+    (turns((['user'], 'x')), r"message 1: role is \['user'\], expected system, user, assistant"),
     (turns(SAY), 'message 1: role is "assistant" in the first place, expected system or user'),
     (turns(ASK, ASK), 'message 2: role is "user" after user, expected assistant'),
     (turns(ASK, SAY, SAY), 'message 3: role is "assistant" after assistant, expected user'),
     (turns(ASK, ('system', 'x')), 'message 2: role is "system" after user, expected assistant'),
     (turns(('system', 'x'), SAY), 'message 2: role is "assistant" after system, expected user'),
-    (turns(('system', 'x')), 'message 1: role is "system" and no other follows'),
+    (turns(('system', 'x')), 'message 1: role is "system" and no message follows'),
     (turns(('user', None)), 'message 1: content is NoneType, expected text or a list of parts'),
-    (turns(('user', ['x'])), 'message 1: part 1 of its content is no'),
-    (turns(ASK, ('assistant', [{'type': 'text'}])), 'message 2: part 1 of its content is no'),
-    (turns(ASK, ('assistant', [{'type': 'image', 'text': ''}])), "message 2: part 1 has type 'image', expected text"),
-    (turns(('user', [CALL])), 'message 1: part 1 has type "python", which the assistant alone may have, not the user'),
-    (turns(('system', [OUT]), ASK), 'message 1: part 1 has type "output", which the assistant alone'),
-    (turns(ASK, ('assistant', [OUT])), 'message 2: part 1 is an output without a python part before it'),
-    (turns(ASK, ('assistant', [CALL, CALL, OUT])), 'message 2: part 2 follows a python part, expected its output'),
+    (turns(('user', ['x'])), "message 1: part 1 of its content is 'x', expected"),
+    (
+        turns(ASK, ('assistant', [{'type': 'text'}])),
+        "message 2: part 1 of its content is {'type': 'text'}, expected",
+    ),
+    (
+        turns(ASK, ('assistant', [{'type': 'image', 'text': ''}])),
+        "message 2: part 1 has type 'image', expected text",
+    ),
+    (
+        turns(('user', [CALL])),
+        'message 1: part 1 has type "python" in a message of the user, expected text',
+    ),
+    (
+        turns(('system', [OUT]), ASK),
+        'message 1: part 1 has type "output" in a message of the system',
+    ),
+    (
+        turns(ASK, ('assistant', [OUT])),
+        'message 2: part 1 is an output without a python part before it',
+    ),
+    (
+        turns(ASK, ('assistant', [CALL, CALL, OUT])),
+        'message 2: part 2 follows a python part, expected its output',
+    ),
     (turns(ASK, ('assistant', [CALL, OUT, OUT])), 'message 2: part 3 is an output without'),
 ]
 
 
 @pytest.mark.parametrize('messages, problem', ERRORS, ids=[problem[:40] for _, problem in ERRORS])
 def test_what_is_wrong_is_named(messages, problem):
-    for refuse in (check, Chat(OURS).render, Chat(OURS).prompt):
+    chat = Chat(OURS)
+    for refuse in (check, chat.render, chat.prompt):
         with pytest.raises(ValueError, match=f'^{problem}'):
             refuse(messages)
+    if 'no message follows' not in problem:  # another may still be added
+        with pytest.raises(ValueError, match=f'^{problem}'):
+            Session(chat, messages).prompt(100)
     with pytest.raises(SystemExit, match=f'^chats.jsonl:117: {problem}'):
         read_messages({'messages': messages}, 'chats.jsonl:117')
 
 
 def test_chatml_refuses_parts_by_name_and_a_prompt_ends_with_the_user():
-    with pytest.raises(ValueError, match='message 2: part 1 has type "python", which this format .* does not have'):
+    with pytest.raises(
+        ValueError, match='message 2: part 1 has type "python", but this format .* has no tools'
+    ):
         Chat(CHATML).render(turns(ASK, ('assistant', [CALL, OUT])))
     with pytest.raises(ValueError, match='message 2: role is "assistant", expected user'):
         Chat(OURS).prompt(turns(ASK, SAY))
@@ -484,6 +540,150 @@ def test_a_tokenizer_without_a_format_is_refused_by_what_it_lacks():
         Chat(partly)
     with pytest.raises(SystemExit, match=r'<\|bos\|> <\|user_start\|> .* missing'):
         Chat(CharTokenizer('abc'))
+
+
+# ---- a conversation in progress
+
+ANSWERED = [  # one answer that calls the calculator
+    {'type': 'text', 'text': 'It is '},
+    {'type': 'python', 'text': '12*7'},
+    {'type': 'output', 'text': '84'},
+    {'type': 'text', 'text': '84.'},
+]
+
+
+def naive_fit(chat, messages, room):
+    """The longest end of the conversation whose prompt has at most room ids, else the last turn."""
+    system = [message for message in messages if message['role'] == 'system']
+    turns = messages[len(system) :]
+    ends = [system + turns[start:] for start in range(0, len(turns), 2)]
+    return next((end for end in ends if len(chat.prompt(end)) <= room), ends[-1])
+
+
+def answer_ids(chat, message):
+    """An answer as the engine returns it: without its header, with the id that ends it."""
+    ids = chat.encode_message(message)[len(chat.opening['assistant']) :]
+    return ids[: len(ids) - len(chat.closing['assistant']) + 1]
+
+
+def count_encodes(monkeypatch, tokenizer):
+    """A list that grows by the text of each encode call."""
+    texts = []
+    encode = tokenizer.encode
+
+    def counted(text):
+        texts.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(tokenizer, 'encode', counted)
+    return texts
+
+
+def test_a_session_is_the_prompt_of_its_messages(tokenizer):
+    """Built from a list or message by message, before and after turns are dropped."""
+    rng, chat, dropped = random.Random(8), Chat(tokenizer), 0
+    for _ in range(100):
+        messages = random_messages(rng, is_ours(tokenizer), turns=5)
+        if messages[-1]['role'] != 'user':
+            messages.append({'role': 'user', 'content': random_text(rng)})
+        session = Session(chat, messages)
+        assert session.prompt(room=10**6) == (chat.prompt(messages), 0)
+        session = Session(chat)
+        for i, message in enumerate(messages):
+            if message['role'] == 'assistant':
+                session.add_answer(answer_ids(chat, message))
+                continue
+            session.add(message)
+            if message['role'] == 'user' and rng.random() < 0.5:
+                room = rng.randrange(200)
+                copy = session.copy()
+                kept = naive_fit(chat, messages[: i + 1], room)
+                ids, count = copy.prompt(room)
+                assert ids == chat.prompt(kept)
+                assert count == (i + 1 - len(kept)) // 2
+                # the copy continues with the turns that are left
+                copy.add({'role': 'assistant', 'content': 'fox'})
+                copy.add({'role': 'user', 'content': 'quick'})
+                kept = [*kept, *turns(('assistant', 'fox'), ('user', 'quick'))]
+                assert copy.prompt(room)[0] == chat.prompt(naive_fit(chat, kept, room))
+                dropped += count
+        assert session.prompt(room=10**6) == (chat.prompt(messages), 0), 'a copy changed it'
+    assert dropped > 20
+
+
+@pytest.mark.parametrize('system', [False, True])
+@pytest.mark.parametrize('name', ['ours', 'chatml'])
+def test_a_session_encodes_each_message_once(monkeypatch, name, system):
+    """Sampled answers not at all. After a drop the first question again, where it holds the
+    system's text."""
+    chat = Chat(TOKENIZERS[name])
+    answer = answer_ids(chat, turns(SAY)[0])
+    begin = turns(('system', 'Be brief.')) if system else []
+    questions = [turns(('user', f'the quick brown fox {i}')) for i in range(4)]
+    room = len(chat.prompt([*begin, *questions[0], *turns(SAY), *questions[1]]))  # of two turns
+    texts = count_encodes(monkeypatch, chat.tokenizer)
+    session = Session(chat, begin)
+    dropped = 0
+    for question in questions:
+        session.add(*question)
+        ids, count = session.prompt(room)
+        assert len(ids) <= room
+        dropped += count
+        session.add_answer(answer)
+    again = dropped if system and name == 'ours' else 0
+    own_turn = system and name == 'chatml'
+    assert dropped == 2 and len(texts) == len(questions) + own_turn + again
+
+    texts.clear()  # a server gets the whole list with each request
+    session = Session(chat, [*begin, *[m for q in questions for m in (*q, *turns(SAY))][:-1]])
+    session.prompt(room=10**6)
+    assert len(texts) == 7 + own_turn
+
+
+def test_a_session_keeps_the_ids_that_were_sampled():
+    chat = Chat(OURS)
+    sampled = [i for c in 'the quick' for i in OURS.encode(c)]  # one id per character
+    assert len(sampled) > len(OURS.encode('the quick'))
+    session = Session(chat, turns(ASK))
+    prompt, _ = session.prompt(room=100)
+    session.add_answer([*sampled, *chat.stop])
+    session.add(turns(ASK)[0])
+    ids, _ = session.prompt(room=100)
+    assert ids[: len(prompt) + len(sampled) + 1] == [*prompt, *sampled, *chat.stop]
+
+
+@pytest.mark.parametrize('name', ['ours in other places', 'chatml of bytes'])
+def test_a_session_closes_an_answer_that_was_cut(name):
+    """Wherever it is cut: the ids are those of the message that its parts make."""
+    chat = Chat(TOKENIZERS[name])  # bytes: encode() makes the same ids again
+    content = ANSWERED if chat.has_tools else 'It is 84.'
+    answer = answer_ids(chat, {'role': 'assistant', 'content': content})
+    for n in range(len(answer) + 1):
+        session = Session(chat, turns(ASK))
+        session.add_answer(np.array(answer[:n], dtype=np.int64))
+        session.add(turns(ASK)[0])
+        messages = turns(ASK, ('assistant', chat.parts(answer[:n])), ASK)
+        assert session.prompt(room=10**6) == (chat.prompt(messages), 0)
+    session = Session(chat, turns(ASK))
+    session.add_answer([*answer, *answer])  # ids after the end do not count
+    session.add(turns(ASK)[0])
+    assert session.prompt(room=10**6)[0] == chat.prompt(messages)
+
+
+def test_a_session_takes_messages_in_turn_only():
+    session = Session(Chat(OURS), turns(ASK))
+    for refuse, problem in [
+        (lambda: session.add(turns(ASK)[0]), 'message 2: role is "user" after user'),
+        (lambda: session.add('hi'), 'message 2: str, expected'),
+        (lambda: Session(Chat(OURS)).add_answer([]), 'message 1: role is "assistant" in the first'),
+        (lambda: Session(Chat(OURS)).prompt(9), 'no messages'),
+        (lambda: Session(Chat(CHATML)).add_answer([]), 'message 1: role is "assistant"'),
+        (lambda: Session(Chat(OURS), turns(SYS)).prompt(9), 'message 1: role is "system"'),
+        (lambda: Session(Chat(OURS), turns(ASK, SAY)).prompt(9), 'message 2: role is "assistant"'),
+    ]:
+        with pytest.raises(ValueError, match=f'^{problem}'):
+            refuse()
+    assert session.prompt(99) == (Chat(OURS).prompt(turns(ASK)), 0)  # as if nothing had been tried
 
 
 # ---- other people's data
@@ -513,7 +713,9 @@ def test_messages_in_other_spellings_are_the_same():
     for row in rows:
         assert read_messages(row, 'a:1') == expected
     parts = [CALL, OUT, {'type': 'text', 'text': 'x'}]
-    assert read_messages({'messages': turns(ASK, ('assistant', parts))}, 'a:1')[1]['content'] == parts
+    assert (
+        read_messages({'messages': turns(ASK, ('assistant', parts))}, 'a:1')[1]['content'] == parts
+    )
 
 
 NULLS = dict.fromkeys(['from', 'value', 'weight', 'tool_calls', 'reasoning_content', 'images'])
@@ -531,13 +733,19 @@ def with_first(message):
     (with_first({'role': 'user', 'value': 'hi'}), [ASK, SAY]),
     (with_first({'role': None, 'content': None, 'from': 'human', 'value': 'hi'}), [ASK, SAY]),
     ({'messages': [{**message, **NULLS} for message in turns(ASK, SAY)]}, [ASK, SAY]),
-    ({'messages': None, 'conversations': turns(ASK, SAY), 'system': None, 'tools': '[]'}, [ASK, SAY]),
+    (
+        {'messages': None, 'conversations': turns(ASK, SAY), 'system': None, 'tools': '[]'},
+        [ASK, SAY],
+    ),
     ({'messages': turns(ASK, SAY), 'system': 's'}, [SYS, ASK, SAY]),
     ({'messages': turns(ASK, SAY), 'system_prompt': 's', 'system': 's'}, [SYS, ASK, SAY]),
     ({'messages': turns(SYS, ASK, SAY), 'system': 's'}, [SYS, ASK, SAY]),
     ({'messages': turns(ASK, SAY), 'system': ''}, [ASK, SAY]),
     ({'messages': turns(('developer', 's'), ASK, SAY)}, [SYS, ASK, SAY]),
-    ({'messages': [*turns(ASK), {**SAID, 'weight': 1, 'train': True, 'tool_calls': []}]}, [ASK, SAY]),
+    (
+        {'messages': [*turns(ASK), {**SAID, 'weight': 1, 'train': True, 'tool_calls': []}]},
+        [ASK, SAY],
+    ),
     (with_first({**turns(ASK)[0], 'weight': 0}), [ASK, SAY]),
 ], ids=lambda value: str(value)[:60])  # fmt: skip
 def test_keys_that_count_and_keys_that_do_not(row, expected):
@@ -571,7 +779,7 @@ def test_what_is_not_learned_may_have_no_weight():
     assert read_messages({'messages': messages}, 'a:1', prompt=True) == turns(ASK, SAY, ASK)
 
 
-def test_a_row_needs_messages_and_somebody_to_learn_from():
+def test_a_row_needs_messages_and_an_answer_to_learn():
     with pytest.raises(SystemExit, match='^a.jsonl:3: missing messages'):
         read_messages({'text': 'x'}, 'a.jsonl:3')
     with pytest.raises(SystemExit, match='^a.jsonl:3: missing messages'):
@@ -579,15 +787,19 @@ def test_a_row_needs_messages_and_somebody_to_learn_from():
     with pytest.raises(SystemExit, match='^a.jsonl:3: no message with role "assistant"'):
         read_messages({'messages': turns(ASK)}, 'a.jsonl:3')
     assert read_messages({'messages': turns(ASK)}, 'a.jsonl:3', prompt=True) == turns(ASK)
-    with pytest.raises(SystemExit, match='^a.jsonl:3: message 2: role is "assistant", expected user'):
+    with pytest.raises(
+        SystemExit, match='^a.jsonl:3: message 2: role is "assistant", expected user'
+    ):
         read_messages({'messages': turns(ASK, SAY)}, 'a.jsonl:3', prompt=True)
 
 
 def test_rows_of_a_file_come_with_their_places(tmp_path):
     path = tmp_path / 'chats.jsonl'
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"b": "\xe4\xbd\xa0\xe2\x80\xa8"}\n')  # Windows' byte order mark
+    path.write_bytes(
+        b'\xef\xbb\xbf{"a": 1}\r\n\n{"b": "\xe4\xbd\xa0\xe2\x80\xa8"}\n'
+    )  # Windows' byte order mark
     assert list(read_rows(path)) == [(f'{path}:1', {'a': 1}), (f'{path}:3', {'b': '你\u2028'})]
-    path.write_bytes(b'\xef\xbb\xbf\n{"a": null, "b": {"c": null}}\n')  # a null key is no key
+    path.write_bytes(b'\xef\xbb\xbf\n{"a": null, "b": {"c": null}}\n')  # null keys are dropped
     assert list(read_rows(path)) == [(f'{path}:2', {'b': {'c': None}})]
     for bad, problem in [
         (b'{', 'not JSON'),
@@ -612,13 +824,15 @@ def test_show_marks_exactly_the_supervised_tokens(tokenizer):
     for _ in range(20):
         messages = random_messages(rng, is_ours(tokenizer))
         for message in messages:  # brackets and dots are the notation's
-            message['content'] = [{**p, 'text': p['text'].replace('[', '(')} for p in as_list(message['content'])]
+            message['content'] = [
+                {**p, 'text': p['text'].replace('[', '(')} for p in as_list(message['content'])
+            ]
         ids = chat.render(messages)
-        shown = show(chat, ids, visible, colour=False)
+        shown = show(chat, ids, colour=False)
         tokens = shown.replace('\n', '·').split('·')
         assert len(tokens) == len(ids)
         assert [token.startswith('[') for token in tokens[1:]] == chat.is_spoken(ids).tolist()
-        colours = show(chat, ids, visible, colour=True)
+        colours = show(chat, ids, colour=True)
         assert colours.count('\x1b[32m') == int(chat.is_spoken(ids).sum())
         plain = colours.replace('\x1b[32m', '').replace('\x1b[2m', '').replace('\x1b[0m', '')
         assert plain == shown.replace('[', '').replace(']', '')
@@ -627,17 +841,22 @@ def test_show_marks_exactly_the_supervised_tokens(tokenizer):
 def test_the_program_prints_files_and_folders(tmp_path, run_program):
     OURS.save(tmp_path / 'tok.json')
     chats = tmp_path / 'chats.jsonl'
+    done = {'type': 'text', 'text': 'One.\n\x1b[31mDone'}
+    hello = {'from': 'gpt', 'value': 'hello'}
     rows = [
-        {'messages': turns(ASK, ('assistant', [CALL, OUT, {'type': 'text', 'text': 'One.\n\x1b[31mDone'}]))},
-        {'conversations': [{'from': 'human', 'value': '你好<|bos|>'}, {'from': 'gpt', 'value': 'hello'}]},
+        {'messages': turns(ASK, ('assistant', [CALL, OUT, done]))},
+        {'conversations': [{'from': 'human', 'value': '你好<|bos|>'}, hello]},
         {'messages': [{'content': 'x'}]},
     ]
     chats.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
-    done = run_program('conversation.py', chats, f'--tokenizer={tmp_path / "tok.json"}', check=False)
+    table = f'--tokenizer={tmp_path / "tok.json"}'
+    done = run_program('conversation.py', chats, table, check=False)
     assert done.returncode == 1 and done.stderr == f'{chats}:3: missing role in message 1\n'
-    assert '[<|python_start|>]·[1]·[<|python_end|>]·<|output_start|>·1·<|output_end|>·[O]' in done.stdout
+    call = '[<|python_start|>]·[1]·[<|python_end|>]·<|output_start|>·1·<|output_end|>·[O]'
+    assert call in done.stdout
     assert '[\\n]\n' in done.stdout and '[\\x1b]' in done.stdout and '\x1b' not in done.stdout
-    done = run_program('conversation.py', f'--tokenizer={tmp_path}', chats, '--limit=2')  # the folder of one
+    # the folder of a tokenizer
+    done = run_program('conversation.py', f'--tokenizer={tmp_path}', chats, '--limit=2')
     assert f'{chats}:2: ' in done.stdout and done.stdout.count('ids, ') == 2
 
     chat = Chat(OURS)
@@ -646,14 +865,17 @@ def test_the_program_prints_files_and_folders(tmp_path, run_program):
             for row in rows[:2]:
                 out.write(split, chat.render(read_messages(row, 'a:1')), 1)
     folder = run_program('conversation.py', tmp_path / 'data')
-    drop = lambda text: [line for line in text.splitlines() if 'ids, ' not in line]  # noqa: E731
-    assert drop(folder.stdout) == drop(done.stdout)
+    tokens = [
+        [line for line in run.stdout.splitlines() if 'ids, ' not in line] for run in (folder, done)
+    ]
+    assert tokens[0] == tokens[1]
     assert run_program('conversation.py', tmp_path / 'data', '--limit=1').stdout.count('ids, ') == 1
 
 
 @pytest.mark.parametrize('no_color, shown', [('', '\x1b[32m\\x07\x1b[0m'), ('1', '[\\x07]')])
 def test_the_program_in_another_folder(monkeypatch, capsys, tmp_path, no_color, shown):
-    """It finds the embedded world's tokenizer beside itself, and colours tokens unless NO_COLOR is set."""
+    """It finds the embedded world's tokenizer beside itself, and colours tokens unless NO_COLOR
+    is set."""
     program = tmp_path / 'copy' / 'conversation.py'
     table = program.parent / 'data' / 'tinyworld' / 'sft' / 'tok.json'
     program.parent.mkdir()
@@ -670,18 +892,24 @@ def test_the_program_in_another_folder(monkeypatch, capsys, tmp_path, no_color, 
     OURS.save(table)
     runpy.run_path(str(program), run_name='__main__')
     out = capsys.readouterr().out
-    assert out.startswith('chats.jsonl:1: ') and shown in out and (no_color == '') == ('\x1b' in out)
+    assert out.startswith('chats.jsonl:1: ') and shown in out
+    assert ('\x1b' in out) == (no_color == '')
 
 
 def test_the_program_says_what_is_missing(tmp_path, run_program):
-    done = run_program('conversation.py', check=False)
+    safe = {'PYTHONSAFEPATH': 1}  # python -P: the program's folder is not on sys.path
+    done = run_program('conversation.py', check=False, env=safe)
     assert done.returncode == 1 and 'no files: python conversation.py chats.jsonl' in done.stderr
-    done = run_program('conversation.py', 'a.jsonl', f'--tokenizer={tmp_path}/tok.json', check=False)
+    done = run_program(
+        'conversation.py', 'a.jsonl', f'--tokenizer={tmp_path}/tok.json', check=False
+    )
     assert done.returncode == 1 and 'tok.json' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_row_is_text_that_utf8_can_hold(tmp_path):
     path = tmp_path / 'a.jsonl'
-    path.write_text(r'{"messages": [{"role": "user", "content": "half \ud83d"}], "\ud83d": 1}', encoding='utf-8')
+    path.write_text(
+        r'{"messages": [{"role": "user", "content": "half \ud83d"}], "\ud83d": 1}', encoding='utf-8'
+    )
     ((_, row),) = read_rows(path)
     assert row == {'messages': [{'role': 'user', 'content': 'half \ufffd'}], '\ufffd': 1}

@@ -32,22 +32,25 @@ GREEDY = Sampling(temperature=0)
 
 @pytest.fixture
 def sample(tmp_path, monkeypatch, capsys):
-    """sample('--a=b', stdin='', program=PATH) runs the program in this process, in tmp_path: a start of Python takes
-    seconds."""
+    """sample('--a=b', stdin='', program=PATH) runs the program in this process, in tmp_path: a
+    start of Python takes seconds."""
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
 
     def run(*args, stdin='', program=ROOT / 'sample.py'):
         monkeypatch.setattr('sys.argv', ['sample.py', *map(str, args)])
-        monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding='utf-8'))
+        typed = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding='utf-8')
+        monkeypatch.setattr('sys.stdin', typed)
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()
-        status, last_words = 0, ''
+        status = 0
+        final_message = ''
         try:
             runpy.run_path(str(program), run_name='__main__')
         except SystemExit as stop:
-            status, last_words = 1, f'{stop.code}\n'
+            status = 1
+            final_message = f'{stop.code}\n'
         out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=status, stdout=out, stderr=err + last_words)
+        return SimpleNamespace(returncode=status, stdout=out, stderr=err + final_message)
 
     yield run
     torch.set_num_threads(before[0])
@@ -55,11 +58,14 @@ def sample(tmp_path, monkeypatch, capsys):
     torch.use_deterministic_algorithms(False)
 
 
-def write_checkpoint(folder, tokenizer=None, seed=0, block_size=64, preset='nano', std=0.2, edit=None, **more):
+def write_checkpoint(
+    folder, tokenizer=None, seed=0, block_size=64, preset='nano', std=0.2, edit=None, **more
+):
     """A checkpoint in the layout of train.py; returns (engine, tokenizer)."""
     tokenizer = tokenizer or CharTokenizer(CHARACTERS)
-    shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=block_size, vocab_size=tokenizer.vocab_size)
-    model = GPT(GPTConfig(**{**PRESETS[preset], **shape}))
+    shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=block_size)
+    shape = {**PRESETS[preset], **shape, 'vocab_size': tokenizer.vocab_size}
+    model = GPT(GPTConfig(**shape))
     torch.manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -67,8 +73,9 @@ def write_checkpoint(folder, tokenizer=None, seed=0, block_size=64, preset='nano
         if edit:
             edit(model)
     folder.mkdir(parents=True, exist_ok=True)
-    state = dict(model=model.state_dict(), model_config=vars(model.config), tokenizer=tokenizer.to_dict())
-    checkpoint.save(folder / 'ckpt.pt', {**state, 'stage': 'pretrain', 'step': 7, 'config': {}, **more})
+    state = dict(model=model.state_dict(), model_config=vars(model.config))
+    state |= dict(tokenizer=tokenizer.to_dict(), stage='pretrain', step=7, config={})
+    checkpoint.save(folder / 'ckpt.pt', {**state, **more})
     return Engine(model, tokenizer), tokenizer
 
 
@@ -81,7 +88,7 @@ def texts(done):
 
 
 def assert_one_line(done, *words):
-    """The error is one line, behind the line that names the checkpoint if it came that far."""
+    """The error is one line, after the line that names the checkpoint if it came that far."""
     lines = [line for line in done.stderr.splitlines() if 'stage pretrain' not in line]
     assert done.returncode == 1 and len(lines) == 1
     for word in words:
@@ -100,14 +107,16 @@ def test_the_newest_checkpoint_is_taken_and_named(tmp_path, run_program):
         os.utime(tmp_path / folder / 'ckpt.pt', (written, written))
         if age == 0:
             newest = engine
-    done = run_program('sample.py', '--start=to be', '--temperature=0', '--max_new_tokens=20', cwd=tmp_path)
+    done = run_program(
+        'sample.py', '--start=to be', '--temperature=0', '--max_new_tokens=20', cwd=tmp_path
+    )
     assert 'my run ñ' in done.stderr and 'step 7' in done.stderr
     (expected,) = newest.generate([tokenizer.encode('to be')], 20, GREEDY)
     assert texts(done) == ['to be' + expected.text] * 3
 
 
 def test_out_dir_is_taken_if_asked_for(tmp_path, sample):
-    """The same seed says the same again, another does not."""
+    """The same seed gives the same samples again, another seed does not."""
     folder = tmp_path / 'ein Ordner ö'
     write_checkpoint(folder)
     write_checkpoint(tmp_path / 'out', seed=1)
@@ -120,28 +129,30 @@ def test_out_dir_is_taken_if_asked_for(tmp_path, sample):
 
 
 def test_without_a_checkpoint_it_says_what_makes_one(tmp_path, sample):
-    """And where the repository comes with a model, that one is taken: here a copy that has one of our own."""
+    """Where the repository ships a model, that one is taken: here a copy that has one of ours."""
     program = tmp_path / 'copy' / 'sample.py'
     program.parent.mkdir()
     shutil.copyfile(ROOT / 'sample.py', program)
     done = sample(program=program)
     assert_one_line(done, 'python train.py')
     assert done.stdout == ''
-    (engine, tokenizer), box = write_checkpoint(tmp_path / 'elsewhere'), program.parent / 'assets' / 'tinyworld.pt'
+    engine, tokenizer = write_checkpoint(tmp_path / 'elsewhere')
+    box = program.parent / 'assets' / 'tinyworld.pt'
     box.parent.mkdir()
     shutil.copyfile(tmp_path / 'elsewhere' / 'ckpt.pt', box)
-    done = sample('--start=to be', '--temperature=0', '--max_new_tokens=9', '--num_samples=1', program=program)
+    args = ('--start=to be', '--temperature=0', '--max_new_tokens=9', '--num_samples=1')
+    done = sample(*args, program=program)
     (expected,) = engine.generate([tokenizer.encode('to be')], 9, GREEDY)
     assert texts(done) == ['to be' + expected.text]
     assert 'the model in the box' in done.stderr and str(box) in done.stderr
-    named = sample('--start=to be', '--temperature=0', '--max_new_tokens=9', '--num_samples=1', f'--out_dir={box}')
+    named = sample(*args, f'--out_dir={box}')
     assert texts(named) == texts(done) and 'in the box' not in named.stderr
     write_checkpoint(tmp_path / 'out' / 'mine' / 'sft', seed=5)
     assert 'in the box' not in sample('--max_new_tokens=1', program=program).stderr
 
 
 def test_the_model_in_the_box_chats():
-    """assets/tinyworld.pt, which comes with the repository: small, without an optimizer, and it knows its name."""
+    """assets/tinyworld.pt ships with the repository: small, no optimizer, and it knows its name."""
     box = ROOT / 'assets' / 'tinyworld.pt'
     assert box.stat().st_size <= 4 * 2**20
     model, tokenizer, state = evaluate.load(box, 'cpu')
@@ -174,7 +185,8 @@ def test_other_number_types_say_the_same_at_first(tmp_path, sample, dtype):
 
 
 def test_a_text_goes_on_when_the_context_is_full(tmp_path, sample):
-    """500 tokens from a context of 64, as nanoGPT's command asks; the likeliest text is that of going on by hand."""
+    """500 tokens from a context of 64, as nanoGPT's command asks; the likeliest text is what
+    continuing by hand gives."""
     engine, tokenizer = write_checkpoint(tmp_path / 'out')
     done = sample('--max_new_tokens=500')
     assert [len(text) for text in texts(done)] == [501] * 3 and len(set(texts(done))) == 3
@@ -188,14 +200,14 @@ def test_a_text_goes_on_when_the_context_is_full(tmp_path, sample):
 
 
 def test_each_context_draws_from_a_stream_of_its_own(tmp_path, sample):
-    """A context of one token, all logits alike: with one stream again and again a text would be one letter."""
+    """A context of one token, all logits equal: one stream for all would give one letter only."""
     write_checkpoint(tmp_path / 'out', block_size=1, std=0.0)
     done = sample('--max_new_tokens=100', '--num_samples=2')
     assert all(len(text) == 101 and len(set(text)) > 15 for text in texts(done))
 
 
 def test_a_character_may_span_two_contexts(tmp_path, sample):
-    """A model that says the bytes of an emoji in turn, with contexts that end anywhere inside it."""
+    """A model that says the bytes of an emoji in turn, with contexts that end anywhere in it."""
     emoji = '🌍'
     tokenizer = train_bpe([''], vocab_size=257, special=['<|bos|>'])
 
@@ -235,16 +247,17 @@ def test_a_prompt_longer_than_the_context_is_cut_and_said(tmp_path, sample):
 
 @pytest.mark.parametrize('start', ['naïve', '', '<|user_start|>'])
 def test_a_prompt_begins_with_bos_and_is_plain_text(tmp_path, sample, start):
-    tokenizer = train_bpe(['naïve 你好🌍 ' * 4], vocab_size=262, special=['<|bos|>', '<|user_start|>'])
+    special = ['<|bos|>', '<|user_start|>']
+    tokenizer = train_bpe(['naïve 你好🌍 ' * 4], vocab_size=262, special=special)
     engine, _ = write_checkpoint(tmp_path / 'out', tokenizer, preset='gpt2')
-    ids = [tokenizer.bos, *start.encode()] if start.startswith('<') else [tokenizer.bos, *tokenizer.encode(start)]
-    (expected,) = engine.generate([ids], 20, GREEDY)
+    inner = start.encode() if start.startswith('<') else tokenizer.encode(start)
+    (expected,) = engine.generate([[tokenizer.bos, *inner]], 20, GREEDY)
     done = sample(f'--start={start}', '--max_new_tokens=20', '--temperature=0', '--num_samples=1')
     assert texts(done) == [start + console.printable(expected.text)]
 
 
 def test_a_prompt_of_a_file(tmp_path, sample, monkeypatch):
-    """As an editor under Windows saves it, and named by a path that no shell has expanded."""
+    """With the byte order mark of a Windows editor, and a path that no shell has expanded."""
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('USERPROFILE', str(tmp_path))
     write_checkpoint(tmp_path / 'out')
@@ -294,7 +307,8 @@ TALKS = dict(stage='sft', about={'about': 'I know six.', 'prompts': ['hi', 'what
 
 
 def teach(*chain):
-    """An edit for write_checkpoint with std=0: after each token of the chain its follower is the likeliest."""
+    """An edit for write_checkpoint with std=0: after each token of the chain the next one is the
+    likeliest."""
 
     def edit(model):
         for dimension, (token, following) in enumerate(zip(chain, chain[1:])):
@@ -306,25 +320,40 @@ def teach(*chain):
 
 
 CALLS = [*'<|assistant_start|> I <|python_start|> 2 * 3 <|python_end|>'.split()]
-SIX = teach(*CALLS, *'<|output_end|> ! <|assistant_end|>'.split())  # what python_end is followed by is forced anyway
+SIX = teach(*CALLS, *'<|output_end|> ! <|assistant_end|>'.split())  # the output is forced
 
 
 def chatter(tmp_path, block_size=64):
-    """A checkpoint of random weights that can chat and calls no tool, with the engine to ask what it would say."""
+    """An engine that says what the program should: random weights, which can chat and never call
+    a tool. The checkpoint lies in out/."""
 
     def edit(model):
         model.lm_head.weight[BYTES.special['<|python_start|>']] = 0.0  # never the likeliest
 
-    engine, tokenizer = write_checkpoint(tmp_path / 'out', BYTES, block_size=block_size, std=0.1, edit=edit, **TALKS)
-    return Engine(engine.model, tokenizer, Chat(tokenizer)), tokenizer
+    shape = dict(block_size=block_size, std=0.1, edit=edit)
+    engine, tokenizer = write_checkpoint(tmp_path / 'out', BYTES, **shape, **TALKS)
+    return Engine(engine.model, tokenizer, Chat(tokenizer))
 
 
 def shown(engine, prompt, max_tokens):
-    """What is printed of a greedy answer: its text parts, without control characters; and its message."""
+    """What is printed of a greedy answer, without control characters; and the answer's ids."""
     (answer,) = engine.generate([prompt], max_tokens, GREEDY)
-    message = {'role': 'assistant', 'content': engine.chat.parts(answer.ids)}
-    assert all(part['type'] == 'text' for part in message['content'])
-    return ''.join(c for c in answer.text if c in '\t\n' or c >= ' ' and not '\x7f' <= c <= '\x9f'), message
+    assert all(part['type'] == 'text' for part in engine.chat.parts(answer.ids))
+    text = ''.join(c for c in answer.text if c in '\t\n' or c >= ' ' and not '\x7f' <= c <= '\x9f')
+    return text, answer.ids
+
+
+def naive_prompt(turns, system=''):
+    """turns: [(question, ids of the answer)], the last answer []. Every byte of text is an id."""
+    one = BYTES.special
+    ids = [one['<|bos|>']]
+    for number, (question, answer) in enumerate(turns):
+        text = f'{system}\n\n{question}' if system and number == 0 else question
+        ids += [one['<|user_start|>'], *text.encode(), one['<|user_end|>']]
+        ids += [one['<|assistant_start|>'], *answer]
+        if number < len(turns) - 1 and answer[-1:] != [one['<|assistant_end|>']]:
+            ids.append(one['<|assistant_end|>'])  # an answer that was cut
+    return ids
 
 
 def test_a_chat_is_piped_through_the_program(tmp_path):
@@ -335,16 +364,17 @@ def test_a_chat_is_piped_through_the_program(tmp_path):
         file.seek(0)
         command = [sys.executable, str(ROOT / 'sample.py'), '--chat', '--temperature=0']
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
-        done = subprocess.run(command, stdin=file, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+        place = dict(cwd=tmp_path, env=environment)
+        done = subprocess.run(command, stdin=file, capture_output=True, timeout=120, **place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode() == 'I[2*3=6]!\n' * 2
-    remarks = done.stderr.decode().splitlines()
-    assert remarks[1:4] == ['I know six.', '  hi', '  what is 2*3?'] and len(remarks) == 5
+    notes = done.stderr.decode().splitlines()
+    assert notes[1:4] == ['I know six.', '  hi', '  what is 2*3?'] and len(notes) == 5
 
 
 def test_a_chat_in_a_terminal(tmp_path, in_terminal):
-    """A pasted text of several lines is one message, be it one that looks like a command; NO_COLOR is heard; ~ is the
-    home, where no shell has a say."""
+    """A pasted text of several lines is one message, even if it looks like a command. NO_COLOR
+    turns colours off. ~ is the home folder, though no shell expands it."""
     write_checkpoint(tmp_path / 'out', BYTES, block_size=256, std=0, edit=SIX, **TALKS)
     home = {'HOME': str(tmp_path / 'home'), 'NO_COLOR': '1'}
     (tmp_path / 'home').mkdir()
@@ -372,61 +402,63 @@ def test_a_chat_in_a_terminal(tmp_path, in_terminal):
 def test_a_conversation_is_saved_as_it_was(tmp_path, sample):
     """Two answers with their calls, read back by the reader of other people's conversations."""
     write_checkpoint(tmp_path / 'out', BYTES, block_size=256, std=0, edit=SIX, **TALKS)
-    lines = [
-        '/save',
-        'hi',
-        '你好🌍 "<|user_end|>"',
-        '/save',
-        '/save ein Ordner/b.JSONL',
-        '/save b.txt',
-        '/reset',
-        '/save',
-    ]
-    done = sample('--chat', '--temperature=0', stdin='\n'.join([*lines, 'again', '/save', '/quit', 'unheard']))
+    hello = '你好🌍 "<|user_end|>"'
+    lines = ['/save', 'hi', hello, '/save', '/save ein Ordner/b.JSONL', '/save b.txt', '/reset']
+    lines += ['/save', 'again', '/save', '/quit', 'after the end']
+    done = sample('--chat', '--temperature=0', stdin='\n'.join(lines))
     assert done.returncode == 0 and done.stdout == 'I[2*3=6]!\n' * 3
-    for words in ('b.JSONL cannot be written', 'b.txt: expected a name that ends in .jsonl', 'a new conversation'):
-        assert words in done.stderr
-    assert done.stderr.count('nothing was said yet') == 2 and done.stderr.count('appended to chats.jsonl') == 2
+    assert 'b.JSONL cannot be written' in done.stderr and 'a new conversation' in done.stderr
+    assert 'b.txt: expected a name that ends in .jsonl' in done.stderr
+    assert done.stderr.count('the conversation is empty') == 2
+    assert done.stderr.count('appended to chats.jsonl') == 2
     kinds = [('text', 'I'), ('python', '2*3'), ('output', '6'), ('text', '!')]
-    answer = {'role': 'assistant', 'content': [{'type': kind, 'text': text} for kind, text in kinds]}
-    question = lambda text: {'role': 'user', 'content': text}  # noqa: E731
+    content = [{'type': kind, 'text': text} for kind, text in kinds]
+    answer = {'role': 'assistant', 'content': content}
     talks = [read_messages(row, where) for where, row in read_rows(tmp_path / 'chats.jsonl')]
-    assert talks == [[question('hi'), answer, question(lines[2]), answer], [question('again'), answer]]
+    questions = {text: {'role': 'user', 'content': text} for text in ('hi', hello, 'again')}
+    first = [questions['hi'], answer, questions[hello], answer]
+    assert talks == [first, [questions['again'], answer]]
     spelled = '<|user_start|>again<|user_end|><|assistant_start|>I<|python_start|>2*3<|python_end|>'
     spelled = f'<|bos|>{spelled}<|output_start|>6<|output_end|>!<|assistant_end|>'
     pieces = re.findall(r'<\|\w+\|>|.', spelled)
-    assert Chat(BYTES).render(talks[1]) == [BYTES.special.get(piece) or ord(piece) for piece in pieces]
+    ids = [BYTES.special.get(piece) or ord(piece) for piece in pieces]
+    assert Chat(BYTES).render(talks[1]) == ids
 
 
 def test_fifty_turns_into_a_context_of_64(tmp_path, sample):
-    """The oldest turns are dropped one by one, the system text stays: each answer is the engine's to the longest end of
-    the whole conversation that leaves room for it."""
-    engine, tokenizer = chatter(tmp_path)
+    """Each answer is the engine's, to the longest end of the conversation that leaves room for it,
+    with the system's text at its head. Earlier answers stand there as they were sampled."""
+    engine = chatter(tmp_path)
     lines = [f'line {i}' + '!' * random.Random(i).randrange(12) for i in range(50)]
     args = ('--chat', '--system=Be!', '--temperature=0', '--max_new_tokens=9')
     done = sample(*args, stdin='\n'.join([*lines, '/save']))
     assert done.returncode == 0, done.stderr
-    messages, expected, fewest = [{'role': 'system', 'content': 'Be!'}], '', 50
+
+    turns = []
+    expected = ''
+    fewest = 50
     for line in lines:
-        messages.append({'role': 'user', 'content': line})
-        turns = [messages[:1] + messages[i:] for i in range(1, len(messages), 2)]
-        fitting = [engine.chat.prompt(turn) for turn in turns if len(engine.chat.prompt(turn)) <= 64 - 9]
-        assert tokenizer.decode(fitting[0]).startswith('Be!\n\nline') and fitting[0][0] == tokenizer.bos
+        turns.append((line, []))
+        prompts = [naive_prompt(turns[i:], 'Be!') for i in range(len(turns))]
+        fitting = [prompt for prompt in prompts if len(prompt) <= 64 - 9]
         fewest = min(fewest, len(fitting))
-        text, answer = shown(engine, fitting[0], 9)
+        text, ids = shown(engine, fitting[0], 9)
         expected += text + '\n'
-        messages.append(answer)
+        turns[-1] = (line, ids)
     assert done.stdout == expected
-    forgotten = [int(count) for count in re.findall(r'forgot our oldest turns, (\d+) of them', done.stderr)]
-    assert fewest == 1 and sum(forgotten) == 50 - len(fitting)
-    ((_, row),) = read_rows(tmp_path / 'chats.jsonl')
-    assert [m['content'] for m in row['messages'][1::2]] == lines  # what the model forgot is saved all the same
+    dropped = [int(count) for count in re.findall(r'oldest turns dropped: (\d+)', done.stderr)]
+    assert fewest == 1 and sum(dropped) == 50 - len(fitting)
+
+    ((_, row),) = read_rows(tmp_path / 'chats.jsonl')  # dropped turns are saved too
+    assert [m['content'] for m in row['messages'][1::2]] == lines
+    answers = [engine.chat.text(ids) for _, ids in turns]
+    assert [m['content'] for m in row['messages'][2::2]] == answers
 
 
 def test_fifty_wild_turns_end_well(tmp_path, sample):
-    """Whatever a model says: cut and unanswered calls, half characters. All of it is a conversation afterwards."""
+    """Cut and unanswered calls, half characters: whatever a model says can be saved and read."""
 
-    def edit(model):  # calls are likely enough to come to their end now and then
+    def edit(model):  # makes calls likely, and some of them end
         teach('<|assistant_start|>', '<|python_start|>', '1', '<|python_end|>')(model)
         model.lm_head.weight.mul_(2)
 
@@ -437,34 +469,36 @@ def test_fifty_wild_turns_end_well(tmp_path, sample):
     ((where, row),) = read_rows(tmp_path / 'chats.jsonl')
     messages = read_messages(row, where)
     assert [m['content'] for m in messages[::2]] == lines
-    called = {part['type'] for m in messages[1::2] if isinstance(m['content'], list) for part in m['content']}
-    assert called == {'text', 'python', 'output'}
+    contents = [m['content'] for m in messages if isinstance(m['content'], list)]
+    assert {part['type'] for parts in contents for part in parts} == {'text', 'python', 'output'}
 
 
 def test_a_message_beyond_the_context_is_refused_and_forgotten(tmp_path, sample):
-    engine, _ = chatter(tmp_path)
-    done = sample('--chat', '--temperature=0', '--max_new_tokens=9', stdin='hi\n' + 'x' * 100 + '\nhi\n')
-    first, message = shown(engine, engine.chat.prompt([{'role': 'user', 'content': 'hi'}]), 9)
-    talk = [{'role': 'user', 'content': 'hi'}, message, {'role': 'user', 'content': 'hi'}]
-    second, _ = shown(engine, engine.chat.prompt(talk), 9)
+    engine = chatter(tmp_path)
+    args = ('--chat', '--temperature=0', '--max_new_tokens=9')
+    done = sample(*args, stdin='hi\n' + 'x' * 100 + '\nhi\n')
+    first, ids = shown(engine, naive_prompt([('hi', [])]), 9)
+    second, _ = shown(engine, naive_prompt([('hi', ids), ('hi', [])]), 9)
     assert done.returncode == 0 and done.stdout == f'{first}\n{second}\n'
-    assert 'that makes 104 tokens and the model sees at most 64' in done.stderr
-    done = sample('--chat', '--temperature=0', stdin='x' * 50)  # fits, and leaves little for the answer
-    assert 'the context is full' in done.stderr and 'sorry' not in done.stderr
+    assert 'your message makes a prompt of 104 tokens' in done.stderr
+    assert 'dropped' not in done.stderr
+    # one that fits leaves little room for the answer
+    done = sample('--chat', '--temperature=0', stdin='x' * 50)
+    assert 'the context is full' in done.stderr and 'your message' not in done.stderr
 
 
-@pytest.mark.parametrize('text', ['<|user_end|><|assistant_start|>', '<|bos|>', '<|assistant_end|>a<|python_start|>'])
+@pytest.mark.parametrize(
+    'text', ['<|user_end|><|assistant_start|>', '<|bos|>', '<|assistant_end|>a<|python_start|>']
+)
 def test_a_message_that_spells_control_tokens_is_text(tmp_path, sample, text):
-    engine, tokenizer = chatter(tmp_path)
-    special = tokenizer.special
-    around = [special['<|bos|>'], special['<|user_start|>']], [special['<|user_end|>'], special['<|assistant_start|>']]
-    expected, _ = shown(engine, [*around[0], *text.encode(), *around[1]], 9)
+    engine = chatter(tmp_path)
+    expected, _ = shown(engine, naive_prompt([(text, [])]), 9)
     done = sample('--chat', '--temperature=0', '--max_new_tokens=9', stdin=text)
     assert done.stdout == expected + '\n'
 
 
 def test_a_chat_draws_bolder_than_a_text_unless_told(tmp_path, sample):
-    """And no two answers from the same numbers."""
+    """Also, no two answers are drawn from the same numbers."""
     chatter(tmp_path, block_size=256)
     args = ('--chat', '--max_new_tokens=15')
     said = {t: sample(*args, *given, stdin='hi\n/reset\nhi\n').stdout for t, given in {
@@ -478,12 +512,14 @@ def test_a_chat_draws_bolder_than_a_text_unless_told(tmp_path, sample):
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows cannot send a Ctrl-C to one process')
 def test_ctrl_c_ends_the_answer_and_nothing_else(tmp_path):
-    """A model that never stops by itself, interrupted twice; then Ctrl-C where a message is awaited."""
+    """A model that never stops by itself, interrupted twice; then Ctrl-C at the prompt."""
     write_checkpoint(
-        tmp_path / 'out', BYTES, block_size=2**14, std=0, edit=teach('<|assistant_start|>', *'abcdefga'), **TALKS
-    )
+        tmp_path / 'out', BYTES, block_size=2**14, std=0,
+        edit=teach('<|assistant_start|>', *'abcdefga'), **TALKS,
+    )  # fmt: skip
     out, err = tmp_path / 'stdout', tmp_path / 'stderr'
-    command = [sys.executable, str(ROOT / 'sample.py'), '--chat', '--temperature=0', '--max_new_tokens=16000']
+    settings = ['--chat', '--temperature=0', '--max_new_tokens=16000']
+    command = [sys.executable, str(ROOT / 'sample.py'), *settings]
 
     def wait(path, words, count=1):
         for _ in range(1200):
@@ -501,7 +537,8 @@ def test_ctrl_c_ends_the_answer_and_nothing_else(tmp_path):
         talk = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=tmp_path,
             env={**os.environ, 'OMP_NUM_THREADS': '1'},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+            # a background job ignores Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         try:
             for answer in (1, 2):
@@ -523,7 +560,8 @@ def test_ctrl_c_ends_the_answer_and_nothing_else(tmp_path):
     assert [m['role'] for m in messages] == ['user', 'assistant'] * 2
     answers = [m['content'] for m in messages[1::2]]
     assert answers == out.read_text(encoding='utf-8').splitlines()
-    assert all(answer == ('abcdefg' * len(answer))[: len(answer)] and len(answer) > 13 for answer in answers)
+    for answer in answers:
+        assert answer == ('abcdefg' * len(answer))[: len(answer)] and len(answer) > 13
     ids, end = Chat(BYTES).render(messages), BYTES.special['<|assistant_end|>']
     assert ids.count(end) == 2 and ids[-1] == end
 
@@ -546,25 +584,29 @@ def test_ctrl_c_ends_a_text_without_a_traceback(tmp_path, sample, monkeypatch):
 def test_a_system_message_that_fills_the_context_is_named_at_once(tmp_path, sample):
     write_checkpoint(tmp_path / 'out', BYTES, stage='sft')
     done = sample('--chat', f'--system={"word " * 300}')
-    assert done.returncode == 1 and 'system takes' in done.stderr.splitlines()[-1] and 'shorter' in done.stderr
+    assert done.returncode == 1
+    assert 'system makes a prompt of 1506 tokens' in done.stderr.splitlines()[-1]
 
 
 def test_what_cannot_chat_is_refused(tmp_path, sample):
     write_checkpoint(tmp_path / 'out', BYTES)
     done = sample('--chat')
     assert done.returncode == 1 and done.stdout == '' and len(done.stderr.splitlines()) == 2
-    assert 'ckpt.pt is of stage pretrain' in done.stderr and '--stage=sft --init_from=out' in done.stderr
+    assert 'ckpt.pt is of stage pretrain' in done.stderr
+    assert '--stage=sft --init_from=out' in done.stderr
     write_checkpoint(tmp_path / 'out', stage='sft')
     done = sample('--chat')
     assert done.returncode == 1 and done.stdout == ''
-    assert 'ckpt.pt cannot chat' in done.stderr.splitlines()[-1] and '<|user_start|>' in done.stderr.splitlines()[-1]
+    final_message = done.stderr.splitlines()[-1]
+    assert 'ckpt.pt cannot chat' in final_message and '<|user_start|>' in final_message
     assert sample('--max_new_tokens=1').returncode == 0
     assert 'no such setting' in sample('--chatt').stderr
 
 
 def test_a_chat_names_commands_and_needs_no_introduction(tmp_path, sample):
     write_checkpoint(tmp_path / 'out', BYTES, std=0, edit=SIX, stage='rl')
-    done = sample('--chat', '--temperature=0', stdin='/help\n/nonsense\nhi\r\n/save /nowhere/at all/c.jsonl\n')
+    lines = '/help\n/nonsense\nhi\r\n/save /nowhere/at all/c.jsonl\n'
+    done = sample('--chat', '--temperature=0', stdin=lines)
     assert done.returncode == 0 and done.stdout == 'I[2*3=6]!\n'
-    assert done.stderr.count('/save [FILE]') == 2 and 'there is no /nonsense' in done.stderr
+    assert done.stderr.count('/save [FILE]') == 2 and 'unknown command /nonsense' in done.stderr
     assert 'cannot be written' in done.stderr
