@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it 
 
 import checkpoint
 import console
-import evaluate
 import runtime
 from configurator import configure
 from conversation import Chat, Session
@@ -83,7 +82,7 @@ def find_checkpoint() -> Path:
     if not out_dir and checkpoint.newest() is None and IN_THE_BOX.exists():
         print('no checkpoint under out/ or out-*/: taking the model in the box', file=sys.stderr)
         return IN_THE_BOX
-    return evaluate.find(out_dir)
+    return checkpoint.find(out_dir)
 
 
 def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
@@ -95,7 +94,7 @@ def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
     """
     # 1) Load and name it
     path = find_checkpoint()
-    model, tokenizer, state = evaluate.load(path, device, dtype)
+    model, tokenizer, state = checkpoint.open_model(path, device, dtype)
     can_answer = state['stage'] != 'pretrain'
     line = f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}'
     if can_answer and not chat:

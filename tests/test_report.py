@@ -27,8 +27,8 @@ from configurator import Settings, configure
 HOSTILE = (
     'a | b `c` ``` <img src=x onerror=alert(1)> </td></table><script>x</script> &lt; &amp; '
     '**bold** _it_ ~~gone~~\n'
-    '| --- | --- |\r\n# head [link](javascript:x) ![i](y) \\| \\\\ $x$ \u2028 \x1b[31m\ttab 你好\n\n'
-    '- item\n<!-- no -->'
+    '| --- | --- |\r\n# head [link](javascript:x) ![i](y) \\| \\\\ $x$ \u2028 '
+    '\x1b[31m\ttab 你好\n\n- item\n<!-- no -->'
 )
 SKILLS = ('facts', 'two steps')
 

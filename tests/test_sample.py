@@ -18,7 +18,6 @@ import torch
 
 import checkpoint
 import console
-import evaluate
 from conversation import SPECIAL, Chat, read_messages, read_rows
 from engine import Engine, Sampling
 from model import GPT, PRESETS, GPTConfig
@@ -155,7 +154,7 @@ def test_the_model_in_the_box_chats():
     """assets/tinyworld.pt ships with the repository: small, no optimizer, and it knows its name."""
     box = ROOT / 'assets' / 'tinyworld.pt'
     assert box.stat().st_size <= 4 * 2**20
-    model, tokenizer, state = evaluate.load(box, 'cpu')
+    model, tokenizer, state = checkpoint.open_model(box, 'cpu')
     assert 'optimizer' not in state and state['about']['prompts']
     chat = Chat(tokenizer)
     asked = [[{'role': 'user', 'content': text}] for text in ('Who are you?', 'What is 12 + 7?')]

@@ -1177,7 +1177,8 @@ decay_lr = False
 def test_nanogpts_own_commands_and_files(train, tmp_path, corpora):
     long = (
         'config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 '
-        '--log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 '
+        '--log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 '
+        '--max_iters=2000 '
         '--lr_decay_iters=2000 --dropout=0.0'
     )
     done = train(

@@ -189,7 +189,7 @@ def train_tokenizer(avoid: HeldOut):
 
 
 def keep_edited(path: Path) -> None:
-    """Rename a problems.jsonl that differs from what the last preparation wrote: a user edited it."""
+    """Rename a problems.jsonl that is not as the last preparation wrote it: a user edited it."""
     record = FOLDER / 'dpo' / 'meta.json'
     if not path.exists():
         return
