@@ -52,36 +52,32 @@ from utf8 import valid_text
 # settings: overridden by config files and --name=value. Names are nanoGPT's where it has one
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
-init_from = (
-    'scratch'  # scratch | resume | an earlier run's out_dir: its weights, architecture, rates
-)
+init_from = 'scratch'  # scratch | resume | an earlier run's out_dir, for its weights and rates
 init_optimizer = False  # also take the optimizer's moments from there
 auto_resume = False  # resume if out_dir has a checkpoint of this stage, else as init_from says
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
-dataset = (
-    'tinyworld/pretrain'  # a folder in data/, an absolute path, or a mixture: 'smoltalk,mmlu:3'
-)
+dataset = 'tinyworld/pretrain'  # a folder in data/, a path, or a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and exit
-seed = 1337  # of the weights, the order of the data, and dropout
+seed = 1337  # of weights, data order and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
-compile = None  # torch.compile; None: on CUDA only, where it pays for short runs too
-deterministic = False  # same bits each time on CUDA too, slower (a CPU always is)
+compile = None  # torch.compile; None: on CUDA only
+deterministic = False  # same bits each time on CUDA too (a CPU always is); slower
 backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
 # the model
 preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
 depth = 0  # the dial: sets layers, width, heads, rates, batch and horizon, see plan.py; 0 is off
-n_layer = 4
-n_head = 4
+n_layer = 4  # blocks
+n_head = 4  # attention heads
 n_kv_head = 0  # heads of keys and values (GQA: fewer, for a smaller cache); 0 is n_head
-n_embd = 128
+n_embd = 128  # width
 head_dim = 0  # 0 is n_embd / n_head
 n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, or 8/3 * n_embd for swiglu
 block_size = 128  # tokens per row, and the longest context
 dropout = 0.0  # 0.1 to 0.2 for many epochs over little data
 bias = False  # in linear layers and LayerNorm, as in GPT-2
 norm = 'rms'  # rms | rms_gain | layer
-norm_eps = 1e-6
+norm_eps = 1e-6  # added to the mean square
 positions = 'rope'  # rope | learned
 rope_theta = 10000.0  # larger for long contexts
 qk_norm = 'rms'  # none | rms | rms_gain
@@ -94,9 +90,7 @@ zero_init = True  # output projections and an untied head start at zero
 # a step
 batch_size = 16  # rows of a micro-batch, at most; out of memory: halve it and double the next
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
-cpu_micro_batch_size = (
-    0  # rows of a micro-batch on a CPU, at most; 0: by the model's size, see plan.py
-)
+cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
 isolate = False  # attention stays within a document; on CUDA slower than Flash Attention
 optimizer = 'muon'  # muon (matrices inside the layers; AdamW for the rest) | adamw
 muon_iterations = 5  # 5 | 3; 3 is cheaper and as good in small models
@@ -104,8 +98,8 @@ learning_rate = 4e-3  # of AdamW; Muon's update is scaled to match
 embedding_rate = 1.0  # the embeddings' rate, as a multiple of learning_rate
 head_rate = 1.0  # the head's rate (and a tied table's), likewise
 weight_decay = 0.1  # of everything two-dimensional
-beta1 = 0.9
-beta2 = 0.95  # 0.99 where a step has few tokens
+beta1 = 0.9  # AdamW's first moment
+beta2 = 0.95  # its second; 0.99 where a step has few tokens
 grad_clip = 1.0  # largest norm of the gradient; 0 is off
 dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts
 rl_skills = ''  # rl: skills of problems.jsonl to practise, separated by commas; '' is all
@@ -116,15 +110,13 @@ max_skips = 10  # stop after this many steps in a row with a gradient that is no
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = (
-    0.0  # seconds of the run; the schedule then follows the clock if it is ahead of the steps
-)
+time_limit = 0.0  # seconds of the run; then the schedule follows the clock, if that is ahead
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
 warmdown = 0.5  # share of the run that the linear warm-down takes
 lr_decay_iters = 0  # steps until min_lr is reached; 0 is the end of the run
-min_lr = 0.0
+min_lr = 0.0  # where the decay ends
 # evaluation and log
 eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
 eval_iters = -1  # evaluate on the first eval_iters * batch_size validation rows; -1 is all
@@ -135,7 +127,7 @@ eval_problems = 50  # held-out problems per skill answered at each evaluation of
 max_new_tokens = 160  # longest answer to those
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
-wandb_project = 'flatgpt'
+wandb_project = 'flatgpt'  # its project
 wandb_run_name = ''  # '' is out_dir
 
 

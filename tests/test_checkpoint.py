@@ -2,16 +2,15 @@
 
 import errno
 import hashlib
-import io
-import json
 import os
 import pickle
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_plan import train_settings
+from conftest import ROOT, one_line, train_defaults
 
 import checkpoint
 import disk
@@ -33,13 +32,6 @@ def state_of(step=1, **changes):
         'config': {'out_dir': 'ö ä', 'compile': None},
         **changes,
     }
-
-
-def one_line(stop, *words):
-    """Check that the error is one line that holds each of the words."""
-    message = str(stop.value.code)
-    assert '\n' not in message
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 @pytest.fixture
@@ -444,11 +436,13 @@ RUN.pop('new_setting')
 # n_kv_head = 0 became n_head = 4 in the model
 MODEL = dict(vocab_size=65, n_layer=6, n_kv_head=4, block_size=32, qk_norm='rms_gain')
 STATE = dict(config=RUN, model_config=MODEL)
+TRAIN = runpy.run_path(str(ROOT / 'train.py'), run_name='train')  # its globals; nothing is trained
+RULES = checkpoint.Rules(TRAIN['MAY_CHANGE'], TRAIN['RECIPE'])
 WHERE = Path('out b', 'ckpt.pt')
 
 
 def taken(resume, **given):
-    answer = inherit(STATE, WHERE, {**SETTINGS, **given}, frozenset(given), resume)
+    answer = inherit(STATE, WHERE, {**SETTINGS, **given}, frozenset(given), resume, RULES)
     assert {source for _, source in answer.values()} == {str(WHERE)}
     return {name: value for name, (value, _) in answer.items()}
 
@@ -465,9 +459,10 @@ def test_a_new_stage_takes_the_architecture_and_the_recipe():
         optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5
     )
     rates |= dict(beta1=0.75, beta2=0.125, grad_clip=4.0, isolate=True, muon_iterations=3)
-    assert set(rates) == checkpoint.RULES.recipe
+    assert set(rates) == RULES.recipe
     state = dict(config={**RUN, **rates}, model_config=MODEL)
-    answer = inherit(state, WHERE, {**SETTINGS, **dict.fromkeys(rates)}, frozenset(), False)
+    settings = {**SETTINGS, **dict.fromkeys(rates)}
+    answer = inherit(state, WHERE, settings, frozenset(), False, RULES)
     assert {name: value for name, (value, _) in answer.items()} == {**architecture, **rates}
 
 
@@ -534,115 +529,22 @@ def test_a_resumed_step_keeps_its_number_of_rows(given, rows):
 
 
 def test_the_rules_name_settings_of_train():
-    assert set(train_settings()) >= checkpoint.RULES.free >= checkpoint.RULES.own
-    assert set(train_settings()) >= checkpoint.RULES.recipe | checkpoint.RULES.horizon
+    named = RULES.may_change | RULES.recipe | checkpoint.OWN | checkpoint.HORIZON
+    assert named <= set(train_defaults())
+    assert checkpoint.HORIZON <= RULES.may_change
 
 
 def test_a_program_may_have_other_rules():
-    nothing = frozenset()
-    rules = checkpoint.Rules(nothing, nothing, frozenset({'seed', 'n_layer'}), nothing)
+    nothing = set()
+    rules = checkpoint.Rules(may_change=nothing, recipe={'seed', 'n_layer'})
     found = inherit(STATE, WHERE, SETTINGS, nothing, False, rules)
     assert found['seed'] == (2, str(WHERE)) and 'learning_rate' not in found
     with pytest.raises(SystemExit) as stop:  # free there, but of the architecture
-        inherit(STATE, WHERE, SETTINGS, frozenset({'n_layer'}), False, rules)
+        inherit(STATE, WHERE, SETTINGS, {'n_layer'}, False, rules)
     one_line(stop, 'n_layer is 4 here and 6 in')
-    with pytest.raises(SystemExit) as stop:  # free by the usual rules
-        inherit(
-            STATE, WHERE, SETTINGS, frozenset({'device', 'eval_interval', 'epochs'}), True, rules
-        )
-    one_line(stop, 'epochs is 0.0 here and 3.0 in')
-
-
-# ---- log.jsonl
-
-
-def test_a_new_log_holds_the_facts(path):
-    log = path.with_name('log.jsonl')
-    log.write_text('{"step": 1}\n', encoding='utf-8')
-    facts = {'config': {'out_dir': 'ö ä', 'compile': None}, 'machine': {}}
-    runlog.start_log(log, facts, None)
-    line = '{"config": {"out_dir": "ö ä", "compile": null}, "machine": {}}\n'
-    assert log.read_text(encoding='utf-8') == line
-    assert runlog.read_log(log) == [facts]
-
-
-ROWS = [
-    {'config': {'a': 1}},
-    {'step': 0, 'val': 4.0},
-    {'step': 0, 'loss': 4.0},
-    {'step': 5, 'loss': 3.0},
-    {'step': 5, 'prompt': 'Ä', 'text': 'line\u2028or\u0085two\x0b\r\n"你好🌍"'},
-    {'step': 10, 'val': 2.0},
-    {'step': 10, 'loss': 2.0},
-]
-LINES = [json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in ROWS]
-
-
-@pytest.mark.parametrize('step', [0, 1, 5, 6, 10, 11, 100])
-def test_on_resume_the_lines_from_there_on_are_dropped(path, step):
-    log = path.with_name('log.jsonl')
-    log.write_bytes(b''.join(LINES))
-    runlog.start_log(log, {'other': 2}, step)
-    kept = [line for row, line in zip(ROWS, LINES) if row.get('step', -1) < step]
-    assert log.read_bytes() == b''.join(kept)
-    assert runlog.read_log(log) == [json.loads(line) for line in kept]
-
-
-def test_a_last_line_cut_anywhere_is_no_line(path):
-    """A crash may cut inside a character: 你 has three bytes."""
-    log = path.with_name('log.jsonl')
-    for cut in range(len(LINES[4]) - 1):
-        log.write_bytes(b''.join(LINES[:4]) + LINES[4][:cut])
-        assert runlog.read_log(log) == ROWS[:4]
-    runlog.start_log(log, {}, 5)
-    assert log.read_bytes() == b''.join(LINES[:3])
-
-
-def test_a_missing_log_starts_anew_on_resume(path):
-    log = path.with_name('log.jsonl')
-    assert runlog.read_log(log) == []
-    assert not runlog.was_measured(log, 0)
-    runlog.start_log(log, {'config': {'a': 1}}, 20)
-    assert runlog.read_log(log) == [{'config': {'a': 1}}]
-
-
-class HalfWritten(io.FileIO):
-    """A file on a disk that is full after half a line."""
-
-    def write(self, data):
-        super().write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_line_that_the_disk_does_not_take_costs_no_other(path, monkeypatch, capsys):
-    log = path.with_name('log.jsonl')
-    for row in ROWS[:3]:
-        runlog.append_log(log, row)
-    assert log.read_bytes() == b''.join(LINES[:3])
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, 'open', HalfWritten, raising=False)
-        runlog.append_log(log, {'step': 5, 'loss': 1.0})
-    said = capsys.readouterr().out
-    assert said.count('\n') == 1 and str(log) in said and 'the run goes on' in said
-    for row in ROWS[3:]:
-        runlog.append_log(log, row)
-    assert log.read_bytes() == b''.join(LINES)
-
-
-def test_was_measured_asks_for_an_evaluation_of_that_step(path):
-    log = path.with_name('log.jsonl')
-    log.write_bytes(b''.join(LINES))
-    assert [step for step in range(20) if runlog.was_measured(log, step)] == [0, 10]
-
-
-def test_a_log_with_half_an_emoji_can_be_written_again(tmp_path):
-    log = tmp_path / 'log.jsonl'
-    log.write_text('{"config": {"a": "\\ud83d"}}\n{"step": 1}\n{"step": 2}\n', encoding='utf-8')
-    runlog.start_log(log, {}, 2)
-    assert runlog.read_log(log) == [{'config': {'a': '\ufffd'}}, {'step': 1}]
-
-
-# ---- the tokenizer alone
+    with pytest.raises(SystemExit) as stop:  # may change by train.py's rules
+        inherit(STATE, WHERE, SETTINGS, {'device', 'eval_interval', 'seed'}, True, rules)
+    one_line(stop, 'here and', 'in')
 
 
 def test_the_tokenizer_of_a_file_a_run_and_a_data_folder(tmp_path, monkeypatch):

@@ -9,15 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import one_line
 
 import disk
-
-
-def one_line(stop, *words):
-    """The words of an error for the user, checked to be one line that holds each of `words`."""
-    message = str(stop.value.code)
-    assert '\n' not in message
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 def test_replacing_writes_the_whole_file_under_the_new_name_last(tmp_path, monkeypatch):

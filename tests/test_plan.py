@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import train_defaults
+from conftest import one_line, train_defaults
 
 import plan
 import runtime
@@ -13,13 +13,6 @@ from optim import Optimizer
 
 def configured(*argv):
     return configure(train_defaults(), derive=plan.derive, argv=list(argv))
-
-
-def one_line(stop, *words):
-    """Check that an error for the user is one line that contains each of `words`."""
-    message = str(stop.value.code)
-    assert '\n' not in message
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 # ---- presets

@@ -12,18 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT
+from conftest import ROOT, one_line
 
-import runlog
 import runtime
 from runtime import Ranks
-
-
-def one_line(stop, *words):
-    """The words of an error for the user, checked to be one line that holds each of `words`."""
-    message = str(stop.value.code)
-    assert '\n' not in message
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 @pytest.fixture
@@ -248,22 +240,6 @@ def test_the_seed_of_a_step_is_a_function_of_seed_step_and_rank():
     torch.rand(100)
     assert {where: draw(*where) for where in reversed(places)} == first
     draw(2**62, 10**6, 1023)  # no seed is too large
-
-
-@pytest.mark.parametrize('seconds, text', [
-    (3725, '1:02:05'), (0, '00:00'), (59.6, '01:00'), (65, '01:05'), (-3, '00:00'),
-    (36000, '10:00:00'),
-    (90061, '1 day, 1:01:01'), (float('nan'), '00:00'),
-])  # fmt: skip
-def test_clock(seconds, text):
-    assert runlog.duration(seconds) == text
-
-
-def test_wandb_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'wandb', None)
-    with pytest.raises(SystemExit) as stop:
-        runlog.start_wandb('project', 'name', {})
-    one_line(stop, 'wandb_log', 'pip install wandb')
 
 
 # ---- what the machine is, and how fast

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from conftest import one_line
 
 import disk
 import shards as shards_module
@@ -42,13 +43,6 @@ def documents(count, seed=0, mean=9):
 
 def facts_of(folder):
     return json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-
-
-def one_line(stop, *words):
-    """Check that an error for the user is one line that contains each of `words`."""
-    message = str(stop.value.code)
-    assert '\n' not in message
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 # ---- Writer
