@@ -382,7 +382,7 @@ class Pairs(Reader):
         if len(silent):
             raise SystemExit(
                 f'document {silent[0]} (of {documents}, counted from 0) of {path} has no answer '
-                f'within {T + 1} tokens; shorten or mend it'
+                f'within {T + 1} tokens; shorten or repair it'
             )
 
         # 2) Rows as long as the longest document

@@ -38,8 +38,11 @@ def set_up(must_finish: bool, missing: str = 'replace') -> None:
     A stream that is closed or None, as after `>&-`, is replaced by os.devnull, also stdin. A stream
     without an encoding (a notebook's, a StringIO) stays as it is.
     """
+    # 1) A stdin that is closed reads as empty
     if sys.stdin is None or getattr(sys.stdin, 'closed', False):
         sys.stdin = open(os.devnull, encoding='utf-8')
+
+    # 2) Replace a closed stdout or stderr, and wrap an open one
     for name, errors in (('stdout', missing), ('stderr', 'backslashreplace')):
         stream = getattr(sys, name)
         if stream is None or getattr(stream, 'closed', False):
