@@ -4,8 +4,10 @@ import errno
 import io
 import json
 import os
+import sys
 
 import pytest
+from conftest import one_line
 
 import runlog
 
