@@ -132,6 +132,7 @@ KINDS = {
 
 
 def kind_of(row: dict, where: str) -> str:
+    """The kind of a line, a key of KINDS."""
     for kind, spellings in KINDS.items():
         if any(row.keys() >= names for names in spellings):
             return kind
@@ -143,7 +144,7 @@ def kind_of(row: dict, where: str) -> str:
 
 
 class Source(NamedTuple):
-    """Files whose lines are all of one kind."""
+    """Files, and the kind that all their lines must have."""
 
     files: Sequence[str]
     kind: str  # of the first line, a key of KINDS
@@ -223,6 +224,7 @@ def read_examples(source: Source) -> Examples:
 
 
 def each_example(source: Source) -> Iterator[Example]:
+    """The lines of all files, checked one by one."""
     reader = READERS[source.kind]
     for path in map(Path, source.files):
         if not is_jsonl(path):
@@ -253,8 +255,8 @@ def read_preference(row: dict, where: str) -> Example:
 def read_problem(row: dict, where: str) -> Example:
     """{"prompt": ..., "answer": ...}: the conversation in which the assistant gives the answer."""
     answer = row['answer']
-    is_answer = type(answer) in (str, int, float)
-    if not is_answer or answer in (float('inf'), -float('inf')) or not to_grade(answer):  # 1e999
+    is_infinite = answer in (float('inf'), -float('inf'))  # json reads 1e999 so
+    if type(answer) not in (str, int, float) or is_infinite or not to_grade(answer):
         raise SystemExit(
             f'{where}: "answer" must be a number or a text that is not empty, got {answer!r:.60}'
         )

@@ -1,12 +1,15 @@
 """
-Write data folders: text, conversations and problems as ids. data/custom/prepare.py does so for the
-user's files.
+Write the ids of text, conversations and problems into a data folder.
 
     with Writer('data/mine', tokenizer, notes={'kind': 'text'}) as out:
         write_text(out, [('train', 'A document.'), ('val', 'Another one.')])
 
+    with Writer('data/chats', tokenizer, notes={'kind': 'conversations'}) as out:
+        messages = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+        write_conversations(out, [('train', Example('row 1', [messages])), ...])
+
 Each function takes pairs (split, item), split being 'train' or 'val'. They may come from a
-generator: memory holds a few million ids.
+generator: memory holds a few million ids. data/custom/prepare.py is a program that uses all three.
 """
 
 import json
@@ -110,6 +113,7 @@ def write_problems(out: Writer, examples: Iterable[tuple[str, Example]], skill: 
     lines = []
 
     def noted() -> Iterator[tuple[str, Example]]:
+        """The examples, which may be a generator; a line is kept of each as it passes."""
         for split, example in examples:
             lines.append(json_line(problem_of(example, split, skill)))
             yield split, example

@@ -23,6 +23,7 @@ import conversation
 import tasks
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
+from data import documents as reading
 from data import download as downloads
 from data import writing
 from data.documents import Example, Examples
@@ -752,17 +753,18 @@ def test_scripts_list_their_settings(tree, execute, capsys):
 
 
 def test_conversations_are_read_once(tree, execute, monkeypatch):
-    """And the files are opened twice: find_source reads the first line."""
+    """Except for the first line, which tells the kind before the rest is read."""
     file = write_lines(tree.parent / 'chats.jsonl', [FINE] * 50)
-    parsed = []
-    parse_row = conversation.parse_row
-    monkeypatch.setattr(
-        conversation,
-        'parse_row',
-        lambda line, where: parsed.append(where) or parse_row(line, where),
-    )
+    numbers = []
+
+    def read_rows(path):
+        for where, row in conversation.read_rows(path):
+            numbers.append(int(where.rpartition(':')[2]))
+            yield where, row
+
+    monkeypatch.setattr(reading, 'read_rows', read_rows)
     execute('custom', file)
-    assert parsed == [f'{file}:1', *(f'{file}:{i}' for i in range(1, 51))]
+    assert numbers == [1, *range(1, 51)]
 
 
 def test_examples_are_what_was_put_in():

@@ -224,9 +224,8 @@ def mixed_texts(size):
         (0x400, 0x500),
     ):
         signs = '，。 \n' if start >= 0x3000 else ' ,.\n'
-        number = (
-            size // 250 if start else size // 750
-        )  # texts without a place to split stay below 2**18 characters
+        # control characters have no place to split: such a text must stay below 2**18 characters
+        number = size // 250 if start else size // 750
         words = (
             ''.join(chr(rng.randint(start, end)) for _ in range(rng.randint(1, 9)))
             for _ in range(number)

@@ -31,9 +31,9 @@ from tokenizer import gpt2
 
 FOLDER = Path(__file__).resolve().parent
 RAW = FOLDER / 'raw'
+HUB = 'https://huggingface.co/api/datasets'
 
-# where the list of the data set's files is
-url = 'https://huggingface.co/api/datasets/Skylion007/openwebtext/parquet/plain_text/train'
+url = f'{HUB}/Skylion007/openwebtext/parquet/plain_text/train'  # the list of its files
 val_every = 2000  # one document in this many is for validation: 0.05 %
 num_workers = 0  # processes that encode; 0 is one per core
 tries = 5  # attempts at each download
