@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import train_defaults
+from conftest import train_defaults as train_settings
 
 import plan
 import runtime
@@ -12,7 +12,7 @@ from optim import Optimizer
 
 
 def configured(*argv):
-    return configure(train_defaults(), derive=plan.derive, argv=list(argv))
+    return configure(train_settings(), derive=plan.derive, argv=list(argv))
 
 
 def one_line(stop, *words):
@@ -31,13 +31,13 @@ def test_a_preset_gives_its_row(preset):
     assert plan.derive(dict(preset=preset, depth=0), frozenset()) == row
     config = configured(f'--preset={preset}')
     assert {name: config[name] for name in PRESETS[preset]} == PRESETS[preset]
-    expected = {**train_defaults(), **PRESETS[preset], 'preset': preset}
+    expected = {**train_settings(), **PRESETS[preset], 'preset': preset}
     assert dict(config) == expected  # nothing else changes
     assert set(PRESETS[preset]) == set(PRESETS['nano'])  # every preset sets every switch
 
 
 def test_the_default_preset_is_what_the_defaults_say():
-    assert dict(configured()) == train_defaults()
+    assert dict(configured()) == train_settings()
     assert configured().describe() == ''
 
 
@@ -120,11 +120,11 @@ def test_the_dial_gives_its_reference_and_scales_from_it():
 @pytest.mark.parametrize('given', [
     'n_layer=3', 'n_head=2', 'n_embd=96', 'learning_rate=0.125', 'weight_decay=0.0',
     'gradient_accumulation_steps=5', 'target_param_data_ratio=8.0',
-    *(f'{name}={train_defaults()[name]}' for name in ('n_layer', 'weight_decay')),
+    *(f'{name}={train_settings()[name]}' for name in ('n_layer', 'weight_decay')),
 ])  # fmt: skip
 def test_what_is_given_wins_over_the_dial(tmp_path, given):
     name, text = given.split('=')
-    value = type(train_defaults()[name])(text)
+    value = type(train_settings()[name])(text)
     (tmp_path / 'a.py').write_text(f'{name} = {text}', encoding='utf-8')
     plain = configured('--depth=20')
     assert plain[name] != value
@@ -161,7 +161,7 @@ def test_a_dialled_run_is_20_tokens_a_parameter():
 
 
 @pytest.mark.parametrize('argv, steps, why', [
-    ([], train_defaults()['max_iters'], 'max_iters'),
+    ([], train_settings()['max_iters'], 'max_iters'),
     (['--max_iters=70'], 70, 'max_iters'),
     (['--max_iters=0'], 0, 'max_iters'),
     (['--epochs=3'], 36, '3 epochs of 12 steps'),
@@ -290,7 +290,7 @@ def test_rows_of_a_micro_batch_on_a_cpu(shape, rows):
 def refused(monkeypatch, gib, device='cpu', dtype='float32', ranks=ONE, **given):
     """The message of check_memory for a device of `gib` GiB; None if the settings pass."""
     monkeypatch.setattr(runtime, 'memory', lambda device: gib and int(gib * GIB))
-    settings = {**train_defaults(), **NANO, **given}
+    settings = {**train_settings(), **NANO, **given}
     fields = {name: x for name, x in settings.items() if name in GPTConfig.__dataclass_fields__}
     try:
         plan.check_memory(GPTConfig(**fields), settings, device, dtype, ranks)
