@@ -52,8 +52,8 @@ PRICE_SIGN = r'(?:[$€£][-−]?)?'  # of $3 and $-3
 DIGITS = rf'{GROUPED}(?:{FRACTION})?|[0-9]+(?:{FRACTION})?|(?<!\w){FRACTION}'
 NUMBER = rf'{LEADING_MINUS}{PRICE_SIGN}(?:{DIGITS})'
 
-# The patterns below are for the module regex: re does not have \p. Marks (\p{M}: an accent, an Indic
-# vowel sign) belong to the letter before them
+# The patterns below are for the module regex, because re does not have \p. Marks (\p{M}: an accent,
+# an Indic vowel sign) belong to the letter before them
 
 CHARACTER = r'\p{L}\p{M}\p{N}'  # inside [ ]: letters, marks and digits, of which words consist
 LETTER = r'\p{L}\p{M}*+'  # a letter with its marks: a   é   दि
