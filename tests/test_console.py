@@ -475,7 +475,7 @@ def test_programs_in_a_notebook_leave_it_as_it_was(notebook, tmp_path, corpora):
     for code, press_at, expected in (
         (f'{train} --dataset={corpora} --max_iters=3', None, 'step 3/3 | val '),
         (f'%run sample.py --out_dir={out} --start=the --max_new_tokens=8', None, '---------------'),
-        (f'{train} --dataset={corpora}', 'tokens/s', 'as asked; go on with'),
+        (f'{train} --dataset={corpora}', 'tokens/s', 'as asked; continue with'),
         (f'%run report.py {tmp_path}', None, 'report.md'),
         (f'{train} --dataset=no_such', None, 'no_such'),
         (f'{BREAKS}{train} --dataset={corpora}', None, 'ZeroDivisionError'),

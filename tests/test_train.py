@@ -395,7 +395,7 @@ def test_a_signal_stops_the_run_after_saving(train, monkeypatch, tmp_path, numbe
 def test_a_signal_before_the_first_step_leaves_what_one_can_go_on_from(
     train, monkeypatch, tmp_path
 ):
-    """ "go on with --init_from=resume" must be true then as well."""
+    """ "continue with: ... --init_from=resume" must be true then as well."""
     out, args = tmp_path / 'stopped', (*SHORT, '--max_iters=6')
     assert train(*args, out=tmp_path / 'straight').returncode == 0
     with monkeypatch.context() as patch:
