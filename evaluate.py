@@ -42,7 +42,7 @@ from batches import Reader, Shape, Stream
 from conversation import Chat
 from engine import Engine, Sample, Sampling
 from model import GPT
-from shards import Data, another_tokenizer, mixture
+from shards import Data, check_tokenizer, mixture
 from tools import calculate
 from utf8 import valid_text
 
@@ -556,8 +556,8 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
         path = checkpoint.find(settings.out_dir)
         model, tokenizer, state = checkpoint.open_model(path, device, dtype)
         data = Data(settings.data) if settings.data else None
-        if data and data.tokenizer.hash != tokenizer.hash:
-            raise another_tokenizer(settings.data, path)
+        if data:
+            check_tokenizer(data, tokenizer.hash, path)
         source = Path(settings.problems)
         if not settings.problems:
             source = problems_beside(state['config'].get('dataset', ''))

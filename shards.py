@@ -481,15 +481,11 @@ def check_tokenizer(data: Data | Mixture, tokenizer_hash: str, path: str | Path)
     """SystemExit unless the data has the tokenizer of `path`, a checkpoint or a data folder, whose
     hash is given."""
     if data.tokenizer.hash != tokenizer_hash:
-        raise another_tokenizer(data.name, path)
-
-
-def another_tokenizer(name: str | Path, path: str | Path) -> SystemExit:
-    return SystemExit(
-        f'{name} was made with another tokenizer than {path}; prepare it again with '
-        f'--tokenizer={path}, which data/custom/prepare.py (for any text) and '
-        'data/tinyworld/prepare.py take'
-    )
+        raise SystemExit(
+            f'{data.name} was made with another tokenizer than {path}; prepare it again with '
+            f'--tokenizer={path}, which data/custom/prepare.py (for any text) and '
+            'data/tinyworld/prepare.py take'
+        )
 
 
 def check_kind(data: Data | Mixture, stage: str) -> None:
