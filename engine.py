@@ -12,7 +12,7 @@ rows join the batch; a row that ends frees its place for a waiting one.
 
 Every row draws from a random stream of its own, so its tokens do not depend on its neighbours,
 except through rounding: a batch of another shape may change the last bits of float32 logits. With
-`rows` and `slots` the shapes are fixed, and a row is the same to the bit in any company.
+`rows` and `slots` the shapes are fixed, and a row is the same to the bit.
 
 The structure of a conversation is in its special tokens. With chat=Chat(tokenizer) and
 tool=calculate a row may sample only the special tokens allowed at its position. When it closes a
