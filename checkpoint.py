@@ -184,7 +184,7 @@ def choose(folder: str | Path) -> Path:
 
     A run with always_save_checkpoint=True keeps no best.pt. Its folder may still hold one, from
     before the run was resumed with that setting. Later steps were not compared with it, so it is
-    used only if ckpt.pt has no more steps than it.
+    used only if ckpt.pt is not ahead of it.
     """
     latest = Path(folder, 'ckpt.pt')
     best = Path(folder, 'best.pt')
@@ -326,7 +326,7 @@ def architecture_of(state: dict, settings: dict) -> dict:
 
 
 def compare_rows(now: dict, before: dict, path: Path) -> None:
-    """On resume micro-batches may have another size, but SystemExit if a step has other rows."""
+    """SystemExit if a resumed step has more or fewer rows. Its micro-batches may change in size."""
     rows_now = now['batch_size'] * now['gradient_accumulation_steps']
     rows_before = before['batch_size'] * before['gradient_accumulation_steps']
     if rows_now != rows_before:

@@ -30,8 +30,8 @@ From a conversation to a loss:
      Hello                  !                      yes
      !                      <|assistant_end|>      yes: the model learns to end its answer
 
-   In an answer with a call, the call is spoken up to <|python_end|>. The output is not, because the
-   calculator writes it, and after <|output_end|> the assistant speaks again.
+   In an answer with a call, the call is spoken, <|python_end|> included. Its output is not, because
+   the calculator writes it. After <|output_end|> the assistant speaks again.
 
    The mask is computed from the ids alone, so data folders need no mask files. The last *header*
    before a target decides. A header is a short sequence of ids: one special token in our format,
@@ -85,7 +85,7 @@ class Header(NamedTuple):
 
     ids: tuple[int, ...]
     spoken: bool = False  # the assistant says what follows
-    again: tuple[int, ...] = ()  # what a piece repeats if it is cut off below this header
+    again: tuple[int, ...] = ()  # header that the next piece repeats, if the cut is after this
     speakable: tuple[int, ...] = ()  # special ids that may be sampled there
 
 
@@ -581,12 +581,12 @@ SPEAKERS = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'}  # other
 SYSTEM = ('system', 'system_prompt')  # keys of a row that hold the system's text
 # Keys that our formats cannot render. Without them the messages would teach something else: silence
 # instead of a call, a conclusion without its reasoning, the description of a missing picture
-LOST = ('tools', 'functions', 'image', 'images')  # of a row or of a message
+LOST = ('tools', 'functions', 'image', 'images')  # keys of a row or a message
 LOST_OF_MESSAGE = (
     'tool_calls', 'function_call', 'reasoning_content', 'reasoning', 'thinking', 'refusal', *LOST,
 )  # fmt: skip
 UNUSED = (None, '', '[]', [], {})  # a key with one of these values is not in use
-WEIGHTS = ('weight', 'loss', 'train', 'training')  # of a message; 0 or false: do not train on it
+WEIGHTS = ('weight', 'loss', 'train', 'training')  # keys of a message; 0, false: not trained on
 
 
 def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
@@ -711,7 +711,7 @@ def parse_row(line: bytes, where: str) -> dict:
 
 
 def refuse_constant(name: str):
-    """json accepts NaN and Infinity, which tables export for empty cells. They are not JSON."""
+    """json accepts NaN and Infinity, which exported tables have in empty cells. JSON has neither."""
     raise ValueError(f'{name} is not a value: leave the key out')
 
 

@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from model import GPT, GPTConfig, ceil_to
 
 SLOTS = 64  # the cache grows, and is read, in blocks of this many slots: few shapes to compile
-MAX_CALLS = 8  # of the tool, in one answer
-PREFILL_TOKENS = 2**14  # per forward pass, padding included, at most; or one longer prompt
+MAX_CALLS = 8  # calls of the tool in one answer, at most
+PREFILL_TOKENS = 2**14  # most in a forward pass, with padding; or one longer prompt
 # with fixed rows and slots a prefill pass is PROMPTS rows of CHUNK tokens
 PROMPTS = 16
 CHUNK = 32
@@ -311,7 +311,7 @@ class Engine:
         if max_tokens < 1 or n < 1:
             raise ValueError(f'max_tokens is {max_tokens} and n is {n}, expected at least 1 each')
 
-        # 2) Queue its samples. A prompt may end inside a tool call: then they begin there
+        # 2) Queue its samples. If the prompt ends inside a tool call, they continue the call
         request = Request(ids, max_tokens, sampling)
         count = min(max_tokens, self.context - len(ids) + 1)
         speakable = self.speakable(ids, calls=0)

@@ -90,7 +90,7 @@ class Text:
     Evaluation on a reader of text. Call it, as often as you like, to get
 
         val              nats per token
-        perplexity       exp(val): as unsure as a choice among this many equally likely tokens
+        perplexity       exp(val): as unsure as a uniform choice among this many tokens
         bits_per_byte    see above; left out for data of nanoGPT, which has no tokenizer
     """
 
@@ -202,7 +202,7 @@ def answer(
 class Candidate(NamedTuple):
     """An answer whose log-probability is wanted."""
 
-    scores: list[float]  # of all answers to its problem; scores[index] is to be set
+    scores: list[float]  # one per answer to its problem; set_scores() sets scores[index]
     index: int
     start: int  # the position in its row whose logits predict its first token
     ids: list[int]
@@ -403,7 +403,7 @@ class Skills:
 
 
 def check(settings: SimpleNamespace, ranks: runtime.Ranks) -> None:
-    """SystemExit for a setting out of range, or a file --json that cannot be written."""
+    """SystemExit for a setting out of range, or a --json file that cannot be written."""
     least = dict(
         limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0, batch_size=1, show=0,
     )  # fmt: skip
@@ -591,7 +591,7 @@ if __name__ == '__main__':
     # what to measure
     out_dir = ''  # a run's folder, or a .pt file; '' is the newest under out/ and out-*/
     problems = ''  # a .jsonl file of problems; '' is problems.jsonl beside the run's own data
-    split = 'val'  # of the problems and of the data: val | train
+    split = 'val'  # which problems, and which part of the data: val | train
     skills = ''  # which skills, separated by commas; '' is all
     limit = 500  # problems of each skill, the first ones; 0 is all
     data = ''  # a data folder: measure loss, perplexity and bits per byte on it too; '' is none
@@ -599,7 +599,7 @@ if __name__ == '__main__':
     num_samples = 1  # answers to each problem; several show pass@k, and need a temperature
     temperature = 0.0  # 0: always the likeliest token
     max_new_tokens = 256  # longest answer
-    seed = 0  # of the answers, where the temperature is above 0
+    seed = 0  # the same seed gives the same answers; used if the temperature is above 0
     batch_size = 64  # rows at once, at most; if memory runs out, lower it
     # what is shown
     show = 0  # print this many problems of each skill with their answers

@@ -309,7 +309,7 @@ class Talk:
         session.add_answer(ids)
         self.session = session
 
-        # 3) Keep both as messages. The content of an answer without calls is a plain text
+        # 3) Keep both as messages. The content of an answer without calls is a string
         content = self.engine.chat.parts(ids)
         if all(part['type'] == 'text' for part in content):
             content = ''.join(part['text'] for part in content)
@@ -373,7 +373,7 @@ class Talk:
 
     def run(self):
         """Read lines until /quit or the end of the input. Piped input gets no prompt symbol."""
-        sys.stdin.reconfigure(errors='replace')  # other bytes than UTF-8 could not be saved
+        sys.stdin.reconfigure(errors='replace')  # bytes that are not UTF-8 could not be saved
         symbol = '> ' if sys.stdin.isatty() else ''
         while True:
             try:

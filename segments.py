@@ -47,8 +47,9 @@ def split(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[str]:
     Parts of at most `size` characters, because tiktoken's regex overflows its stack on a few
     million blanks in a row.
 
-    A part ends in its second half where SPLIT matches, so ids stay those of the whole text. Without
-    a match it ends at `size`, which may change ids, or (anywhere=False) grows until there is one.
+    A part ends in its second half where SPLIT matches. With a pattern in tokenizer.SPLITTABLE this
+    changes no id. Without a match the part ends at `size`, which may change ids, or
+    (anywhere=False) grows until there is one.
     """
     start = 0
     while len(text) - start > size:
@@ -230,7 +231,7 @@ class BulkEncoder:
         pieces = [self.known[segment] for segment in distinct]
         ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
         sizes = np.array([len(piece) // 2 for piece in pieces])
-        starts = (np.cumsum(sizes) - sizes)[numbers]  # of the segment at each place
+        starts = (np.cumsum(sizes) - sizes)[numbers]  # where each place's segment is in ids
         # 2) Gather them place by place
         sizes = sizes[numbers]
         ends = np.cumsum(sizes)

@@ -37,7 +37,7 @@ import console
 from conversation import read_messages, read_rows
 from data.tinyworld.grade import story
 
-LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # of the choices
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # the names of the choices
 SPLITS = ('train', 'val')
 
 # -----------------------------------------------------------------------------
@@ -47,8 +47,8 @@ SPLITS = ('train', 'val')
 # A number, for find_number: 7   1,000   5.0   .5   -3   $5   -$3   $-3
 GROUPED = r'[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])'  # 1,000   1,234,567   not 1,0000
 FRACTION = r'\.[0-9]+'
-LEADING_MINUS = r'(?:(?<![\w)])[-−])?'  # -3; in 9-3 and (2+7)-3 the - is an operator
-PRICE_SIGN = r'(?:[$€£][-−]?)?'  # $3   $-3
+LEADING_MINUS = r'(?:(?<![\w)])[-−])?'  # the - of -3; in 9-3 and (2+7)-3 it is an operator
+PRICE_SIGN = r'(?:[$€£][-−]?)?'  # the $ of $3, the $- of $-3
 # 1,000.5 or 5.0 or .5
 DIGITS = rf'{GROUPED}(?:{FRACTION})?|[0-9]+(?:{FRACTION})?|(?<!\w){FRACTION}'
 NUMBER = rf'{LEADING_MINUS}{PRICE_SIGN}(?:{DIGITS})'
@@ -61,18 +61,18 @@ LETTER = r'\p{L}\p{M}*+'  # a letter with its marks: a   é   दि
 
 # For plain(): other spellings of the same text
 ALWAYS_INVISIBLE = r'[\u00ad\u200b\u200c\u200e\u200f\u2060\ufe00-\ufe0f\ufeff]'  # soft hyphen, …
-JOINER = r'(?<![\p{So}\p{Sk}]\ufe0f?)\u200d'  # after an emoji it makes another
+JOINER = r'(?<![\p{So}\p{Sk}]\ufe0f?)\u200d'  # but not after an emoji, which it changes
 INVISIBLE = f'{ALWAYS_INVISIBLE}|{JOINER}'
 # The sign of $5, -$5 and $-5 without the minus, and the + of +5
 CURRENCY = rf'(?<![{CHARACTER})+])(-?)[$€£+](-?)(?=\.?[0-9])'
 THOUSANDS = rf'(?<![0-9.,]){GROUPED}'  # 1,000, whose comma is dropped
-HYPHEN = r'(?<=[\p{L}\p{M}])-(?=\p{L})'  # well-known
+HYPHEN = r'(?<=[\p{L}\p{M}])-(?=\p{L})'  # the - of well-known
 
 # For words(): what counts as a word
-MINUS = rf'(?:(?<![{CHARACTER})])-(?=\.?[0-9]))?'  # -5; in 9-3 the - is an operator
+MINUS = rf'(?:(?<![{CHARACTER})])-(?=\.?[0-9]))?'  # the - of -5; in 9-3 it is an operator
 DECIMAL = rf'[0-9]+\.[0-9]+|(?<![{CHARACTER}.])\.[0-9]+'  # 3.5   .5
 CJK = r'[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]'  # Chinese, Japanese: one character is one word
-SUFFIX = rf'(?:\+{{2,}}+|[+#](?![{CHARACTER}#]))'  # C++   C#   A+   but not the + of 3+4
+SUFFIX = rf'(?:\+{{2,}}+|[+#](?![{CHARACTER}#]))'  # the end of C++, C#, A+; not the + of 3+4
 # -3.5 or 你 or cats, -5, C++
 WORD = rf'{MINUS}(?:{DECIMAL}|{CJK}\p{{M}}*+|(?:(?!{CJK})[{CHARACTER}])++{SUFFIX}?)'
 EMOJI = r'(?=\p{So})\X'  # with its modifiers, such as a skin colour

@@ -47,7 +47,7 @@ import disk
 import segments
 from utf8 import valid_text
 
-VERSION = 1  # of tok.json
+VERSION = 1  # the version of tok.json's format
 MAX_VOCAB = 65536  # ids are stored as uint16
 BOS = ('<|bos|>', '<|endoftext|>')  # the token that begins a document: ours, or GPT-2's
 
@@ -403,7 +403,7 @@ def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[s
     if kept != seen:
         raise SystemExit(
             f'pattern {pattern!r} leaves out {seen - kept:,} of {seen:,} characters: '
-            'add the alternative |. at its end'
+            'add the alternative |(?s:.) at its end'
         )
     return counts
 
@@ -414,7 +414,7 @@ def chunk_counter(pattern: str) -> Callable[[list[str]], tuple[dict[str, int], i
 
     def count_block(block: list[str]) -> tuple[dict[str, int], int]:
         """(how often each chunk occurs, number of characters). The slow regex runs once for each
-        distinct segment, where the pattern allows to split at segments."""
+        distinct segment, if the pattern is in SPLITTABLE."""
         length = sum(map(len, block))
         times = [1] * len(block)
         if pattern in SPLITTABLE:
@@ -676,7 +676,7 @@ def fetch(name: str, hint: str = 'try again') -> tiktoken.Encoding:
     cannot."""
     try:
         return tiktoken.get_encoding(name)
-    except (OSError, ValueError) as error:  # from requests; from tiktoken: wrong hash
+    except (OSError, ValueError) as error:  # by requests; by tiktoken for a wrong hash
         reason = type(error).__name__
         raise SystemExit(f'{name}: tiktoken could not get it ({reason}): {hint}') from None
 

@@ -1,6 +1,6 @@
 """
-Write data folders: text, conversations and problems as ids. data/custom/prepare.py uses it for the
-user's files.
+Write data folders: text, conversations and problems as ids. data/custom/prepare.py uses this for
+the user's files.
 
     with Writer('data/mine', tokenizer, notes={'kind': 'text'}) as out:
         write_text(out, [('train', 'A document.'), ('val', 'Another one.')])

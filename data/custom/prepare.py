@@ -243,7 +243,7 @@ def check_folder(source: Source, folder: Path) -> None:
     inputs = [file for file in source.files if Path(file).exists()]
     if problems.exists() and any(problems.samefile(file) for file in inputs):
         raise SystemExit(
-            f'{problems}: an input cannot lie where the problems of the prepared data belong: '
+            f'{problems}: an input cannot be where the prepared problems will be written: '
             'rename it, or take another --name'
         )
     names = []
