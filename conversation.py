@@ -711,7 +711,7 @@ def parse_row(line: bytes, where: str) -> dict:
 
 
 def refuse_constant(name: str):
-    """json accepts NaN and Infinity, which exported tables have in empty cells. JSON has neither."""
+    """json accepts NaN and Infinity, which exported tables have in empty cells. JSON has none."""
     raise ValueError(f'{name} is not a value: leave the key out')
 
 

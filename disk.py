@@ -49,7 +49,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def part_of(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that only this process uses. The file is removed at the end."""
+    """A temporary name beside `path`, for this process only. The file is removed at the end."""
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         with writing(path):
