@@ -10,7 +10,7 @@ How fast this machine trains and loads, each as a share of a limit of the same m
 train: a whole training step with its optimizer, and forward + backward alone. On a CPU the limit is
 the FLOP/s of a float32 matrix product timed right before and after each step: a shared machine's
 speed swings, the ratio does not. On CUDA it is the peak of the card's data sheet, where runtime.py
-knows the card. loader: rows per second, beside those that the training step needs. Figures are
+knows the card. loader: rows per second, compared with what the training step needs. Figures are
 medians. The last line of stdout is all of them as one JSON object.
 
 The tokenizer has a benchmark of its own, dev/bench_tokenizer.py. Left out on purpose: several
@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
 import batches
 import console
@@ -47,13 +47,13 @@ from optim import Optimizer
 # What to measure, and on what
 what = 'all'  # all, train or loader
 repeats = 20  # measurements; their median counts
-warmup = 3  # measurements before them, not counted; compilation falls into the first
+warmup = 3  # measurements before them, not counted; the first one compiles
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
 compile = None  # torch.compile: None is yes on CUDA and no elsewhere
-seed = 1337  # of the weights and the random tokens
+seed = 1337  # for the weights and the random tokens
 
-# A step, in train.py's words. Its speed depends neither on the learning rate nor on the tokens
+# A step; names as in train.py. Its speed depends neither on the learning rate nor on the tokens
 batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step is gradient_accumulation_steps * batch_size rows
 cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
@@ -93,11 +93,11 @@ def derive(settings, explicit):
 console.set_up(must_finish=False)
 config = configure(globals(), derive=derive)
 
-TOKENS = 2**20  # of the random text, at least
+TOKENS = 2**20  # in the random text, at least
 BOS = 0  # the id that begins a document, for the aligned loader
 DOCUMENT = 600  # tokens per document on average
 READS = 10  # steps the loader reads in one measurement: one may take less than a millisecond
-SIDE = 2048  # of the square matrices whose product is the limit
+SIDE = 2048  # side of the square matrices whose product is the limit
 
 
 class Machine(NamedTuple):

@@ -1,11 +1,11 @@
 """
-Checkpoints: one file, out_dir/ckpt.pt. A crash at any moment leaves the old or the new one, whole.
+Checkpoints: one file, out_dir/ckpt.pt. A crash leaves either the old or the new one, complete.
 
 A checkpoint is a dict of plain values and tensors:
 
     model           the weights: float32, float64 in a float64 run, half precision in a small copy
     model_config    the fields of GPTConfig
-    tokenizer       the argument of tokenizer.from_dict
+    tokenizer       the tokenizer's table, for tokenizer.from_dict
     optimizer       optim.Optimizer.state_dict(), None in best.pt
     stage, step     where the run is: `step` steps are done
     seconds         time the run has taken so far
@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 
 if __name__ == '__main__':
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
 import console
 import disk
@@ -37,7 +37,7 @@ import runlog
 import tokenizer as tokenizers
 from model import GPT, GPTConfig
 
-KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}  # every checkpoint has
+KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}  # in every checkpoint
 
 # -----------------------------------------------------------------------------
 # the file
@@ -45,7 +45,7 @@ KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}  # ever
 
 def save(path: str | Path, state: dict) -> None:
     """Write a checkpoint: temporary file, fsync, rename. SystemExit if the disk is full or cannot
-    be written; the checkpoint that was there stays."""
+    be written; an earlier checkpoint there is unchanged."""
     try:
         with disk.replacing(path) as file:
             torch.save(state, file)
@@ -117,7 +117,7 @@ def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
     try:
         model.load_state_dict(state['model'])
     except RuntimeError as error:
-        # torch lists all differences, one per line; the first says enough. It may quote the file
+        # torch lists all differences, one per line; the first is enough. It may quote the file
         first = console.printable(str(error).split('\n\t')[1]).strip()
         raise SystemExit(
             f'{path} was made by another model.py: {first} Use the one that made it'
@@ -125,8 +125,8 @@ def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
 
 
 def shrink(source: str | Path, target: str | Path) -> None:
-    """Copy a checkpoint with weights in half precision and without the optimizer. The copy can be
-    used, and a new stage can start from it; a run cannot resume from it."""
+    """Copy a checkpoint with weights in half precision and without the optimizer. The copy can
+    generate and evaluate, and a new stage can start from it; a run cannot resume from it."""
     disk.try_writing(target)
     state = load(source)
     names = KEYS | {'about', 'parent', 'seconds'}
@@ -139,8 +139,7 @@ def shrink(source: str | Path, target: str | Path) -> None:
 
 
 def identity(path: Path | None) -> dict | None:
-    """{'path': …, 'sha256': …} of a checkpoint, by which a later run names the one it started from.
-    None for None."""
+    """{'path': …, 'sha256': …} of a checkpoint, which a run keeps as `parent`. None for None."""
     if path is None:
         return None
     digest = hashlib.sha256()
@@ -162,7 +161,7 @@ def claim(folder: str | Path) -> disk.Lock:
         folder.mkdir(parents=True, exist_ok=True)
         lock = disk.Lock(folder / 'run.lock')
         if not lock.works:
-            return lock  # a run that is not noticed may be writing these files
+            return lock  # without locks, another run may be writing these files
         # Remove temporary files that a killed run left, and no other file that ends in .part
         names = '|'.join(map(re.escape, runlog.FILES))
         leftover = re.compile(rf'({names})\.\d+\.part')  # ckpt.pt.12345.part: see disk.part_of
@@ -173,8 +172,8 @@ def claim(folder: str | Path) -> disk.Lock:
 
 
 def best_of(folder: str | Path) -> float:
-    """The validation loss of best.pt, infinity without one. ckpt.pt may lack the latest: it is
-    saved before the evaluation."""
+    """The validation loss of best.pt, infinity without one. Read from best.pt, because ckpt.pt is
+    saved before the evaluation and may lack the latest."""
     path = Path(folder, 'best.pt')
     return load(path, mmap=True)['best'] if path.exists() else math.inf
 
@@ -184,8 +183,8 @@ def choose(folder: str | Path) -> Path:
     The checkpoint of a run to use: best.pt if the run keeps one, else ckpt.pt.
 
     A run with always_save_checkpoint=True keeps no best.pt. Its folder may still hold one, from
-    before the run was resumed with that setting. No later step was compared with it, so it counts
-    only if ckpt.pt has no more steps.
+    before the run was resumed with that setting. Later steps were not compared with it, so it is
+    used only if ckpt.pt is not ahead of it.
     """
     latest = Path(folder, 'ckpt.pt')
     best = Path(folder, 'best.pt')
@@ -248,12 +247,12 @@ def open_model(
 
 
 OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
-# They say how long to train: one that is given replaces all of the checkpoint's
+# They set the length of the run: if the user gives one, none of the checkpoint's is taken over
 HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}
 
 
 class Rules(NamedTuple):
-    """Which settings of a checkpoint a new run may or may not have otherwise."""
+    """Which settings a run takes over from a checkpoint, and which it may change."""
 
     may_change: set[str]  # on resume
     recipe: set[str]  # a new stage takes them from the stage before, unless they are given
@@ -265,9 +264,9 @@ def inherit(
     """
     {name: (value, source)}: the settings that a run takes from the checkpoint it starts from.
 
-    A new stage takes the architecture and the recipe, a resumed run takes everything but its own.
-    An explicit value that differs is an error: of the architecture always, of other settings on
-    resume, unless they may change. configure() lets explicit values win over those returned here.
+    A new stage takes the architecture and the recipe. A resumed run takes everything but OWN. An
+    explicit value that differs is an error for the architecture, and on resume for every setting
+    outside rules.may_change. configure() lets explicit values win over those returned here.
 
         state, path    the checkpoint, and its path, which becomes the source
         settings       all settings of the new run; others of the checkpoint are ignored
@@ -284,7 +283,7 @@ def inherit(
     }
     architecture = architecture_of(state, settings)
 
-    # 2) Those that this run takes, and which of them it may set anew
+    # 2) Those that this run takes, and which of them it may change
     if resume:
         taken = before | architecture
         may_differ = (rules.may_change | OWN) - architecture.keys()
@@ -293,7 +292,7 @@ def inherit(
         taken = recipe | architecture
         may_differ = rules.recipe - architecture.keys()
 
-    # 3) Compare. n_kv_head = 0 became n_head in the model: a user may give either
+    # 3) Compare. A setting n_kv_head = 0 is n_head in the model: the user may give either
     for name in taken:
         if name not in explicit or name in may_differ:
             continue
@@ -327,7 +326,7 @@ def architecture_of(state: dict, settings: dict) -> dict:
 
 
 def compare_rows(now: dict, before: dict, path: Path) -> None:
-    """On resume a step may be split into other micro-batches. SystemExit if its rows differ."""
+    """SystemExit if a resumed step has more or fewer rows. Its micro-batches may change in size."""
     rows_now = now['batch_size'] * now['gradient_accumulation_steps']
     rows_before = before['batch_size'] * before['gradient_accumulation_steps']
     if rows_now != rows_before:

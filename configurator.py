@@ -34,8 +34,8 @@ EXPECTED = {
     str: 'text',
     type(None): 'a bool, a finite number, text or None',
 }
-# The settings of all programs that name files; some are lists with commas. A shell expands the ~ of
-# `cat ~/a`, but not that of --out_dir=~/a, which would make a folder named ~
+# The settings that name files, in all programs; some are lists with commas. A shell expands the ~
+# of `cat ~/a`, but not that of --out_dir=~/a, which would make a folder named ~
 PATHS = {
     'data', 'dataset', 'evaluate', 'init_from', 'input', 'json', 'out', 'out_dir', 'problems',
     'tokenizer',
@@ -47,7 +47,7 @@ class Settings(dict):
     A program's settings, in the order of its source. dict(settings) fits JSON and a checkpoint.
 
     defaults    {name: default}
-    sources     {name: who set it}, of values that are explicit or differ from the default
+    sources     {name: who set it}, for values that are explicit or differ from the default
     explicit    names that an argument or a config file has set, even to the default
     """
 
@@ -267,7 +267,7 @@ def help_page(namespace: dict, settings: Settings) -> str:
     # 1) Comments of the source, by line
     try:
         text = Path(namespace['__file__']).read_text(encoding='utf-8-sig')
-    except (KeyError, OSError):  # no source, as in a notebook: names and defaults alone
+    except (KeyError, OSError):  # no source, as in a notebook: only names and defaults
         text = ''
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}

@@ -30,8 +30,8 @@ def set_up(must_finish: bool, missing: str = 'replace') -> None:
 
     must_finish: True for a program that writes files. When the reader of its stdout exits
     (`| head`, a closed terminal), the program continues and its output is dropped. A program that
-    only prints exits quietly, with the status of a Unix tool. A second call changes must_finish
-    alone, for programs whose settings decide it.
+    only prints exits quietly, with the status of a Unix tool. A second call changes only
+    must_finish, for programs whose settings decide it.
 
     missing: the error handler of codecs for a character that the encoding of stdout lacks.
 
@@ -68,7 +68,7 @@ class Console:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        # Not in attempt(): the interpreter flushes last, when it is too late to exit
+        # Here, not in attempt(): the interpreter's last flush comes too late for an exit
         if self.reader_left and not self.must_finish:
             raise SystemExit(READER_LEFT)
         self.attempt(self.stream.write, text)
@@ -87,7 +87,7 @@ class Console:
         except OSError as error:
             if error.errno in NOBODY_READS:
                 self.drop_output()
-            elif not self.must_finish:  # a full disk, say: here the output is the result
+            elif not self.must_finish:  # such as a full disk: here the output is the result
                 raise SystemExit(f'{self.stream.name}: {error.strerror}') from None
 
     def drop_output(self) -> None:

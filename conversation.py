@@ -30,6 +30,9 @@ From a conversation to a loss:
      Hello                  !                      yes
      !                      <|assistant_end|>      yes: the model learns to end its answer
 
+   In an answer with a call, the call is spoken, <|python_end|> included. Its output is not, because
+   the calculator writes it. After <|output_end|> the assistant speaks again.
+
    The mask is computed from the ids alone, so data folders need no mask files. The last *header*
    before a target decides. A header is a short sequence of ids: one special token in our format,
    `<|im_start|>role⏎` in ChatML. Text never encodes to a special token, so a user cannot write a
@@ -37,7 +40,7 @@ From a conversation to a loss:
 
 4) The loss of a step (stages mid and sft) is the sum of -log p(target) over its spoken targets,
    divided by their number. batches.py gives each of them the weight 1 / number, and all other
-   targets 0. DPO compares the same sum for two answers.
+   targets 0. DPO compares this sum, undivided, for the two answers of a pair.
 
 The first half of the file, Chat, is steps 1 to 3. Session keeps the ids of a conversation in
 progress. The rest checks messages, reads them from JSON, and prints conversations:
@@ -82,8 +85,8 @@ class Header(NamedTuple):
 
     ids: tuple[int, ...]
     spoken: bool = False  # the assistant says what follows
-    again: tuple[int, ...] = ()  # header to begin a piece with, if it is cut off after this one
-    speakable: tuple[int, ...] = ()  # special ids that the assistant may say there
+    again: tuple[int, ...] = ()  # header that the next piece repeats, if the cut is after this
+    speakable: tuple[int, ...] = ()  # special ids that may be sampled there
 
 
 class Chat:
@@ -129,7 +132,7 @@ class Chat:
 
     def set_up_ours(self) -> list[Header]:
         special = {name.strip('<|>'): self.tokenizer.special[name] for name in SPECIAL}
-        # no system turn: the system's text stands at the head of the first user turn
+        # no system turn: the first user turn begins with the system's text
         roles = ('user', 'assistant')
         self.opening = {role: [special[f'{role}_start']] for role in roles}
         self.closing = {role: [special[f'{role}_end']] for role in roles}
@@ -176,7 +179,7 @@ class Chat:
 
     @property
     def merges_system(self) -> bool:
-        """Whether the system's text stands in the first user turn, not in a turn of its own."""
+        """Whether the system's text is part of the first user turn, not a turn of its own."""
         return 'system' not in self.opening
 
     # ---- rendering: messages to ids
@@ -241,7 +244,7 @@ class Chat:
     def speakable(self, ids: Sequence[int] | np.ndarray) -> frozenset[int]:
         """
         The special ids that may be sampled after ids. An answer may end or call, a call may end,
-        plain text may end (bos). Where the assistant does not speak, none.
+        plain text may end (bos). None in a user's turn, between turns, or in a call's output.
         """
         last = self.last_headers(self.completed(np.asarray(ids, dtype=np.int64)))
         number = last[-1] if len(last) else 0
@@ -251,11 +254,11 @@ class Chat:
         """
         Cut a conversation into pieces of at most size ids. Each target keeps its mask.
 
-        A cut is made before the last question that fits, so that a question stays with its answer.
-        Where none fits, it is made anywhere but inside a header. Every piece but the first begins
-        with bos and the header of the turn that was cut.
+        A cut is made before the last question that begins within the piece, so that a question
+        stays with its answer. Where none does, the piece is filled up, but no header is split.
+        Every piece but the first begins with bos and, if a turn was cut, the header of that turn.
         """
-        # 1) The smallest size: bos, the header that a piece repeats, and one that is not cut
+        # 1) The smallest size: bos, the header that a piece repeats, and one that must not be split
         ids = np.asarray(ids, dtype=np.int64)
         smallest = 1 + 2 * max(len(header.ids) for header in self.headers)
         if size < smallest:
@@ -273,7 +276,7 @@ class Chat:
         question = tuple(self.opening['user'])
         number = [header.ids for header in self.headers].index(question)
         ends = np.flatnonzero(completed == number)
-        questions = ends[1:] + 1 - len(question)  # nothing has been answered before the first
+        questions = ends[1:] + 1 - len(question)  # not the first: no answer is before it
 
         # 3) Cut
         pieces = []
@@ -295,8 +298,8 @@ class Chat:
 
     def parts(self, answer_ids: Sequence[int]) -> list[dict]:
         """
-        The parts of an answer. answer_ids follow its header, and may go on after its end or break
-        off anywhere: It is <|python_start|>1+ has a text part and a python part.
+        The parts of an answer. answer_ids begin after its header, and may go on after its end or
+        break off anywhere: 'It is <|python_start|>1+' has a text part and a python part.
         """
         kind_of = {before: kind for kind, (before, _) in self.parts_between.items()}
         ends = {after for _, after in self.parts_between.values()}
@@ -323,7 +326,7 @@ class Chat:
         return ''.join(p['text'] for p in self.parts(answer_ids) if p['type'] == 'text')
 
     def transcript(self, answer_ids: Sequence[int]) -> str:
-        """An answer with its calls, as a line of text: Tom has <<3+4=7>>7 apples."""
+        """An answer with its calls, as plain text: Tom has <<3+4=7>>7 apples."""
         marks = {'text': '{}', 'python': '<<{}', 'output': '={}>>'}
         return ''.join(marks[p['type']].format(p['text']) for p in self.parts(answer_ids))
 
@@ -338,7 +341,7 @@ class Chat:
 
     def closed(self, answer_ids: Sequence[int]) -> list[int]:
         """
-        The ids of an answer that may break off anywhere, with the ends that it lacks:
+        The ids of an answer that may break off anywhere, with the closing ids that it lacks:
 
             It is <|python_start|>1+  ->  It is <|python_start|>1+<|python_end|><|assistant_end|>
         """
@@ -374,8 +377,8 @@ class Session:
         session.add_answer(answer_ids)                # what the engine sampled after ids
 
     An answer keeps the ids that were sampled. encode() might split its text into other tokens, and
-    the model should see what it said. Our format puts the system's text at the head of the first
-    user turn. When that turn is dropped, the next question is encoded again, with the system's
+    the model should see what it said. In our format the first user turn begins with the system's
+    text. When that turn is dropped, the next question is encoded again, with the system's
     text. Nothing else is encoded twice.
 
     ValueError as in check() for a message that is wrong or out of turn.
@@ -411,7 +414,7 @@ class Session:
 
     def add_answer(self, ids: Sequence[int]) -> None:
         """Append the answer that the engine sampled after prompt(), complete or cut off anywhere.
-        Its ids are kept; the ends that they lack are added."""
+        Its ids are kept; the closing ids that they lack are added."""
         check_message({'role': 'assistant', 'content': ''}, self.count + 1, self.last_role)
         opening = self.chat.opening['assistant']
         answer = opening + self.chat.closed(ids)
@@ -465,7 +468,7 @@ class Session:
 
 
 # -----------------------------------------------------------------------------
-# messages, and what may be wrong with them
+# checking messages
 
 FOLLOWS = {
     None: ('system', 'user'),
@@ -485,7 +488,7 @@ def text_of(message: dict) -> str:
 
 
 def with_system(system: dict, message: dict) -> dict:
-    """The user's message with the system's text at its head, an empty line between them."""
+    """The user's message with the system's text before it, and an empty line between them."""
     return {'role': 'user', 'content': f'{text_of(system)}\n\n{text_of(message)}'}
 
 
@@ -510,11 +513,11 @@ def check(messages: list[dict], tools: bool = True) -> None:
         check_message(message, number, previous, tools)
         previous = message['role']
     if previous == 'system':
-        raise ValueError('message 1: role is "system" and no message follows, expected a user\'s')
+        raise ValueError('message 1: role is "system" and no message follows, expected user')
 
 
 def check_message(message: dict, number: int, previous: str | None, tools: bool = True) -> None:
-    """ValueError unless this is a message that may follow one of the role previous."""
+    """ValueError unless this is a valid message after one of the role `previous`."""
     if not isinstance(message, dict):
         kind = type(message).__name__
         raise ValueError(f'message {number}: {kind}, expected {{"role": …, "content": …}}')
@@ -571,25 +574,25 @@ def check_asks(role: str, number: int) -> None:
 
 
 # -----------------------------------------------------------------------------
-# conversations of other people, from JSON
+# reading conversations from JSON
 
 SHAREGPT = {'role': 'from', 'content': 'value'}  # ShareGPT's names for the keys of a message
 SPEAKERS = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'}  # other names for the roles
-SYSTEM = ('system', 'system_prompt')  # keys beside the messages that hold the system's text
+SYSTEM = ('system', 'system_prompt')  # keys of a row that hold the system's text
 # Keys that our formats cannot render. Without them the messages would teach something else: silence
-# for a call, a conclusion without its reasoning, the description of a picture that is missing
-LOST = ('tools', 'functions', 'image', 'images')  # beside the messages, or in one
+# instead of a call, a conclusion without its reasoning, the description of a missing picture
+LOST = ('tools', 'functions', 'image', 'images')  # keys of a row or a message
 LOST_OF_MESSAGE = (
     'tool_calls', 'function_call', 'reasoning_content', 'reasoning', 'thinking', 'refusal', *LOST,
 )  # fmt: skip
-UNUSED = (None, '', '[]', [], {})  # values of such keys in rows that do not use them
-WEIGHTS = ('weight', 'loss', 'train', 'training')  # keys of a message; 0 or false: do not learn it
+UNUSED = (None, '', '[]', [], {})  # a key with one of these values is not in use
+WEIGHTS = ('weight', 'loss', 'train', 'training')  # keys of a message; 0, false: not trained on
 
 
 def read_messages(row: dict, where: str, prompt: bool = False) -> list[dict]:
     """
-    The messages of a user's row, from "messages" or "conversations", with keys role / content or
-    ShareGPT's from / value. A text "system" beside them becomes the first message.
+    The messages of a row of a user's file, from "messages" or "conversations", with keys role /
+    content or ShareGPT's from / value. The row's text "system", if any, becomes the first message.
 
     prompt: the last message must be the user's; otherwise at least one must be the assistant's.
     SystemExit that begins with where, for example 'chats.jsonl:117', and names what is wrong.
@@ -623,7 +626,8 @@ def first_given(row: dict, *keys: str):
 
 
 def read_message(message, number: int, learned: bool):
-    """plain_message(). ValueError for a key that would change what is learned, if learned."""
+    """plain_message(message). ValueError for a key in use that is not rendered and, if the message
+    is to be learned, for a weight other than 1."""
     if not isinstance(message, dict):
         return message
     check_rendered(message, LOST_OF_MESSAGE, f'message {number}: ')
@@ -632,8 +636,8 @@ def read_message(message, number: int, learned: bool):
         for key in WEIGHTS:
             if message.get(key) not in (None, 1):
                 raise ValueError(
-                    f'message {number}: "{key}" is {message[key]!r:.60}, expected 1: all that the '
-                    'assistant says has the same weight; leave the line out'
+                    f'message {number}: "{key}" is {message[key]!r:.60}, expected 1: everything '
+                    'the assistant says has the same weight; leave the line out'
                 )
     return plain
 
@@ -649,7 +653,7 @@ def check_rendered(row: dict, keys: Sequence[str], where: str = '') -> None:
 
 
 def plain_message(message):
-    """Role and content alone, by our names. What is not a dict stays as it is: check() names it."""
+    """The message with role and content only, under our names. check() reports a non-dict."""
     if not isinstance(message, dict):
         return message
     plain = {}
@@ -662,7 +666,7 @@ def plain_message(message):
 
 
 def add_system(messages: list[dict], row: dict) -> list[dict]:
-    """The messages, with the system's text that stands beside them in the row, if any, first."""
+    """The messages, preceded by the row's own system text, if it has one."""
     for key in SYSTEM:
         text = row.get(key)
         if text in (None, ''):
@@ -678,14 +682,14 @@ def add_system(messages: list[dict], row: dict) -> list[dict]:
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
     """
-    ('file:line', object without its null keys) of each line of a .jsonl file that is not blank.
+    ('file:line', object without its null keys) for each line of a .jsonl file that is not blank.
 
     SystemExit for a file that cannot be read, or a line that is not a JSON object in UTF-8.
     """
     try:
         with open(path, 'rb') as file:
             for number, line in enumerate(file, start=1):
-                line = line.removeprefix(codecs.BOM_UTF8)  # Windows' editors put it first
+                line = line.removeprefix(codecs.BOM_UTF8)  # some Windows editors write it first
                 if line.strip():
                     yield f'{path}:{number}', parse_row(line, f'{path}:{number}')
     except OSError as error:
@@ -707,7 +711,7 @@ def parse_row(line: bytes, where: str) -> dict:
 
 
 def refuse_constant(name: str):
-    """json reads NaN and Infinity, which tables have for empty cells. They are not JSON."""
+    """json accepts NaN and Infinity, which exported tables have in empty cells. JSON has none."""
     raise ValueError(f'{name} is not a value: leave the key out')
 
 
@@ -717,8 +721,8 @@ def refuse_constant(name: str):
 
 def show(chat: Chat, ids: Sequence[int], colour: bool) -> str:
     """
-    A conversation to look at, one line per turn: tokens separated by dots, spoken ones in brackets,
-    or green.
+    A conversation for the terminal, one line per turn: dots between tokens, spoken tokens in
+    brackets, or green.
 
         <|bos|>·<|user_start|>·Hi·<|user_end|>
         <|assistant_start|>·[Hello]·[!]·[<|assistant_end|>]
@@ -746,7 +750,7 @@ if __name__ == '__main__':
     from configurator import configure
     from shards import Data
 
-    tokenizer = ''  # a .jsonl file's: tok.json, checkpoint or folder; '' is that of data/tinyworld
+    tokenizer = ''  # for a .jsonl file: tok.json, checkpoint or folder; '' is data/tinyworld's
     limit = 10  # conversations shown of each file or folder
     console.set_up(must_finish=False, missing='backslashreplace')
     configure(globals(), argv=[argument for argument in sys.argv[1:] if argument.startswith('-')])
@@ -757,7 +761,7 @@ if __name__ == '__main__':
         ids = data.split('val').read(0, 2**20)
         documents = np.split(ids, np.flatnonzero(ids == chat.bos))
         for number, document in enumerate(documents):
-            if len(document):  # usually nothing stands before the first bos
+            if len(document):  # usually nothing is before the first bos
                 yield f'{path} (validation), conversation {number}', chat, document
 
     def open_tokenizer(path: str):
@@ -773,12 +777,12 @@ if __name__ == '__main__':
         for where, row in read_rows(path):
             try:
                 yield where, chat, chat.render(read_messages(row, where))
-            except ValueError as error:  # parts that this format does not have
+            except ValueError as error:  # calls, which ChatML cannot render
                 raise SystemExit(f'{where}: {error}') from None
 
     PATHS = [argument for argument in sys.argv[1:] if not argument.startswith('-')]
     if not PATHS:
-        usage = 'python conversation.py chats.jsonl, or a data folder as data/tinyworld/sft'
+        usage = 'python conversation.py chats.jsonl, or a data folder such as data/tinyworld/sft'
         raise SystemExit(f'no files: {usage}')
     if limit < 0:
         raise SystemExit(f'limit is {limit}, expected at least 0')

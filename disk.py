@@ -4,7 +4,7 @@ Files that survive a crash, and folders that one process uses at a time.
     with replacing('tok.json') as file:      # the old tok.json stays until the new one is complete
         file.write(content)
 
-    with Lock(Path('out/run/run.lock')):     # a second process is refused by name
+    with Lock(Path('out/run/run.lock')):     # a second process exits with a message
         ...
 """
 
@@ -40,7 +40,7 @@ def not_written(path: str | Path, error: OSError) -> SystemExit:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Around code that writes `path`: a disk that is full, read-only or missing is one line."""
+    """Around code that writes `path`: report a full, read-only or missing disk in one line."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def part_of(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, of this process alone. The file is removed at the end."""
+    """A temporary name beside `path`, for this process only. The file is removed at the end."""
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         with writing(path):
@@ -87,8 +87,8 @@ class Lock:
     """
     A file that keeps other processes out of its folder until release().
 
-    The lock is the operating system's, so it ends with the process. Not every file system carries
-    it from host to host. Therefore the file also holds host, process and a time, renewed every
+    The lock is the operating system's, so it ends with the process. Not every file system shares
+    it between hosts. Therefore the file also holds host, process and a time, renewed every
     minute; another host's lock that was not renewed for five minutes is taken over.
 
     SystemExit if another process has the lock, OSError if the file cannot be written.
@@ -118,7 +118,7 @@ class Lock:
             if locked and not is_file_at(file, self.path):
                 file.close()
                 continue
-            # 2) Free, or left by a process of this host (without a lock it is gone), or outdated
+            # 2) Free, left by a process of this host (it has ended: the lock is ours), or outdated
             silent = time() - holder.get('time', 0)
             elsewhere = bool(holder) and holder['host'] != platform.node()
             if locked and not (elsewhere and silent < LEFT_BEHIND):
@@ -170,7 +170,7 @@ class Lock:
     def keep_renewing(self) -> None:
         """The thread that renews the time."""
         while not self.released.wait(RENEWED):
-            with suppress(OSError):  # a disk out of reach: try again in a minute
+            with suppress(OSError):  # the disk is out of reach: try again in a minute
                 self.renew()
 
     def release(self) -> None:

@@ -6,19 +6,19 @@ Sampling: a model, a tokenizer and a cache of keys and values generate many text
     for sample in engine.generate([ids], max_tokens=100, sampling=sampling):
         print(tokenizer.decode(sample.ids), sample.finish_reason)
 
-Where requests come and go, call submit() when one arrives and step() while something runs. A step
-is one more token for every row. A new prompt is prefilled in a forward pass of its own, then its
+Where requests arrive at any time, call submit() for each and step() while something runs. A step
+adds one token to every row. New prompts are prefilled in a forward pass of their own, then their
 rows join the batch; a row that ends frees its place for a waiting one.
 
-Every row draws from a random stream of its own, so its tokens do not depend on its neighbours, up
-to rounding: a batch of another shape may change the last bits of float32 logits. With `rows` and
-`slots` all forward passes have one shape, and a row is the same to the bit.
+Every row draws from a random stream of its own, so its tokens do not depend on its neighbours,
+except through rounding: a batch of another shape may change the last bits of float32 logits. With
+`rows` and `slots` the shapes are fixed, and a row is the same to the bit.
 
-A conversation is a matter of special tokens. With chat=Chat(tokenizer) and tool=calculate a row may
-sample only the special tokens allowed at its position. When it closes a tool call, the tool's
-answer is queued and fed to the model one id per step, in place of sampled ids: that is all a tool
-call is. A prompt without a conversation's header is plain text: the only special token allowed is
-<|bos|>, which ends the text and is not returned.
+The structure of a conversation is in its special tokens. With chat=Chat(tokenizer) and
+tool=calculate a row may sample only the special tokens allowed at its position. When it closes a
+tool call, the tool's answer is queued and fed to the model one id per step, in place of sampled
+ids: that is all a tool call is. A prompt without a conversation's header is plain text: the only
+special token allowed is <|bos|>, which ends the text and is not returned.
 
 Left out on purpose: HTTP, chat templates, rewards, reading files.
 """
@@ -37,9 +37,9 @@ import torch.nn.functional as F
 from model import GPT, GPTConfig, ceil_to
 
 SLOTS = 64  # the cache grows, and is read, in blocks of this many slots: few shapes to compile
-MAX_CALLS = 8  # of the tool, in one answer
-PREFILL_TOKENS = 2**14  # at most this many per forward pass, padding included; or one longer prompt
-# with fixed rows and slots a prefill is PROMPTS prompts by CHUNK tokens
+MAX_CALLS = 8  # calls of the tool in one answer, at most
+PREFILL_TOKENS = 2**14  # most in a forward pass, with padding; or one longer prompt
+# with fixed rows and slots a prefill pass is PROMPTS rows of CHUNK tokens
 PROMPTS = 16
 CHUNK = 32
 
@@ -50,7 +50,7 @@ class KVCache:
     update() once per layer.
 
         keys, values    (n_layer, B, n_kv_head, S, head_dim), S slots per row
-        lengths (B,)    int64, slots of each row in use; the owner counts new tokens in
+        lengths (B,)    int64, slots of each row in use; the owner keeps it up to date
         width           slots that are read: at least max(lengths) + new tokens, at most S
     """
 
@@ -72,8 +72,8 @@ class KVCache:
         return self.places, mask
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """Store a layer's new keys and values (B, n_kv_head, T, D). Returns all that the new tokens
-        may attend to, (B, n_kv_head, width, D) each, in the dtype of k."""
+        """Store a layer's new keys and values (B, n_kv_head, T, D). Returns those of all slots that
+        are read, (B, n_kv_head, width, D) each, in the dtype of k."""
         slots = self.places[:, None, :, None].expand_as(k)
         keys = self.keys[layer].scatter_(2, slots, k.to(self.keys.dtype))
         values = self.values[layer].scatter_(2, slots, v.to(self.values.dtype))
@@ -123,10 +123,9 @@ class Sampling:
 
     temperature: float = 1.0  # divides the logits; 0 takes the likeliest token
     top_k: int | None = None  # keep the k likeliest tokens; None, 0 or more than there are: all
-    top_p: float = (
-        1.0  # keep the likeliest tokens that reach this probability (Holtzman et al., 2019)
-    )
-    seed: int | tuple[int, ...] = 0  # a row's stream: (seed, number of prompt, number of sample)
+    # keep the likeliest tokens that reach this probability together (Holtzman et al., 2019)
+    top_p: float = 1.0
+    seed: int | tuple[int, ...] = 0  # a row's stream is (seed, number of prompt, number of sample)
     stop: tuple[int, ...] = ()  # ids that end a text, besides <|bos|>; they are not returned either
 
     def __post_init__(self):
@@ -142,7 +141,7 @@ class Sampling:
             raise ValueError(f'seed is {self.seed}, expected a number of at least 0')
 
     def stream(self, number: int, sample: int, count: int) -> list[float]:
-        """Uniform numbers in [0, 1), one per id of a row. A longer stream extends a shorter."""
+        """Uniform numbers in [0, 1), one per id of a row. A longer stream extends a shorter one."""
         seed = np.random.SeedSequence(self.seed, spawn_key=(number, sample))
         return np.random.Generator(np.random.PCG64(seed)).random(count).tolist()
 
@@ -159,7 +158,7 @@ class Sampling:
         if self.top_k or self.top_p < 1:
             vocab_size = logits.shape[1]
             logits, ids = logits.topk(min(self.top_k or vocab_size, vocab_size))  # likeliest first
-        # subtract the maximum first, so that a temperature of 1e-40 does not overflow either
+        # subtract the maximum first, so that even a temperature of 1e-40 does not overflow
         distance = (logits - logits.amax(-1, keepdim=True)).double()
         cumulative = (distance / self.temperature).exp().cumsum(-1)
         total = cumulative[:, -1:]
@@ -182,9 +181,8 @@ class Sample:
     index: int  # which of the request's n samples
     uniform: list[float]  # random numbers of the row, one per id
     speakable: frozenset[int]  # special tokens that may be sampled next
-    ids: list[int] = field(
-        default_factory=list
-    )  # after the prompt; without an id that ends plain text
+    # ids after the prompt. An id that ends plain text is not among them
+    ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # one per id, see Event
     spoken: list[bool] = field(default_factory=list)  # one per id: sampled, not forced
     text: str = ''  # text parts only: no calls, no outputs
@@ -236,8 +234,8 @@ class Engine:
         chat                a conversation.Chat; None: all prompts are plain text
         tool                text of a call -> answer, or ValueError; None: calls are not allowed
         max_rows            rows at once; further samples wait
-        rows, slots         fix the shape of every forward pass: this many rows, used or not, and
-                            this many slots (rounded up to 64), then also the longest context
+        rows, slots         fix the shapes: a step decodes this many rows, used or not, over this
+                            many slots (rounded up to 64); slots is then the longest context too
     """
 
     def __init__(
@@ -259,7 +257,7 @@ class Engine:
             limits = f'at least 1 row and 1 to block_size = {config.block_size} slots'
             raise ValueError(
                 f'rows is {rows}, slots is {slots} and max_rows is {max_rows}, '
-                f'expected neither of the first two, or {limits}'
+                f'expected rows and slots both or neither, with {limits}'
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -270,9 +268,9 @@ class Engine:
         self.stop = chat.stop if chat else frozenset()
         self.special = frozenset(tokenizer.special.values())
 
-        # 3) The device that draws ids: a card itself, since a CPU takes 0.1 s or more for 64 rows
-        # of 65,536 logits (LOG.md). Otherwise the CPU: MPS has returned garbage, and a card's
-        # cumsum is not deterministic
+        # 3) The device that draws ids: a GPU draws its own, because a CPU takes 0.1 s or more for
+        # 64 rows of 65,536 logits (LOG.md). Otherwise the CPU: MPS has returned garbage, and in
+        # a deterministic run CUDA's cumsum, which is not deterministic, must not be used
         home = model.transformer.wte.weight.device
         on_card = home.type == 'cuda' and not torch.are_deterministic_algorithms_enabled()
         self.home = home if on_card else 'cpu'
@@ -293,9 +291,10 @@ class Engine:
         """
         Ask for n continuations of a prompt, of at most max_tokens ids each.
 
-        They start with the next step, or when rows are free. number tells prompts of one seed
-        apart: equal prompt, seed and number give equal samples. ValueError for a prompt that does
-        not fit, or values out of range.
+        They start with the next step, or when rows are free. number makes prompts of one seed draw
+        differently: equal prompt, seed and number give equal samples.
+
+        ValueError for a prompt that does not fit, or values out of range.
         """
         # 1) Check the request
         ids = list(ids)
@@ -312,7 +311,7 @@ class Engine:
         if max_tokens < 1 or n < 1:
             raise ValueError(f'max_tokens is {max_tokens} and n is {n}, expected at least 1 each')
 
-        # 2) Queue its samples. A prompt may end inside a tool call
+        # 2) Queue its samples. If the prompt ends inside a tool call, they continue the call
         request = Request(ids, max_tokens, sampling)
         count = min(max_tokens, self.context - len(ids) + 1)
         speakable = self.speakable(ids, calls=0)
@@ -324,7 +323,7 @@ class Engine:
         return request
 
     def speakable(self, ids: list[int], calls: int) -> frozenset[int]:
-        """The special tokens that may be sampled after ids, in an answer with this many calls."""
+        """The special tokens that may be sampled after ids, `calls` calls into an answer."""
         if self.chat is None:
             return frozenset() if self.tokenizer.bos is None else frozenset((self.tokenizer.bos,))
         allowed = self.chat.speakable(ids)
@@ -355,7 +354,7 @@ class Engine:
         if training:
             self.model.eval()
         try:
-            # 1) Prefill new prompts, decode running rows. A forward that fails changes nothing
+            # 1) Prefill new prompts, decode running rows. If a pass fails, the step can be repeated
             arriving = self.admit()
             prefilled = self.prefill(arriving) if arriving else None
             logits = self.decode() if self.rows else None
@@ -377,7 +376,7 @@ class Engine:
         """The waiting samples that start now, limited by free rows and by one forward pass."""
         room = self.max_rows - len(self.rows) + self.rows.count(None)
         if room < min(len(self.waiting), self.max_rows // 8):
-            return []  # wait for more free rows: a prefill for a few of many is a waste
+            return []  # wait for more free rows: one large prefill is cheaper than many small ones
         arriving = self.waiting[:room]
         requests = list(dict.fromkeys(sample.request for sample in arriving))
         most = PROMPTS
@@ -387,13 +386,13 @@ class Engine:
 
     def prefill(self, samples: list[Sample]) -> tuple[KVCache, list[int], torch.Tensor]:
         """
-        Run the samples' prompts through the model, each once, padded on the right.
+        Run the distinct prompts of the samples through the model, padded on the right.
 
         Returns a cache with a row for each prompt, and for each sample the number of its row and
         the logits (vocab_size,) of its first id.
         """
-        # 1) Distinct prompts as one padded tensor. With fixed rows it always has PROMPTS rows and
-        # is read in chunks of one size
+        # 1) Distinct prompts as one padded tensor. With fixed rows it always has PROMPTS rows, and
+        # passes through the model in chunks of one size
         requests = list(dict.fromkeys(sample.request for sample in samples))
         lengths = [len(request.prompt) for request in requests]
         chunk = max(lengths)
@@ -418,7 +417,7 @@ class Engine:
         for piece in inputs.to(weight.device).split(chunk, dim=1):
             hidden.append(self.model.hidden(piece, cache))
             cache.lengths += chunk
-        # padding does not count: a row that grows overwrites it
+        # padding does not count: new tokens overwrite its slots
         cache.lengths = torch.tensor(lengths, device=weight.device)
 
         # 4) Logits after each prompt's last token
@@ -438,8 +437,8 @@ class Engine:
 
     def join(self, samples, cache: KVCache, index: list[int], first, logits) -> torch.Tensor:
         """
-        Give the samples rows, free ones first. cache, index and first are what prefill() returned;
-        logits (rows, V) those of the running rows, or None. Returns the logits of all rows.
+        Give each sample a row: a free one, else a new one. cache, index and first come from
+        prefill(); logits (rows, V) from decode(), or None. Returns the logits of all rows.
         """
         if self.cache is None:
             self.rows = [None] * (self.fixed_rows or 0)
@@ -469,7 +468,7 @@ class Engine:
 
     def draw(self, logits: torch.Tensor) -> list[int]:
         """An id for every row, by its own settings and its own random stream."""
-        # 1) Mask ids the tokenizer does not know, and special tokens a row is not allowed
+        # 1) Mask ids that the tokenizer does not know, and special tokens not allowed in the row
         allowed = logits.masked_fill(self.unspeakable, -math.inf)
         special = [(i, token) for i, row in enumerate(self.rows) if row for token in row.speakable]
         if special:
@@ -498,7 +497,7 @@ class Engine:
         return tokens
 
     def append_token(self, row: Sample, token: int, logprob: float) -> Event:
-        """Append the id to the row and follow its consequences: an end, or another part."""
+        """Append the id to the row. It may end the row, or begin another part of it."""
         # 1) Append, except an id that ends plain text
         request = row.request
         part = row.part
@@ -524,8 +523,8 @@ class Engine:
             self.switch_part(row, token)
 
         # 3) Text, whole characters only; at the end of a part the decoder is flushed
-        over = row.finish_reason is not None or row.part != part
-        text = row.decoder.decode(self.tokenizer.decode_bytes(ids), final=over)
+        part_ends = row.finish_reason is not None or row.part != part
+        text = row.decoder.decode(self.tokenizer.decode_bytes(ids), final=part_ends)
         if part == 'text':
             row.text += text
         return Event(request, row.index, ids, text, logprob, row.finish_reason, part)
@@ -538,7 +537,7 @@ class Engine:
         elif token == self.chat.python_end:
             row.part = 'output'
             row.forced.extend(self.chat.output(self.call_tool(row)))
-        elif not row.forced:
+        elif not row.forced:  # the output has been fed in full
             row.part = 'text'
         calls = row.ids.count(self.chat.python_start)
         row.speakable = self.speakable(row.request.prompt + row.ids, calls)
@@ -560,7 +559,7 @@ class Engine:
             self.rows = []
             self.cache = None
             return
-        # compacting copies the whole cache: only if a quarter of the rows is free and none waits
+        # compacting copies the whole cache: only if a quarter of the rows is free and nothing waits
         worthwhile = 4 * len(running) <= 3 * len(self.rows)
         if worthwhile and not self.fixed_rows and not self.waiting:
             self.cache.reorder(torch.tensor(running, device=self.cache.lengths.device))
@@ -589,8 +588,8 @@ class Engine:
         """
         n samples of each prompt, in order: those of the first, those of the second, …
 
-        numbers tell the prompts' streams apart, see submit(); None: 0, 1, 2, … Other requests run
-        on meanwhile: their samples are kept, their events are lost.
+        numbers: one per prompt for its random streams, see submit(); None: 0, 1, 2, … Other
+        requests continue meanwhile: their samples are kept, their events are lost.
         """
         numbers = range(len(prompts)) if numbers is None else numbers
         requests = [

@@ -10,8 +10,8 @@ What a model scores: its loss over held-out data, and how well it answers proble
 A validation reader is a reader whose first step holds all evaluation rows. The loss of that step is
 the validation loss, the same number for any micro-batch size and any number of ranks.
 
-Problems are those of tasks.py. The engine generates an answer, which is graded. Where a problem has
-choices, no text is generated: the likeliest choice is graded.
+Problems are those of tasks.py. The engine generates an answer, which is graded. If a problem has
+choices and answers are greedy, no text is generated: the likeliest choice is graded.
 
 Left out on purpose: problems whose answer is a program, which would have to run (see tools.py).
 """
@@ -68,7 +68,7 @@ def total(model: Callable, loss_fn: Callable, reader: Reader, device: str) -> di
 
 def bytes_per_target(reader: Reader, bytes_per_id: np.ndarray) -> float:
     """UTF-8 bytes per target, on average over the reader's first step and all ranks. Special tokens
-    are targets of 0 bytes. bytes_per_id: (vocab_size,)."""
+    count as targets of 0 bytes. bytes_per_id: (vocab_size,)."""
     table = torch.from_numpy(bytes_per_id)
     targets = 0
     size = 0
@@ -81,7 +81,7 @@ def bytes_per_target(reader: Reader, bytes_per_id: np.ndarray) -> float:
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """A loss that models with different tokenizers can be compared by: bits per byte of text."""
+    """A loss in bits per byte of text: comparable between models with different tokenizers."""
     return nats_per_token / math.log(2) / bytes_per_token
 
 
@@ -90,7 +90,7 @@ class Text:
     Evaluation on a reader of text. Call it, as often as you like, to get
 
         val              nats per token
-        perplexity       exp(val): the model is as unsure as among this many equally likely tokens
+        perplexity       exp(val): as unsure as a uniform choice among this many tokens
         bits_per_byte    see above; left out for data of nanoGPT, which has no tokenizer
     """
 
@@ -191,8 +191,8 @@ def answer(
     engine: Engine, chat: Chat, problems: Sequence[dict], max_tokens: int, samples: int = 1,
     temperature: float = 0.0, seed: int = 0, numbers: Sequence[int] | None = None,
 ) -> list[list[Sample]]:  # fmt: skip
-    """This many samples for each problem. Those of problem i are drawn from the random stream
-    (seed, numbers[i]), or (seed, i) without numbers."""
+    """`samples` samples for each problem. Those of problem i are drawn from the random streams
+    (seed, numbers[i], j), or (seed, i, j) without numbers."""
     sampling = Sampling(temperature, seed=seed)
     ids = prompts(engine, chat, problems)
     flat = engine.generate(ids, max_tokens, sampling, samples, numbers)
@@ -202,7 +202,7 @@ def answer(
 class Candidate(NamedTuple):
     """An answer whose log-probability is wanted."""
 
-    scores: list[float]  # of all answers to its problem; scores[index] is to be set
+    scores: list[float]  # one per answer to its problem; set_scores() sets scores[index]
     index: int
     start: int  # the position in its row whose logits predict its first token
     ids: list[int]
@@ -241,7 +241,7 @@ def likelihoods(engine: Engine, chat: Chat, problems: Sequence[dict]) -> list[li
 
 def set_scores(model: GPT, rows: list[tuple[tuple, list[Candidate]]]) -> None:
     """Set the scores of the rows' candidates by one forward pass."""
-    # Padding on the right: no position looks at it
+    # Padding on the right, where no earlier position attends to it
     longest = max(len(ids) for ids, _ in rows)
     padded = [ids + (0,) * (longest - len(ids)) for ids, _ in rows]
     x = torch.tensor(padded, device=model.transformer.wte.weight.device)  # (rows, T)
@@ -266,15 +266,15 @@ def attempt(
     Answer and grade this rank's share of the problems: rank r has r, r + world_size, and so on.
 
     A problem with choices is answered by likelihood, unless a temperature or several samples are
-    given. These come first in the result.
+    asked for. Problems answered by likelihood come first in the result.
     """
-    # 1) This rank's problems, those to answer by likelihood apart
+    # 1) This rank's problems: those to answer by likelihood, and the others
     rank, world_size = rank_and_world_size()
-    likeliest = samples == 1 and temperature == 0
+    greedy = samples == 1 and temperature == 0
     chosen = []  # indices
     generated = []
     for i in range(rank, len(problems), world_size):
-        if likeliest and 'choices' in problems[i]:
+        if greedy and 'choices' in problems[i]:
             chosen.append(i)
         else:
             generated.append(i)
@@ -306,7 +306,7 @@ class Score(NamedTuple):
     accuracy: float  # mean grade
     error: float  # two standard errors of it
     baseline: float  # what guessing scores
-    ended: float | None  # share of the answers that ended by themselves; None: none was generated
+    ended: float | None  # share of generated answers that ended by themselves; None without any
     passed: dict[int, float] = {}  # {k: share of problems that at least one of k answers solves}
 
 
@@ -403,7 +403,7 @@ class Skills:
 
 
 def check(settings: SimpleNamespace, ranks: runtime.Ranks) -> None:
-    """SystemExit for a setting out of range, or a file for the numbers that cannot be written."""
+    """SystemExit for a setting out of range, or a --json file that cannot be written."""
     least = dict(
         limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0, batch_size=1, show=0,
     )  # fmt: skip
@@ -449,8 +449,8 @@ def open_problems(
     """
     (engine that can chat, problems to ask).
 
-    (None, []) and a remark if the model cannot chat or the file is missing, where only the loss of
-    --data was asked for. Else SystemExit.
+    If the model cannot chat or the problems cannot be used: (None, []) and a line that says so if
+    only --data was given, else SystemExit.
     """
     try:
         chat = Chat(tokenizer)
@@ -591,7 +591,7 @@ if __name__ == '__main__':
     # what to measure
     out_dir = ''  # a run's folder, or a .pt file; '' is the newest under out/ and out-*/
     problems = ''  # a .jsonl file of problems; '' is problems.jsonl beside the run's own data
-    split = 'val'  # of the problems and of the data: val | train
+    split = 'val'  # which problems, and which part of the data: val | train
     skills = ''  # which skills, separated by commas; '' is all
     limit = 500  # problems of each skill, the first ones; 0 is all
     data = ''  # a data folder: measure loss, perplexity and bits per byte on it too; '' is none
@@ -599,7 +599,7 @@ if __name__ == '__main__':
     num_samples = 1  # answers to each problem; several show pass@k, and need a temperature
     temperature = 0.0  # 0: always the likeliest token
     max_new_tokens = 256  # longest answer
-    seed = 0  # of the answers, where the temperature is above 0
+    seed = 0  # the same seed gives the same answers; used if the temperature is above 0
     batch_size = 64  # rows at once, at most; if memory runs out, lower it
     # what is shown
     show = 0  # print this many problems of each skill with their answers

@@ -50,9 +50,9 @@ def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
     implied['n_head'] = n_head
     implied['n_embd'] = n_head * head_dim
 
-    # 2) Learning rate: as 1 / depth. On that line lie the best rates that dial.py found at depths 1
-    # and 2 (6e-2 and 3.3e-2), and nanochat's rate at depth 20: its Muon changes each weight of a
-    # matrix of width 1280 by 0.02 / sqrt(1280), as ours does at 2.8e-3
+    # 2) Learning rate: as 1 / depth. This fits the best rates that dial.py found at depths 1 and 2
+    # (6e-2 and 3.3e-2), and nanochat's rate at depth 20: its Muon changes each weight of a matrix
+    # of width 1280 by 0.02 / sqrt(1280), as ours does at 2.8e-3
     implied['learning_rate'] = REFERENCE['learning_rate'] * REFERENCE['depth'] / depth
 
     # 3) Weight decay: rate * decay * steps is constant (Wang and Aitchison, 2024, arXiv
@@ -83,7 +83,7 @@ def horizon(
     """
     (steps of the run, why).
 
-    One of three settings says it: the explicit one; else target_param_data_ratio or epochs if not
+    One of three settings decides: the explicit one; else target_param_data_ratio or epochs if not
     0, which happens on resume; else max_iters. SystemExit if two are explicit, or one is negative.
     """
     # 1) Choose. 0 means not used, except for max_iters
@@ -114,10 +114,10 @@ def horizon(
 
 # The size of a micro-batch on a CPU. Malloc does not keep the activations of a large one: in every
 # step the kernel hands out and clears their pages again. A small one makes narrow matrix products,
-# and adds to all gradients for few tokens. These are constants, not the caches of this machine,
-# because how rows are split decides the last bits of a gradient.
+# and passes over all gradients for few tokens. The bounds do not depend on the caches of the
+# machine, because how rows are split decides the last bits of a gradient.
 ACTIVATION_BYTES = 2**26  # at most, in float32, as activations() counts them
-MICRO_BATCH_TOKENS = 1024  # at least, whatever their activations take
+MICRO_BATCH_TOKENS = 1024  # at least, even if their activations take more
 
 
 def weights(config: GPTConfig) -> int:
@@ -160,7 +160,7 @@ def step_memory(
     """
     [(bytes, the settings they follow from)]: what is in memory at one moment of a step.
 
-    A lower bound on what the run needs: temporaries, torch itself and more are left out.
+    A lower bound on what the run needs: temporaries and torch itself, among others, are left out.
     """
     size = 8 if dtype == 'float64' else 4  # bytes of a parameter
     training = not settings.get('eval_only')
@@ -174,7 +174,7 @@ def step_memory(
         tokens = min(tokens, 64)  # rows are as long as the longest text, rounded up to 64
 
     # 2) Parameters, moments, gradients. A gradient is in its parameter and in a bucket of the
-    # optimizer at once. That is after the activations of the last micro-batch were freed, so the
+    # optimizer at once, but only after the activations of the last micro-batch were freed: the
     # larger of the two counts
     parameters = size * weights(config)
     moments = gradients = kept = ids = 0

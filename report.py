@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
 import checkpoint
 import console
@@ -89,7 +89,7 @@ def skill_rows(stage: Stage) -> list[dict]:
 
 
 def escape(text: str) -> str:
-    """Text for a table cell that shows verbatim whatever it holds: no markup, no HTML, one line."""
+    """Escape text for a table cell, so that it is shown verbatim: no markup, no HTML, one line."""
     text = text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
     text = re.sub(r'([\\`*_\[\]~$|#@])', r'\\\1', text)
     lines = [re.sub(r'[\x00-\x1f\x7f]', '\N{REPLACEMENT CHARACTER}', x) for x in text.splitlines()]
@@ -257,7 +257,7 @@ def machine_and_time(stages: list[Stage]) -> list[str]:
             by_machine.setdefault(cells, []).append(escape(stage.name))
     rows = [[', '.join(names), *cells] for cells, names in by_machine.items()]
     head = ['stages', 'processor', 'cores', 'threads', 'system', 'PyTorch', 'Python']
-    lines = ['The logs do not say on what machine.', '']
+    lines = ['The logs do not name the machine.', '']
     if rows:
         lines = table(head, rows, left=2)
 
@@ -326,7 +326,7 @@ def parent(stage: Stage) -> str:
 
 
 # -----------------------------------------------------------------------------
-# plots: small panels, one quantity each; the title names it, the last value stands at the line
+# plots: small panels, one quantity each, named by the title; the last value is beside the line
 
 INK = '#333333'
 GREY = '#808080'
@@ -397,7 +397,7 @@ def draw_losses(stages: list[Stage]):
         axis.plot(x, y, color=PALE, linewidth=1.0)
         held_out = dict(linewidth=1.4, marker='o', markersize=3, clip_on=not val_x)
         axis.plot(val_x, val_y, color=BLUE, **held_out)
-        # 2) Labels, the one of training on the side where its line is
+        # 2) Labels; that of training above or below, where its line is
         label(axis, val_x, val_y, f'held-out {val_y[-1]:.3f}' if val_y else '', BLUE)
         if x and val_x:
             up = -11 if smooth(y)[-1] < val_y[-1] else 11
@@ -422,7 +422,7 @@ def draw_metrics(stages: list[Stage]):
         return None
     figure, axes = panels(len(wanted), 4, 2.6, 2.0)
     for axis, (stage, key) in zip(axes, wanted):
-        # 1) Lines: logged steps, their smoothed course, held-out values
+        # 1) Lines: logged steps, their smoothed curve, held-out values
         x, y = points(stage.training, key)
         axis.plot(x, y, color=PALE, linewidth=0.8)
         axis.plot(x, smooth(y), color=BLUE, linewidth=1.4)
@@ -445,7 +445,7 @@ def draw_metrics(stages: list[Stage]):
 
 
 def draw_accuracy(stages: list[Stage]):
-    """A panel per skill with all stages in it, each as wide as the others."""
+    """A panel per skill with all stages side by side, equally wide."""
     stages = [stage for stage in stages if skill_rows(stage)]
     names = list(dict.fromkeys(name for stage in stages for name in skills(stage)))
     if not names:
@@ -479,7 +479,7 @@ def draw_accuracy(stages: list[Stage]):
 
 
 def write(folder: Path) -> Path:
-    """Write report.md and the plots. Each replaces its predecessor when it is complete."""
+    """Write report.md and the plots. Each file replaces the old one when it is complete."""
     stages = read_stages(folder)
     if not stages:
         raise SystemExit(

@@ -25,7 +25,7 @@ import console
 import disk
 from utf8 import valid_text
 
-FILES = ('best.pt', 'log.jsonl', 'ckpt.pt')  # that a run writes into its out_dir
+FILES = ('best.pt', 'log.jsonl', 'ckpt.pt')  # what a run writes into its out_dir
 
 # Keys that any stage may log
 COMMON = {
@@ -67,8 +67,8 @@ def set_aside(folder: str | Path) -> None:
 
 
 def start_log(path: Path, facts: dict, step: int | None) -> None:
-    """A new log with the facts on its first line. On resume at `step`: the old log without the
-    lines from there on, which will be written again."""
+    """Write a new log with the facts on its first line. On resume at `step`, keep the old log up to
+    there: the run will write the later lines again."""
     rows = [facts]
     if step is not None:
         rows = [row for row in read_log(path) if row.get('step', -1) < step] or rows
@@ -77,7 +77,7 @@ def start_log(path: Path, facts: dict, step: int | None) -> None:
 
 
 def append_log(path: Path, row: dict) -> None:
-    """If the disk is full, the run continues without this line: checkpoints matter more."""
+    """Append a row. If the disk is full, the run continues without it: checkpoints matter more."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, 'ab') as file:
@@ -85,7 +85,7 @@ def append_log(path: Path, row: dict) -> None:
     except OSError as error:
         reason = f'a line could not be appended ({error.strerror})'
         print(f'{path}: {reason}; the run goes on', flush=True)
-        with suppress(OSError):  # half a line would make all later ones unreadable
+        with suppress(OSError):  # read_log would stop at half a line
             os.truncate(path, size)
 
 
@@ -107,7 +107,7 @@ class RunLog:
         self.wandb = wandb.init(project=project, name=name, config=config)
 
     def write(self, line: str, /, **row) -> None:
-        """line: for the reader. row: for log.jsonl and wandb."""
+        """line: text for the console. row: numbers and texts for log.jsonl and wandb."""
         if self.to_file:
             append_log(self.path, row)
         if self.wandb:
@@ -121,7 +121,7 @@ class Clock:
     def __init__(self, seconds_before: float, step: int):
         now = perf_counter()
         self.started = now - seconds_before  # as if a resumed run had never stopped
-        self.lap_started = now  # later by each pause
+        self.lap_started = now  # each pause moves it later
         self.lap_step = step
         self.lap_tokens = 0
         self.pause = 0.0  # seconds of the last evaluation
@@ -160,7 +160,7 @@ def duration(seconds: float) -> str:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines of a log. A last line that a crash cut short does not count."""
+    """The lines of a log, up to the first that is not JSON: a crash may cut the last one short."""
     rows = []
     # str.splitlines would split at U+2028 too
     for line in path.read_bytes().split(b'\n') if path.exists() else []:
@@ -235,7 +235,7 @@ def steps_done(stage: Stage) -> int:
 
 
 def steps_planned(stage: Stage) -> int:
-    """Steps of the whole run, as far as the settings say so without the data."""
+    """Steps of the whole run if the settings give them without the data, else steps so far."""
     done = steps_done(stage)
     if any(stage.config.get(name) for name in ('epochs', 'target_param_data_ratio', 'time_limit')):
         return done
@@ -248,7 +248,7 @@ def tokens_per_step(stage: Stage) -> float | None:
 
 
 def seconds_of(stage: Stage) -> float:
-    """Seconds of the whole stage. An evaluation's line has the clock before the evaluation."""
+    """Seconds of the whole stage. The clock in an evaluation's line is from before it."""
     rows = stage.training + stage.evaluations + stage.samples
     ends = [
         (number(row, 'seconds') or 0) + (number(row, 'evaluation_seconds') or 0) for row in rows

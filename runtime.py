@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-# Dense bf16 peak in FLOP/s (fp16 for cards without bf16), from data sheets. The first match counts
+# Dense bf16 peak in FLOP/s (fp16 for cards without bf16), from data sheets. The first match is used
 PEAK_FLOPS = {
     'B200': 2250e12, 'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12,
     'A100': 312e12, 'A10G': 70e12, 'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12,
@@ -62,9 +62,9 @@ def leave() -> None:
     """
     End the process group, on all ranks together, and undo what the run changed in its process.
 
-    A gloo process that exits earlier than the others now and then aborts, or makes another one
-    abort. A gloo barrier does not help: it can fail on one rank after another has passed it and
-    left (github.com/pytorch/gloo/issues/155). So ranks wait for each other by torchrun's store.
+    A gloo process that exits before the others sometimes aborts, or makes another one abort. A gloo
+    barrier does not help: it can fail on one rank after another has passed it and left
+    (github.com/pytorch/gloo/issues/155). So ranks wait for each other through torchrun's store.
     """
     if dist.is_initialized():
         store, rank, world_size = next(dist.rendezvous('env://'))
@@ -77,7 +77,7 @@ def leave() -> None:
 @contextmanager
 def errors_once(ranks: Ranks) -> Iterator[None]:
     """Around code that all ranks run: if a rank raises SystemExit, its message is printed once and
-    all ranks exit with status 1. Other exceptions are for torchrun, which then ends all ranks."""
+    all ranks exit with status 1. Other exceptions pass, and torchrun then ends all ranks."""
     error = None
     try:
         yield
@@ -240,7 +240,7 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
         undo_at_end(setattr, fills, 'fill_uninitialized_memory', fills.fill_uninitialized_memory)
         undo_at_end(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         torch.use_deterministic_algorithms(True)
-        fills.fill_uninitialized_memory = False  # saves 3 % of a small step; none is read
+        fills.fill_uninitialized_memory = False  # saves 3 % of a small step; no such value is read
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -350,7 +350,7 @@ def machine_facts(device: str) -> dict:
 
 
 def with_threads(number: int) -> dict[str, str]:
-    """The environment of a child process that shall use this many threads."""
+    """The environment of a child process that is to use this many threads."""
     return os.environ | {'OMP_NUM_THREADS': str(number)}
 
 
@@ -362,7 +362,8 @@ UNDO = ExitStack()
 
 def undo_at_end(undo: Callable, *arguments) -> None:
     """
-    Call undo(*arguments) at the end of the run: its process may go on, as a notebook's does.
+    Call undo(*arguments) at the end of the run, because its process may outlive it, as a
+    notebook's does.
 
     The end is leave(), a SystemExit within errors_once(), an uncaught exception, or the end of a
     notebook's cell.
@@ -380,7 +381,7 @@ def undo_changes() -> None:
 def catch_signals() -> list[int]:
     """
     A list to which Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) are appended, so that a step
-    can be finished. A second Ctrl-C ends at once. A SIGHUP that is ignored (nohup) stays so.
+    can be finished. A second Ctrl-C ends at once. If SIGHUP is ignored (nohup), it stays ignored.
     """
     asked = []
     # torchrun catches SIGHUP even under nohup, passes it to its ranks and soon kills them

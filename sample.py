@@ -8,8 +8,8 @@ Complete a prompt with a trained model, or chat with it in the terminal.
     $ printf 'hi\\nwho are you?\\n' | python sample.py --chat  # one line per message
 
 Texts and answers go to stdout, everything else to stderr. All samples are made in one batch; the
-first is printed as it grows. Without any checkpoint the small model that ships with the repository
-is taken.
+first is printed as it grows. Without any checkpoint it uses the small model that ships with the
+repository, assets/tinyworld.pt ("the model in the box").
 """
 
 import codecs
@@ -23,7 +23,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
 import checkpoint
 import console
@@ -37,8 +37,8 @@ from tools import calculate
 # What to complete, and with which model
 init_from = 'resume'  # resume: one of this project's checkpoints; the only choice so far
 out_dir = ''  # folder of best.pt or ckpt.pt, or a .pt file; '' is the newest of out/, out-*/
-chat = False  # a conversation in the terminal, not a continuation; plain --chat will do
-system = ''  # with --chat: text at the head of the conversation, which is never dropped
+chat = False  # a conversation in the terminal, not a continuation; --chat alone is enough
+system = ''  # with --chat: text that begins the conversation, and is never dropped
 start = '\n'  # the prompt, as plain text; FILE:prompt.txt reads it from a file
 num_samples = 3  # continuations, each from its own random stream
 max_new_tokens = 500  # most tokens of a continuation or answer; may exceed the context
@@ -56,7 +56,7 @@ compile = False  # torch.compile the model; pays off for long texts on a GPU onl
 
 
 def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
-    """An answer should be right, a continuation should be new."""
+    """--chat lowers the temperature: an answer should be right, a continuation should be new."""
     return {'temperature': (0.3, 'the default of --chat')} if settings['chat'] else {}
 
 
@@ -89,7 +89,7 @@ def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
     """
     The engine of a checkpoint, and the checkpoint. Prints which one it is.
 
-    SystemExit with --chat for a model that cannot chat: one of the stage pretrain, or one whose
+    With --chat, SystemExit for a model that cannot chat: it is of the stage pretrain, or its
     tokenizer has no format for conversations.
     """
     # 1) Load and name it
@@ -118,7 +118,7 @@ def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
     # 3) Compile it
     compiled, why_not = runtime.choose_compile(compile, device)
     if compiled:
-        model.compile(dynamic=True)  # the number of rows and the cache's width change all the time
+        model.compile(dynamic=True)  # rows and the cache's width change often
     elif compile:
         print(f'not compiled: {why_not}', file=sys.stderr)
     return Engine(model, tokenizer, form, calculate if chat else None), state
@@ -129,7 +129,7 @@ def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
 
 
 def read_prompt(tokenizer: Tokenizer) -> list[int]:
-    """The ids of `start`, after a <|bos|> if the tokenizer has one. SystemExit if that is none."""
+    """The ids of `start`, after <|bos|> if the tokenizer has one. SystemExit if there are none."""
     # 1) The text
     text = start
     if start.startswith('FILE:'):
@@ -157,7 +157,7 @@ def complete(
     engine: Engine, prompt: list[int], sampling: Sampling
 ) -> Iterator[tuple[int, str, bool]]:
     """
-    Yield (sample, new text of it, whether it is complete); the samples grow together.
+    Yield (number of a sample, its new text, whether it is complete). All samples grow together.
 
     When a text fills the model's context, its last half becomes the next prompt. (nanoGPT moves
     its window by one token each time. With a cache each token would then cost a whole context.)
@@ -171,7 +171,7 @@ def complete(
 
     def submit(sample: int, ids: list[int]):
         done = len(made[sample])
-        # a stream for each context, or all of them would draw the same numbers
+        # another seed for each context: with one seed all would draw the same numbers
         fresh = replace(sampling, seed=(seed, done))
         request = engine.submit(ids, max_new_tokens - done, fresh, number=sample)
         running[request] = sample
@@ -207,8 +207,8 @@ def complete(
 
 
 def print_samples(beginning: str, pieces: Iterator[tuple[int, str, bool]]):
-    """Print the samples one after the other: complete() makes them together. The first that is not
-    complete is printed as it grows."""
+    """Print the samples one after the other, though complete() makes them together: the current one
+    as it grows, those after it when their turn comes."""
     unprinted = [beginning] * num_samples
     finished = [False] * num_samples
     current = 0
@@ -236,8 +236,8 @@ COMMANDS = {
 
 @contextmanager
 def catch_ctrl_c() -> Iterator[list]:
-    """A list that is empty until Ctrl-C is pressed. An exception could interrupt a step of the
-    engine and leave a row half updated."""
+    """A list that is empty until Ctrl-C is pressed. Ctrl-C raises nothing meanwhile: an exception
+    could interrupt a step of the engine and leave a row half updated."""
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
@@ -263,7 +263,7 @@ class Talk:
     """
     A conversation in the terminal.
 
-        session     what the model sees: turns as ids, without those that left the full context
+        session     what the model sees: turns as ids, without those dropped from a full context
         messages    the whole conversation, to be saved
     """
 
@@ -288,8 +288,8 @@ class Talk:
         self.session = Session(self.engine.chat, self.messages)
 
     def answer(self, text: str):
-        """Answer the user's message. One that does not fit the context is refused, and changes
-        nothing."""
+        """Answer the user's message. One that does not fit the context is refused with a note, and
+        the conversation stays as it was."""
         # 1) The prompt, from a copy that replaces the session when the answer is complete
         question = {'role': 'user', 'content': text}
         session = self.session.copy()
@@ -309,7 +309,7 @@ class Talk:
         session.add_answer(ids)
         self.session = session
 
-        # 3) Both as messages. An answer without calls is plain text
+        # 3) Keep both as messages. The content of an answer without calls is a string
         content = self.engine.chat.parts(ids)
         if all(part['type'] == 'text' for part in content):
             content = ''.join(part['text'] for part in content)
@@ -320,7 +320,7 @@ class Talk:
         ids = []
         part = 'text'
         reason = None
-        # a seed for each answer, or all of them would draw the same numbers
+        # another seed for each answer: with one seed all would draw the same numbers
         fresh = replace(self.sampling, seed=(seed, len(self.messages)))
         stream = self.engine.stream(prompt, max_new_tokens, fresh)
         with catch_ctrl_c() as pressed, closing(stream) as events:
@@ -390,7 +390,7 @@ class Talk:
 
 
 def introduce(about: dict):
-    """Print what the model knows and what to ask it, from the notes of its data."""
+    """Print what the model knows and examples to ask, from the `about` of its checkpoint."""
     if 'about' in about:
         print(textwrap.fill(console.printable(about['about']), 100), file=sys.stderr)
     for prompt in about.get('prompts', []):

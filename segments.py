@@ -1,9 +1,9 @@
 """
 Encoding much text fast: split it into segments, work on each distinct segment once, use all cores.
 
-A segment is a part of a text at whose ends no chunk of the tokenizer's pattern continues. So the
-whole text encodes to the concatenated ids of its segments, and what is known of a segment holds
-wherever it occurs. Natural text repeats its segments often; base64 does not, and is passed through.
+A segment is a part of a text whose ends no chunk of the tokenizer's pattern crosses. So the ids of
+a text are the concatenated ids of its segments, and a segment has the same ids wherever it occurs.
+Natural text repeats its segments often. Base64 does not, and is encoded without looking for them.
 
     for part in split(text):                                    # at most 2**18 characters each
         ...
@@ -24,29 +24,32 @@ from threading import Thread
 import numpy as np
 import regex
 
-BLOCK = 2**21  # characters, about, that are counted at a time; half as many are encoded at a time
+BLOCK = 2**21  # about this many characters are counted at a time, half as many encoded
 CACHE = 2**19  # segments whose ids are kept, about 100 MB
 
-# No chunk of the patterns named in tokenizer.SPLITTABLE continues between a letter or digit and a
-# sign or blank, nor between a letter and a digit
+# No chunk of the patterns in tokenizer.SPLITTABLE continues from a letter or digit to a sign or
+# blank, nor from a letter to a digit
 SPLIT = regex.compile(r'(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}])|(?<=\p{L})(?=\p{N})')
 
-# The same by bytes, for split_block, and more careful: only ASCII letters, digits, signs and blanks
-# count. SEEN: bytes that surely begin a visible character (ASCII, and U+00C0 to U+07FF)
+# The rules of split_block, on bytes: a segment ends between an ASCII letter or digit and an ASCII
+# sign or blank, and before a blank that a visible character follows. SEEN: bytes that certainly
+# begin a visible character (ASCII, and U+00C0 to U+07FF)
 WORD = {byte for byte in range(128) if chr(byte).isalnum()}
 SIGN = {*range(128)} - WORD
 SEEN = {*range(33, 127), *range(0xC3, 0xE0)}
 IS_WORD, IS_SIGN, IS_SEEN = (np.isin(np.arange(256), list(kind)) for kind in (WORD, SIGN, SEEN))
-FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # masks of a word
+FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)  # [n]: n bytes
 END = b'\xff'  # ends each text of a block; no byte of UTF-8
 
 
 def split(text: str, size: int = 2**18, anywhere: bool = True) -> Iterator[str]:
     """
-    Parts of at most `size` characters that encode to the same ids as the whole text.
+    Parts of at most `size` characters, because tiktoken's regex overflows its stack on a few
+    million blanks in a row.
 
-    Where the second half of a part has no place to split, it is split anywhere, or (anywhere=False)
-    grows. Needed because tiktoken's regex overflows its stack on a few million blanks in a row.
+    A part ends in its second half where SPLIT matches. With a pattern in tokenizer.SPLITTABLE this
+    changes no id. Without a match the part ends at `size`, which may change ids, or
+    (anywhere=False) grows until there is one.
     """
     start = 0
     while len(text) - start > size:
@@ -139,11 +142,11 @@ def find_equals(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarr
 # -----------------------------------------------------------------------------
 # several processes
 
-WORK = {}  # in a worker process: what it does with an item
+WORK = {}  # in a worker process: the function for an item
 
 
 def start_worker(make: Callable, argument) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     Thread(target=exit_with_parent, args=[multiprocessing.parent_process()], daemon=True).start()
     WORK['work'] = make(argument)
 
@@ -189,10 +192,10 @@ class BulkEncoder:
     of each text.
 
     Each distinct segment is encoded once. If the texts hardly repeat themselves (base64, columns of
-    hashes), tiktoken encodes them as they are, and the next few blocks too: looking for repetitions
-    in vain must cost little.
+    hashes), tiktoken encodes them as they are, and the next few blocks too, so that a vain search
+    for repetitions costs little.
 
-    tokenizer: a BPETokenizer; its pattern may be split at segments where `splittable`.
+    tokenizer: a BPETokenizer. Segments are used only if it is `splittable`.
     """
 
     def __init__(self, tokenizer):
@@ -224,16 +227,16 @@ class BulkEncoder:
 
     def join(self, distinct: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
         """Concatenate the ids of the segments at all places, by numpy."""
-        # 1) All distinct segments' ids in a row
+        # 1) The ids of all distinct segments, concatenated
         pieces = [self.known[segment] for segment in distinct]
         ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
         sizes = np.array([len(piece) // 2 for piece in pieces])
-        starts = (np.cumsum(sizes) - sizes)[numbers]  # of the segment at each place
+        starts = (np.cumsum(sizes) - sizes)[numbers]  # where each place's segment is in ids
         # 2) Gather them place by place
         sizes = sizes[numbers]
         ends = np.cumsum(sizes)
         index = np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1])
-        # 3) A text ends where its END stands
+        # 3) A text ends at its END
         counts = np.diff(ends[numbers == distinct.index(END)], prepend=0)
         return ids[index].tobytes(), counts.tolist()
 

@@ -8,9 +8,9 @@ A problem is a line of problems.jsonl, a dict:
     messages    the conversation so far; it ends with the user's question
     grader      the name of a function below
     answer      what the grader compares with; some graders take more keys
-    choices     only of a multiple-choice question: its answer is a letter, and evaluation may
+    choices     makes it a multiple-choice question: its answer is a letter, and evaluation may
                 choose the likeliest letter instead of generating text
-    spoken      with choices: a longer answer for each choice, used in place of the letter
+    spoken      with choices: a longer answer for each, whose likelihood is compared instead
     baseline    what guessing scores, if not 1 / (number of choices)
 
     >>> problem = {'split': 'val', 'skill': 'sums', 'grader': 'number', 'answer': 5,
@@ -37,7 +37,7 @@ import console
 from conversation import read_messages, read_rows
 from data.tinyworld.grade import story
 
-LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # of the choices
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'  # the names of the choices
 SPLITS = ('train', 'val')
 
 # -----------------------------------------------------------------------------
@@ -47,8 +47,8 @@ SPLITS = ('train', 'val')
 # A number, for find_number: 7   1,000   5.0   .5   -3   $5   -$3   $-3
 GROUPED = r'[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])'  # 1,000   1,234,567   not 1,0000
 FRACTION = r'\.[0-9]+'
-LEADING_MINUS = r'(?:(?<![\w)])[-−])?'  # of -3; in 9-3 and (2+7)-3 it is an operator
-PRICE_SIGN = r'(?:[$€£][-−]?)?'  # of $3 and $-3
+LEADING_MINUS = r'(?:(?<![\w)])[-−])?'  # the - of -3; in 9-3 and (2+7)-3 it is an operator
+PRICE_SIGN = r'(?:[$€£][-−]?)?'  # the $ of $3, the $- of $-3
 # 1,000.5 or 5.0 or .5
 DIGITS = rf'{GROUPED}(?:{FRACTION})?|[0-9]+(?:{FRACTION})?|(?<!\w){FRACTION}'
 NUMBER = rf'{LEADING_MINUS}{PRICE_SIGN}(?:{DIGITS})'
@@ -56,23 +56,23 @@ NUMBER = rf'{LEADING_MINUS}{PRICE_SIGN}(?:{DIGITS})'
 # The patterns below are for the module regex: re does not have \p. Marks (\p{M}: an accent, an
 # Indic vowel sign) belong to the letter before them
 
-CHARACTER = r'\p{L}\p{M}\p{N}'  # inside [ ]: letters, marks and digits, of which words consist
+CHARACTER = r'\p{L}\p{M}\p{N}'  # for use inside [ ]: letters, marks, digits
 LETTER = r'\p{L}\p{M}*+'  # a letter with its marks: a   é   दि
 
 # For plain(): other spellings of the same text
 ALWAYS_INVISIBLE = r'[\u00ad\u200b\u200c\u200e\u200f\u2060\ufe00-\ufe0f\ufeff]'  # soft hyphen, …
-JOINER = r'(?<![\p{So}\p{Sk}]\ufe0f?)\u200d'  # but after an emoji it makes another emoji
+JOINER = r'(?<![\p{So}\p{Sk}]\ufe0f?)\u200d'  # but not after an emoji, which it changes
 INVISIBLE = f'{ALWAYS_INVISIBLE}|{JOINER}'
-# The sign of $5, -$5 and $-5 (the minus is kept), and the + of +5
+# The sign of $5, -$5 and $-5 without the minus, and the + of +5
 CURRENCY = rf'(?<![{CHARACTER})+])(-?)[$€£+](-?)(?=\.?[0-9])'
 THOUSANDS = rf'(?<![0-9.,]){GROUPED}'  # 1,000, whose comma is dropped
-HYPHEN = r'(?<=[\p{L}\p{M}])-(?=\p{L})'  # of well-known
+HYPHEN = r'(?<=[\p{L}\p{M}])-(?=\p{L})'  # the - of well-known
 
 # For words(): what counts as a word
-MINUS = rf'(?:(?<![{CHARACTER})])-(?=\.?[0-9]))?'  # of -5; in 9-3 it is an operator
+MINUS = rf'(?:(?<![{CHARACTER})])-(?=\.?[0-9]))?'  # the - of -5; in 9-3 it is an operator
 DECIMAL = rf'[0-9]+\.[0-9]+|(?<![{CHARACTER}.])\.[0-9]+'  # 3.5   .5
 CJK = r'[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]'  # Chinese, Japanese: one character is one word
-SUFFIX = rf'(?:\+{{2,}}+|[+#](?![{CHARACTER}#]))'  # of C++, C# and A+; not the + of 3+4
+SUFFIX = rf'(?:\+{{2,}}+|[+#](?![{CHARACTER}#]))'  # the end of C++, C#, A+; not the + of 3+4
 # -3.5 or 你 or cats, -5, C++
 WORD = rf'{MINUS}(?:{DECIMAL}|{CJK}\p{{M}}*+|(?:(?!{CJK})[{CHARACTER}])++{SUFFIX}?)'
 EMOJI = r'(?=\p{So})\X'  # with its modifiers, such as a skin colour
@@ -85,7 +85,7 @@ SINGLE = rf'(?<![{CHARACTER}]){LETTER}(?![{CHARACTER}])'  # the a of c-a-t
 SEPARATOR = r'(?: ?[-–—_*,] ?|[ .\n])'
 SPELLED = rf'{SINGLE}(?:{SEPARATOR}{SINGLE})*'  # c-a-t   C, A, T   c a t   C.A.T
 
-NAME = r"\w(?:[\w .'’-]*\w)?"  # of a person or thing in a story: Mary Ann O'Neil-Smith
+NAME = r"\w(?:[\w .'’-]*\w)?"  # a person or thing in a story: Mary Ann O'Neil-Smith
 
 # -----------------------------------------------------------------------------
 # graders: (problem, text of the assistant) -> how right it is, 0.0 to 1.0
@@ -99,10 +99,10 @@ def find_number(text: str) -> Decimal | None:
         '9 - 3 = 6'                      6
         '#### 7 apples of 9\n#### 8'     7
 
-    That is the last number. With GSM8K's mark #### it is the first one that directly follows a
-    mark, as in GSM8K's own grader: a model may write on after its answer.
+    It is the last number of the text. If GSM8K's mark #### occurs, it is the first number directly
+    after a mark, as in GSM8K's own grader: a model may continue after its answer.
     """
-    # re takes a mark for the end of a word
+    # without combining marks, which re takes for the end of a word
     text = regex.sub(r'\p{M}', '', composed(text))
     if '####' in text:
         found = re.findall(rf'####\s*({NUMBER})', text)[:1]
@@ -116,8 +116,8 @@ def find_number(text: str) -> Decimal | None:
 
 
 def number(problem: dict, text: str) -> float:
-    """The number that the text ends with equals the answer: 5.0 is 5, and $1,000 is 1000. The
-    answer is a number or its text."""
+    """find_number(text) equals the answer: 5.0 is 5, and $1,000 is 1000. The answer is a number
+    or its text."""
     return float(find_number(text) == as_number(problem['answer']))
 
 
@@ -138,7 +138,7 @@ def composed(text: str) -> str:
 
 def words(text: str, answer: str = '') -> str:
     """
-    The words of a text, for comparison with this answer, with a blank around each.
+    The words of a text, each between blanks, for comparison with words(answer, answer).
 
         "It's  -3.5 KG!"      ' its -3.5 kg '
         'a well-known C++'    ' a well known c++ '
@@ -171,7 +171,7 @@ def plain(text: str) -> str:
 def pattern_for(answer: str) -> str:
     """What counts as a word in a text that is compared with this answer: see words()."""
     answer = answer.strip()
-    signs = regex.sub(WORD, '', answer)  # what is left without its words
+    signs = regex.sub(WORD, '', answer)  # all but its words
     has_words = signs != answer
     if not answer or has_words and not regex.search(r'\p{Sm}', signs):
         return WORD
@@ -197,7 +197,7 @@ def contains(problem: dict, text: str) -> float:
     answers = problem['answer']
     if isinstance(answers, str):
         answers = [answers]
-    found = [occurs_in(text, answer) for answer in answers]  # a list: load() checks each answer
+    found = [occurs_in(text, answer) for answer in answers]  # a list: load() must check each
     if not any(found):
         return 0.0
     if not all(occurs_in(text, answer) for answer in problem.get('all', ())):
@@ -212,7 +212,7 @@ def occurs_in(text: str, answer: str) -> bool:
 
 def letter(problem: dict, text: str) -> float:
     """
-    The answer is the first letter of a choice that stands alone in the text.
+    The first of the choices' letters that stands alone in the text is the answer.
 
         'B'   'B.'   'The answer is B, not A.'    B; a text of one letter may be lower case
     """
@@ -233,11 +233,11 @@ def spelled(problem: dict, text: str) -> float:
 
         'I spell it c-a-t.'   'C, A, T'   'c a t'    cat
 
-    A letter includes its marks: दि-न. Of several rows of letters the longest counts, of rows of
-    the same length the last: the I of 'I spell it' is a row too.
+    A letter includes its marks: दि-न. Of several runs of letters the longest counts, of runs of the
+    same length the last: the I of 'I spell it' is a run too.
     """
-    rows = [letters_of(row) for row in regex.findall(SPELLED, composed(text))]
-    longest = max(reversed(rows), key=len, default=[])
+    runs = [letters_of(run) for run in regex.findall(SPELLED, composed(text))]
+    longest = max(reversed(runs), key=len, default=[])
     return float(longest == letters_of(problem['answer']))
 
 
@@ -309,8 +309,8 @@ def load(
         skills    only these; empty: all
         limit     at most this many of each skill, the first ones; 0: all
 
-    SystemExit for a file, split or skill that does not exist, and for any bad line, also one that
-    was not asked for. The error begins with file:line.
+    SystemExit for a file, split or skill that does not exist. Also for any bad line of the file,
+    even of another split or skill; that message begins with file:line.
     """
     # 1) Read and check every line
     path = Path(path)
@@ -344,8 +344,8 @@ def load(
 
 
 def checked(problem: dict, where: str) -> dict:
-    """The problem of a line. SystemExit that begins with where, 'file:line', if anything is wrong
-    with it: a run must not find out hours later."""
+    """The problem, with its messages in our form. SystemExit that begins with where, 'file:line',
+    if anything is wrong with it: a run must not find out hours later."""
     # 1) Its keys
     for name in ('split', 'skill', 'grader'):
         if not isinstance(problem.get(name), str):
@@ -376,7 +376,7 @@ def checked(problem: dict, where: str) -> dict:
 
 
 def check_choices(problem: dict, where: str) -> None:
-    """The keys `choices`, `answer` and `spoken` of a multiple-choice question."""
+    """Check the keys `choices`, `answer` and `spoken` of a multiple-choice question."""
     if 'choices' in problem:
         choices = problem['choices']
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
@@ -399,7 +399,7 @@ def check_choices(problem: dict, where: str) -> None:
 
 
 def check_extras(problem: dict, where: str) -> None:
-    """The baseline, and what some graders take besides the answer."""
+    """Check the baseline, and the keys that some graders take besides the answer."""
     chance = baseline(problem)
     if type(chance) not in (int, float) or not 0 <= chance < 1:
         raise SystemExit(f'{where}: baseline is {chance!r:.60}, expected at least 0 and below 1')
@@ -412,7 +412,7 @@ def check_extras(problem: dict, where: str) -> None:
 
 
 def check_story(problem: dict, where: str) -> None:
-    """The names of a story: they become part of a pattern."""
+    """Check the names of a story, which become part of a pattern."""
     names = [*problem.get('people', []), *problem.get('names', [])]
     if problem.get('thing', '') != '':
         names.append(problem['thing'])
@@ -427,8 +427,8 @@ def is_texts(value) -> bool:
 
 
 def can_be_right(problem: dict) -> bool:
-    """False if no text is right: for the number NaN, an empty list of answers, or words that must
-    occur and must not."""
+    """False if no text can be right: the answer is the number NaN, an empty list, or words that
+    `absent` forbids."""
     answer = problem.get('answer')
     if problem['grader'] == 'number':
         return as_number(answer).is_finite()

@@ -10,10 +10,10 @@ the BPE's trainer.
 
 A tokenizer is saved as tok.json: kind, pattern, merges (pairs of ids in the order they apply), the
 id of each byte and of each special token, and a hash of all that. Data folders and checkpoints
-contain it. Merges have the ids that no byte and no special token has, ascending. So one format
-holds our own tables (bytes first, special tokens last), GPT-2's (bytes permuted) and MiniMind's
-(special tokens first). Text never becomes a special token, even if it spells one: only a program
-puts `tokenizer.special[...]` into a row.
+contain it. Merges take the ids that bytes and special tokens leave free, in ascending order. So one
+format holds our own tables (bytes first, special tokens last), GPT-2's (bytes permuted) and
+MiniMind's (special tokens first). Text never becomes a special token, even if it spells one: only a
+program puts `tokenizer.special[...]` into a row.
 
 $ python tokenizer.py --input=FILE.txt --vocab_size=1024 --out=tok.json    train one
 $ python tokenizer.py --show="some text" --merges=True                     print tokens and merges
@@ -47,13 +47,13 @@ import disk
 import segments
 from utf8 import valid_text
 
-VERSION = 1  # of tok.json
+VERSION = 1  # the version of tok.json's format
 MAX_VOCAB = 65536  # ids are stored as uint16
 BOS = ('<|bos|>', '<|endoftext|>')  # the token that begins a document: ours, or GPT-2's
 
-# Cuts a text into chunks, which no merge crosses. GPT-4's pattern with two changes: combining marks
-# are part of words, and at most two digits are one chunk, because a small vocabulary cannot afford
-# a thousand ids for numbers. Possessive `++` keeps matching linear.
+# Matches the chunks of a text; no token spans two of them. GPT-4's pattern with two changes:
+# combining marks are part of words, and a chunk has at most two digits, because a small vocabulary
+# cannot afford a thousand ids for numbers. Possessive `++` keeps matching linear.
 PATTERN = '|'.join(
     (
         r"'(?:[sStTmMdD]|[lL][lL]|[vV][eE]|[rR][eE])",  # 's, 't, 'll ...
@@ -66,8 +66,8 @@ PATTERN = '|'.join(
     )
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-# Patterns of which no chunk continues at a place where segments.py splits a text. Their classes do
-# not overlap either, so a greedy quantifier matches what a possessive one does.
+# Patterns whose chunks never cross a place where segments.py splits a text. Their character classes
+# do not overlap, so a greedy quantifier matches what a possessive one does.
 SPLITTABLE = {
     GPT2_PATTERN,
     *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}')),
@@ -89,7 +89,7 @@ class Tokenizer:
         special         {spelling: id} of the special tokens
         bos             id that begins a document, or None
         bytes_per_id    (vocab_size,) int64, 0 for special tokens
-        halves          {id: (left, right)}, the two ids that a merge joined to it
+        halves          {id: (left, right)}, the two ids that a merge joined into it
         hash            sha256 of the table, or 'gpt2'
     """
 
@@ -125,14 +125,14 @@ class Tokenizer:
         return self.decode_bytes(ids).decode('utf-8', errors='replace')
 
     def table(self) -> dict:
-        """What the hash covers."""
+        """The content that the hash covers."""
         raise NotImplementedError
 
     @cached_property
     def hash(self) -> str:
         canonical = json.dumps(self.table(), sort_keys=True, separators=(',', ':'))
         digest = hashlib.sha256(canonical.encode('ascii')).hexdigest()
-        # a name for GPT-2's table: nanoGPT's data folders have GPT-2's ids and no table
+        # GPT-2's table has a name: nanoGPT's data folders hold its ids, but no table to hash
         return 'gpt2' if digest == GPT2_DIGEST else digest
 
     def to_dict(self) -> dict:
@@ -165,7 +165,7 @@ class CharTokenizer(Tokenizer):
             character = error.args[0]
             raise ValueError(
                 f'unknown character {character!r} (U+{ord(character):04X}) at position '
-                f'{text.index(character)}: the tokenizer holds {self.vocab_size}'
+                f'{text.index(character)}: the tokenizer has {self.vocab_size} characters'
             ) from None
 
     def table(self) -> dict:
@@ -175,8 +175,8 @@ class CharTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """
     Byte-level BPE (Sennrich et al., 2016; over bytes: GPT-2). `pattern` cuts a text into chunks.
-    The bytes of a chunk become ids. Then the earliest merge that applies is applied, until none
-    does.
+    The bytes of a chunk become ids. Then, of the merges whose pair occurs, the earliest is applied,
+    again and again, until none is left.
 
     merges: pairs of ids, in order. byte_ids: the id of each of the 256 bytes. ValueError if ids
     clash, or a merge joins ids that do not exist before it.
@@ -200,8 +200,8 @@ class BPETokenizer(Tokenizer):
 
     @cached_property
     def _engine(self) -> tiktoken.Encoding:
-        """tiktoken's merge loop with our table. It merges by the rank of the joined bytes, which
-        gives the same ids."""
+        """tiktoken's merge loop with our table. It merges the pair whose joined bytes have the
+        lowest id, which gives the same ids."""
         ranks = {piece: i for i, piece in self._pieces.items() if piece}
         pattern = self.pattern
         if self.splittable:  # tiktoken's regex is twice as fast without possessive quantifiers
@@ -299,8 +299,8 @@ def from_dict(table: dict, source: str | Path = 'tokenizer') -> Tokenizer:
     # 3) Its hash
     if table.get('hash') != tokenizer.hash:
         raise SystemExit(
-            f'{source}: hash mismatch: {table.get("hash")!r:.80} is written, the content has '
-            f"'{tokenizer.hash}': prepare it again"
+            f'{source}: hash mismatch: {table.get("hash")!r:.80} in the file, '
+            f"'{tokenizer.hash}' of its content: prepare it again"
         )
     return tokenizer
 
@@ -340,8 +340,8 @@ def train_bpe(
     the special tokens. If the texts have too few pairs for that, the vocabulary is smaller.
 
     The most frequent pair of neighbours is merged first; among equally frequent ones the smallest
-    pair of ids, so that the result is unique. Special tokens have the last ids, or the first.
-    Memory holds a few blocks of text and the distinct chunks.
+    pair of ids, so that the result is unique. Special tokens get the last ids, or the first ones
+    (special_first). Memory holds a few blocks of text and the distinct chunks.
 
     SystemExit for a size, special tokens or a pattern that cannot work.
     """
@@ -382,8 +382,8 @@ def check_pattern(pattern: str) -> None:
 
 def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[str, int]:
     """
-    How often each distinct chunk occurs. All later work is done once per distinct chunk, and a few
-    words make up most of a text.
+    How often each distinct chunk occurs. All later work is done once per distinct chunk, which is
+    fast because a few words make up most of a text.
     """
     # 1) Blocks of text, counted by several processes
     parts = map(valid_text, texts)
@@ -403,7 +403,7 @@ def count_chunks(texts: Iterable[str], pattern: str, num_workers: int) -> dict[s
     if kept != seen:
         raise SystemExit(
             f'pattern {pattern!r} leaves out {seen - kept:,} of {seen:,} characters: '
-            'add an alternative |.'
+            'add the alternative |(?s:.) at its end'
         )
     return counts
 
@@ -414,7 +414,7 @@ def chunk_counter(pattern: str) -> Callable[[list[str]], tuple[dict[str, int], i
 
     def count_block(block: list[str]) -> tuple[dict[str, int], int]:
         """(how often each chunk occurs, number of characters). The slow regex runs once for each
-        distinct segment."""
+        distinct segment, if the pattern is in SPLITTABLE."""
         length = sum(map(len, block))
         times = [1] * len(block)
         if pattern in SPLITTABLE:
@@ -441,9 +441,9 @@ def learn_merges(
     and place + length, and a merge writes three cells per place.
 
     All places of a pair arise at one merge, the one that made its newer id; later merges only
-    remove places. So the pair's count at that moment is an upper bound forever, and no counts are
-    kept up to date: a pair is counted when its turn comes, and goes back into the queue if it has
-    become rarer.
+    remove places. So the pair's count at that moment stays an upper bound, and counts need no
+    updates: a pair is counted again when it reaches the head of the queue, and goes back into the
+    queue if it has become rarer.
 
     The pairs that arise at one merge are a family, sorted by count; only its first member is in the
     queue.
@@ -676,15 +676,15 @@ def fetch(name: str, hint: str = 'try again') -> tiktoken.Encoding:
     cannot."""
     try:
         return tiktoken.get_encoding(name)
-    except (OSError, ValueError) as error:  # requests raises OSErrors, tiktoken for a wrong hash
+    except (OSError, ValueError) as error:  # by requests; by tiktoken for a wrong hash
         reason = type(error).__name__
         raise SystemExit(f'{name}: tiktoken could not get it ({reason}): {hint}') from None
 
 
 def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[int, int]]:
     """
-    The merges of a table that has joined bytes only, as tiktoken's: the two halves of a piece are
-    what all earlier merges leave of its bytes. ValueError if more than two parts are left.
+    The merges of a table that holds only the joined bytes, such as tiktoken's. All earlier merges,
+    applied to the bytes of a piece, leave its two halves. ValueError if they leave more parts.
     """
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [piece[i : i + 1] for i in range(len(piece))]
@@ -730,7 +730,7 @@ def show_tokens(tokenizer: Tokenizer, text: str, derive: bool = False, colour: b
     The text with its tokens in alternating colours, or between bars, and their ids in the next
     line. derive: below that, the merges that made each token.
     """
-    # 1) The tokens. A line break in the text is spelled, and breaks the line too
+    # 1) The tokens. A line break is shown as \n, and also breaks the line
     ids = tokenizer.encode(text)
     spelled = {i: tokenizer.decode_bytes([i]).decode('utf-8', 'backslashreplace') for i in ids}
     painted = ''
@@ -749,7 +749,7 @@ def show_tokens(tokenizer: Tokenizer, text: str, derive: bool = False, colour: b
 
 
 def derivation(tokenizer: Tokenizer, i: int) -> list[str]:
-    """A line for the merge that made id i, then the lines of its halves, two columns further in."""
+    """A line for the merge that made id i, then the lines of its halves, indented by two."""
     lines = []
     todo = [(i, '       ')]
     while todo:
@@ -763,7 +763,7 @@ def derivation(tokenizer: Tokenizer, i: int) -> list[str]:
 
 
 def compare(encoders: dict[str, Callable[[str], list[int]]], texts: dict[str, str]) -> str:
-    """A table of bytes per token. The more, the more text fits into a model's context."""
+    """A table of bytes per token. Higher is better: more text fits into a model's context."""
     lines = ['| bytes per token | ' + ' | '.join(encoders) + ' |', '|:--|' + '--:|' * len(encoders)]
     for kind, text in texts.items():
         size = len(text.encode('utf-8'))
@@ -782,8 +782,8 @@ if __name__ == '__main__':
     input = ''  # files to learn from, with commas, * allowed: .txt, .jsonl and .parquet with "text"
     vocab_size = 1024  # ids in all: 256 bytes, the merges and the special tokens; at most 65,536
     special = '<|bos|>'  # special tokens, separated by commas
-    special_first = False  # they take the first ids instead of the last
-    pattern = PATTERN  # a regular expression that matches each chunk; no merge crosses a chunk
+    special_first = False  # give them the first ids instead of the last
+    pattern = PATTERN  # a regular expression that matches each chunk; no token spans two chunks
     max_chars = 0  # learn from this many characters only; 0 is all
     num_workers = 0  # processes that count; 0 is one per core
     out = 'tok.json'  # where to write the tokenizer
@@ -813,7 +813,7 @@ if __name__ == '__main__':
         for file in sorted(files) or [input]:
             if not Path(file).is_file() or Path(file).suffix.lower() not in SUFFIXES:
                 kinds = ', '.join(SUFFIXES)
-                raise SystemExit(f'--input={file}: no such file of text, expected one of {kinds}')
+                raise SystemExit(f'--input={file}: no such file, expected text in one of {kinds}')
         return sorted(files)
 
     def read(files: list[str]) -> Iterator[str]:
@@ -842,7 +842,7 @@ if __name__ == '__main__':
             raise SystemExit(
                 f'max_chars={max_chars} and num_workers={num_workers}, expected at least 0'
             )
-        if out.endswith('.pt'):  # a run's, which --show reads
+        if out.endswith('.pt'):  # a checkpoint, which only --show reads
             raise SystemExit(f'--out={out}: cannot be written, expected a name that ends in .json')
         disk.try_writing(out)
         # 2) Train

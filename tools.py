@@ -4,12 +4,13 @@ Tools the assistant may call: a calculator.
     >>> calculate('(1,250 - 50) * 3 / 4')
     '900'
 
-A model wrote the expression, and a model writes what its users talk it into: it must never be run.
-eval() reaches all of Python through attributes, whatever names are removed, and `9**9**9` alone
-keeps it busy forever. So the text is only parsed, and a walker does arithmetic on the nodes it
-knows: numbers, + - * / // % **, signs, parentheses. Caps on length, nesting and the size of every
-value keep it fast. It uses no signals, so it works in any thread. Running whole programs needs a
-sandbox, a process of its own: not here.
+A model wrote the expression, and users can talk a model into writing anything. So it must never be
+passed to eval(), which reaches all of Python through attributes, whatever names are removed, and
+which `9**9**9` alone keeps busy forever. The text is only parsed, and value() does arithmetic on
+the nodes it knows: numbers, + - * / // % **, signs, parentheses. Caps on length, nesting and the
+size of every value keep it fast. It uses no signals, so it works in any thread.
+
+Left out on purpose: running whole programs, which needs a sandbox in a process of its own.
 """
 
 import ast
@@ -20,7 +21,7 @@ from decimal import Decimal
 
 MAX_LENGTH = 200  # characters of an expression
 MAX_NESTING = 20  # parentheses within parentheses
-MAX_VALUE = 10**30  # bound of every intermediate value, far above sums about people and money
+MAX_VALUE = 10**30  # every intermediate value stays below; far above what word problems need
 SIGNIFICANT = 10  # digits of a result with a fraction: hides 0.1 + 0.2 = 0.30000000000000004
 ALLOWED = re.compile(r'[0-9eE.,+\-*/%() \t]*')  # e for 1e6
 THOUSANDS = re.compile(r'(?<![0-9.,eE])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])')  # 1,000; 12,345,678
@@ -67,7 +68,7 @@ def calculate(expression: str) -> str:
 
 
 def value(node: ast.expr) -> int | float:
-    """The number a node stands for. Each is bounded at once, so the next operation is cheap."""
+    """The value of a node. Each value is checked at once, so the next operation is cheap."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return bounded(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
@@ -89,7 +90,7 @@ def power(base: int | float, exponent: int | float) -> int | float:
 def bounded(number: int | float | complex) -> int | float:
     if isinstance(number, complex):  # (-8) ** 0.5
         raise ValueError('no real number')
-    if not abs(number) < MAX_VALUE:  # written this way it refuses nan too
+    if not abs(number) < MAX_VALUE:  # not >=, so that nan is refused too
         raise ValueError('too large')
     return number
 
@@ -98,7 +99,7 @@ def spell(number: int | float) -> str:
     # a float holds whole numbers exactly up to 2**53
     if isinstance(number, int) or number.is_integer() and abs(number) < 2**53:
         return str(int(number))
-    if abs(number) <= 1e-15:  # 1e-15 is readable in no form; larger numbers are written out
+    if abs(number) <= 1e-15:  # in scientific notation; larger numbers are written out
         return f'{number:.{SIGNIFICANT}g}'
     rounded = Decimal(f'{number:.{SIGNIFICANT}g}').normalize()
     return f'{rounded:f}'

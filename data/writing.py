@@ -90,8 +90,8 @@ def cut_documents(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, b
 
 def write_conversations(out: Writer, examples: Iterable[tuple[str, Example]]) -> None:
     """
-    Write the conversations of (split, example): of a preference the chosen one, then the rejected
-    one. SystemExit if the tokenizer has no special tokens for them.
+    Write the conversations of each (split, example): one, or for a preference the chosen and then
+    the rejected one. SystemExit if the tokenizer has no special tokens for them.
     """
     chat = Chat(out.tokenizer)
     collector = Collector(out)
@@ -107,8 +107,8 @@ def write_conversations(out: Writer, examples: Iterable[tuple[str, Example]]) ->
 
 def write_problems(out: Writer, examples: Iterable[tuple[str, Example]], skill: str) -> None:
     """
-    Write (split, example) twice: with the answers as conversations, for sft, and without as
-    problems.jsonl, for rl and evaluation. skill: their name in tables of results.
+    Write each (split, example) twice: as a conversation with the answer, for sft, and as a line of
+    problems.jsonl, for rl and evaluation. skill: the name of all of them in tables of results.
     """
     lines = []
 

@@ -26,11 +26,11 @@ own: --tokenizer=out/run, the run's folder (or a .pt file, a tok.json, a data fo
 need special tokens, which gpt2 and char lack. A document begins with <|bos|>; with char, which has
 no such token, it ends with a line break.
 
-Validation: the last val_fraction of all characters of text. Of other kinds that share of the lines,
-evenly spread: at least one and never all; of ten lines the last.
+Validation: of text, the last val_fraction of all characters. Of other kinds, that share of the
+lines, evenly spread: at least one and never all. Of ten lines it is the last.
 
-An earlier preparation in data/<name> is replaced. Files that no preparation wrote are refused: a
-train.bin that meta.json does not list, a problems.jsonl that was edited.
+An earlier preparation in data/<name> is replaced. A file that no preparation wrote is not: the
+program stops at a train.bin that meta.json does not list, or a problems.jsonl that was edited.
 """
 
 import json
@@ -100,7 +100,7 @@ def prepare_text(source: Source, folder: Path) -> str:
 
 
 def documents(source: Source) -> Iterator[str]:
-    """The documents of all files. A line break ends each where no id begins one."""
+    """The documents of all files. With char, a line break ends each: it has no bos."""
     for text in read_texts(source):
         if tokenizer == 'char' and text and not text.endswith('\n'):
             text += '\n'
@@ -164,7 +164,7 @@ def split_lines(total: int) -> list[str]:
 
 
 def texts_of(examples: Iterable[Example]) -> Iterator[str]:
-    """All that is said in the conversations."""
+    """The text of every message of the conversations."""
     for example in examples:
         for messages in example.conversations:
             for message in messages:
@@ -243,7 +243,7 @@ def check_folder(source: Source, folder: Path) -> None:
     inputs = [file for file in source.files if Path(file).exists()]
     if problems.exists() and any(problems.samefile(file) for file in inputs):
         raise SystemExit(
-            f'{problems}: an input cannot lie where the problems of the prepared data belong: '
+            f'{problems}: an input cannot be where the prepared problems will be written: '
             'rename it, or take another --name'
         )
     names = []
@@ -255,7 +255,7 @@ def check_folder(source: Source, folder: Path) -> None:
 
 
 def main(files: list[str]) -> None:
-    # 1) Check what would fail late
+    # 1) Check now what would fail late
     if not files:
         raise SystemExit(
             'no files: python data/custom/prepare.py FILE... with .txt, .jsonl or .parquet files'
