@@ -1,5 +1,5 @@
 """
-Readers: the ways of making training steps of token files. A reader is a sequence of steps:
+Readers turn token files into training steps. A reader is a sequence of steps:
 
     len(reader)    steps per epoch
     reader[i]      yields this rank's micro-batches of step i, a pure function of i
@@ -10,11 +10,13 @@ Readers: the ways of making training steps of token files. A reader is a sequenc
     for batch in reader[0]:
         (batch.weights * model(batch.inputs, batch.targets)).sum().backward()
 
-Stream reads text, Packed conversations, Pairs answers to choose between; in Rollouts the model
-writes its own rows. Row g of a run is row order(epoch)[g mod n] of the data, with epoch = g div n:
-steps span epochs, small data wraps around, nothing is dropped. Weights divide by the whole step,
-over all its micro-batches and all ranks, so losses, counts and gradients add up. Resuming needs no
-state.
+Stream reads text, Packed conversations, Pairs a better and a worse answer to each prompt. In
+Rollouts the model writes the rows itself.
+
+With n rows of data, row g of a run is row order(epoch)[g mod n], where epoch = g div n. So a step
+may span epochs, small data wraps around, no row is dropped, and resuming needs no state. Weights
+are divided by the total of the whole step, over all micro-batches and ranks, so losses, counts and
+gradients add up.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +42,7 @@ class Shape(NamedTuple):
     rank: int = 0
     world_size: int = 1
     seed: int = 1337
-    dtype: torch.dtype = torch.float32  # of the weights
+    dtype: torch.dtype = torch.float32  # of Batch.weights
 
 
 class Batch(NamedTuple):
@@ -49,7 +51,7 @@ class Batch(NamedTuple):
     inputs: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64, inputs shifted by one
     weights: torch.Tensor  # (B, T) each target's share of the step's loss
-    share: torch.Tensor | None = None  # (B,) Pairs: the share of the step's loss of a row's pair
+    share: torch.Tensor | None = None  # (B,) Pairs: its pair's share of the step's loss
     reference: torch.Tensor | None = None  # (B,) Pairs: log-probability under the reference
     metrics: dict = {}  # {name: number} for the log, additive over micro-batches and ranks
 
@@ -70,9 +72,9 @@ class Reader:
     What all readers share: which rows make up step i on this rank, and how rows become tensors of
     one static shape.
 
-    A subclass has num_rows, row(r) -> (T + 1,) ids and (T,) weights (or one weight for all), and
-    count(r), the sum of the weights. It may set group: rows that belong together stay on one rank,
-    and in one micro-batch if batch_size is a multiple of group.
+    A subclass has row(r) -> (T + 1,) ids and (T,) weights (or one weight for all), and count(r),
+    the sum of the weights. It may set group, the number of consecutive rows that belong together:
+    they stay on one rank, and in one micro-batch if batch_size is a multiple of group.
 
     Example: 8 rows on 3 ranks with batch_size 2. The fullest rank has 3 rows, so each rank runs 2
     micro-batches of 2 rows; missing rows have weight 0.
@@ -85,13 +87,13 @@ class Reader:
         self.num_rows = num_rows
         self.shape = shape
         self.shuffle = shuffle
-        self.orders = {}  # epoch -> order(epoch), the latest two
+        self.orders = {}  # {epoch: order(epoch)}, the latest two
         groups, rest = divmod(shape.rows_per_step, self.group)
         if rest:
             raise SystemExit(
                 f'a step has {shape.rows_per_step} rows (gradient_accumulation_steps * '
                 f'batch_size), expected a multiple of {self.group}, the rows that belong together; '
-                'change either'
+                'change one of the two'
             )
         # every rank runs as many micro-batches as the fullest one, all of one size
         unit = self.group if shape.batch_size % self.group == 0 else 1
@@ -113,7 +115,7 @@ class Reader:
         return self.orders[epoch]
 
     def groups(self, step: int) -> list[int]:
-        """The groups of step i over all ranks, in order. Rank r has every world_size-th of them,
+        """The groups of a step over all ranks, in order. Rank r has every world_size-th of them,
         starting at number r."""
         count = self.shape.rows_per_step // self.group
         positions = np.arange(count) + step * count
@@ -121,16 +123,16 @@ class Reader:
         return [int(g) for e in np.unique(epochs) for g in self.order(int(e))[places[epochs == e]]]
 
     def rows(self, step: int) -> list[int]:
-        """The data rows of step i over all ranks, in order."""
+        """The data rows of a step over all ranks, in order."""
         return [g * self.group + i for g in self.groups(step) for i in range(self.group)]
 
     def mine(self, step: int) -> list[int]:
-        """The data rows of step i on this rank, in the order of its micro-batches."""
+        """The data rows of a step on this rank, in the order of its micro-batches."""
         groups = self.groups(step)[self.shape.rank :: self.shape.world_size]
         return [g * self.group + i for g in groups for i in range(self.group)]
 
     def total(self, step: int) -> int:
-        """The divisor of the weights: the supervised targets of step i over all ranks."""
+        """The divisor of the weights: the supervised targets of a step over all ranks."""
         return max(1, sum(self.count(r) for r in self.rows(step)))
 
     def __getitem__(self, step: int) -> Iterator[Batch]:
@@ -144,7 +146,7 @@ class Reader:
         return self.collate((ids, weights / total) for ids, weights in map(self.row, rows))
 
     def collate(self, rows) -> Batch:
-        """(ids, weights) of each row -> tensors. Rows that this rank lacks have weight 0."""
+        """(ids, weights) of each row -> tensors. Missing rows have weight 0."""
         T = self.shape.block_size
         B = self.micro_batch_rows
         ids = np.zeros((B, T + 1), np.int64)
@@ -158,7 +160,7 @@ class Reader:
 
 
 def count_rows(shards: Shards, block_size: int) -> int:
-    """Rows of block_size tokens and their targets. SystemExit for less than one."""
+    """How many rows of block_size inputs and targets the shards hold. SystemExit if none."""
     if len(shards) <= block_size:
         raise SystemExit(
             f'{shards.paths[0]} holds {len(shards)} tokens, less than one row: '
@@ -172,8 +174,8 @@ class Stream(Reader):
     Text, cut into rows in which every token counts (pretraining).
 
     Row k starts at the first <|bos|> at or after k * T and before (k + 1) * T, so that most rows
-    begin a document; at k * T where there is none, or bos is None. limit: at most this many rows. A
-    validation reader has all its rows in one step, unshuffled, cut at k * T: each target once.
+    begin a document; at k * T if there is none. Without bos, as in validation, every row starts at
+    k * T, and no target occurs twice. limit: at most this many rows.
     """
 
     def __init__(
@@ -194,7 +196,7 @@ class Stream(Reader):
             return self.shards.read(r * T, T + 1), 1.0
         ids = self.shards.read(r * T, 2 * T)
         starts = np.flatnonzero(ids[:T] == self.bos)
-        # the last rows of the data read fewer than 2 * T ids: a later start may not leave T + 1
+        # near the end of the data fewer than 2 * T ids are left: T + 1 must follow the start
         start = int(starts[0]) if len(starts) and starts[0] + T < len(ids) else 0
         return ids[start : start + T + 1], 1.0
 
@@ -215,8 +217,8 @@ def find_documents(shards: Shards, bos: int) -> np.ndarray:
 
 
 def count_spoken(shards: Shards, chat, starts: np.ndarray, size: int) -> np.ndarray:
-    """(n,) int64: how many of each document's first `size` ids the assistant says. Reads about a
-    million ids at a time."""
+    """(n,) int64: how many of each document's first `size` ids the assistant says. Reads whole
+    documents, about a million ids at a time."""
     counts = np.zeros(len(starts) - 1, np.int64)
     i = 0
     while i < len(counts):
@@ -233,8 +235,8 @@ def count_spoken(shards: Shards, chat, starts: np.ndarray, size: int) -> np.ndar
 
 def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """
-    Bin packing, best fit decreasing (Johnson, 1974): the largest item first, each into the row it
-    fills best. Returns each item's row, and the number of rows.
+    Bin packing, best fit decreasing (Johnson, 1974): the largest item first, each into the fullest
+    row that has room for it. Returns each item's row, and the number of rows.
 
     Rows are listed by the room they have left. Bit r of `rooms` says that a row with room r exists,
     so that finding the best row takes a few operations, however many rows there are.
@@ -266,7 +268,7 @@ class Packed(Reader):
     Whole conversations, packed into rows; only what the assistant says counts (mid, SFT).
 
     A conversation longer than a row is cut by chat.pieces. Pieces in which the assistant says
-    nothing are dropped, so that every row teaches something. The rest of a row is bos at weight 0.
+    nothing are dropped, so that every row teaches something. Rows are padded with bos at weight 0.
     Best fit puts long conversations first, so rows are renumbered by a fixed permutation: the first
     `limit` rows are then a fair sample.
     """
@@ -285,8 +287,8 @@ class Packed(Reader):
                 f'{shards.paths[0]} has no token that the assistant says, expected conversations'
             )
 
-        # 2) Pack them. Each copy of a mixture is packed by itself: were a conversation twice in a
-        # row, the model could copy it
+        # 2) Pack them, each copy of a mixture separately: from a row with a conversation twice the
+        # model would learn to copy
         row_of = np.zeros(len(pieces), np.int64)
         num_rows = 0
         copies = shards.copies[np.searchsorted(shards.ends, pieces[:, 0], side='right')]
@@ -303,8 +305,8 @@ class Packed(Reader):
         super().__init__(min(num_rows, limit or num_rows), shape, shuffle)
 
     def find_pieces(self) -> np.ndarray:
-        """(n, 5) int64 for each piece: position and length of its document, number within it, ids,
-        and how many of them the assistant says."""
+        """(n, 5) int64. For each piece: its document's position and length, its number within the
+        document, how many ids it has, and how many of them the assistant says."""
         starts = find_documents(self.shards, self.chat.bos)
         places = starts[:-1]
         lengths = np.diff(starts)
@@ -340,7 +342,7 @@ class Packed(Reader):
 
 
 def pad(ids, size: int, bos: int) -> np.ndarray:
-    """(n,) ids -> (size,) ids, filled up with bos, which the mask never counts."""
+    """(n,) ids -> (size,) ids, padded with bos, which never counts as spoken."""
     return np.concatenate((ids, np.full(size - len(ids), bos))).astype(np.int64)
 
 
@@ -349,10 +351,10 @@ class Pairs(Reader):
     Preferences (DPO): documents 2i and 2i + 1 are the chosen and the rejected answer to one prompt;
     rows of a batch alternate likewise.
 
-    weights are 1 where the assistant speaks, undivided: the loss needs log-probabilities of whole
-    rows. share is a pair's part of the step. reference holds one number per row of the data and may
-    be set later. Rows are padded to the longest document, rounded up to 64: shape.block_size
-    becomes that, if it was more.
+    weights are 1 where the assistant speaks, not divided by a total: the loss needs
+    log-probabilities of whole answers. share is a pair's part of the step. reference holds one
+    number per row of the data and may be set later. Rows are no longer than the longest document,
+    rounded up to a multiple of 64: shape.block_size is lowered to that.
     """
 
     group = 2
@@ -385,7 +387,7 @@ class Pairs(Reader):
                 f'within {T + 1} tokens; shorten or repair it'
             )
 
-        # 2) Rows as long as the longest document
+        # 2) Rows no longer than the longest document
         lengths = np.diff(self.starts)
         too_long = int((lengths > T + 1).sum())
         if too_long and shape.rank == 0:
@@ -424,7 +426,7 @@ class Pairs(Reader):
 
     def batch(self, rows: list[int], total: int) -> Batch:
         def column(numbers):
-            column = np.zeros(self.micro_batch_rows)  # 0 for the rows that a rank lacks
+            column = np.zeros(self.micro_batch_rows)  # 0 for missing rows
             column[: len(rows)] = numbers
             return torch.from_numpy(column).to(self.shape.dtype)
 
@@ -447,11 +449,12 @@ class Rollouts(Reader):
             temperature 1; sample j of prompt number q draws from stream (*seed, q, j) on any rank
         grade(problem, text) -> reward      problem: see tasks.py; text: what a user would see
         add_up(numbers) -> their sums over the ranks; called once per step
-        note({'prompt', 'text', 'reward'})  the step's first answer with its calls, on rank 0
-        device                              of the batches; Ahead cannot be used here
+        note({'prompt', 'text', 'reward'})  the step's first answer with its tool calls, on rank 0
+        device                              of the batches
 
-    Answers with advantage 0 are left out. So ranks may run different numbers of micro-batches, at
-    least one each. A step is a pure function of its number and the model's weights.
+    Answers with advantage 0 are left out, so ranks may run different numbers of micro-batches, but
+    at least one. A step is a pure function of its number and the model's weights. So Ahead cannot
+    be used: it would generate with the weights before the update.
     """
 
     def __init__(
@@ -482,7 +485,7 @@ class Rollouts(Reader):
             raise SystemExit(
                 f'the question {question!r:.60} takes {needed - max_tokens} tokens, expected at '
                 f'most block_size - rl_tokens = {shape.block_size} - {max_tokens}; '
-                'take shorter ones, or lower --rl_tokens'
+                'shorten it, or lower --rl_tokens'
             )
         shape = shape._replace(block_size=min(shape.block_size, ceil_to(needed, 64)))
         super().__init__(len(problems) * samples, shape)
@@ -503,7 +506,7 @@ class Rollouts(Reader):
         asked = [q for q in questions for _ in range(S)]  # the question of each answer
         rewards = [self.grade(self.problems[q], answer.text) for q, answer in zip(asked, answers)]
         rewards = np.array(rewards).reshape(-1, S).astype(np.float64)
-        equal = rewards.max(1) == rewards.min(1)  # exactly 0 there, not the mean's rounding error
+        equal = rewards.max(1) == rewards.min(1)  # advantage exactly 0, no rounding error
         centred = rewards - rewards.mean(1, keepdims=True)
         advantages = np.where(equal[:, None], 0.0, centred).flatten()
 
@@ -533,7 +536,7 @@ class Rollouts(Reader):
             yield batch._replace(metrics={} if b else metrics).to(self.device)
 
     def lay_out(self, prompt, answer):
-        """Prompt and answer -> (T + 1,) ids of a row, (T,) bool: which targets were sampled."""
+        """Prompt and answer -> (T + 1,) ids of a row, (T,) bool: True for sampled targets."""
         ids = pad([*prompt, *answer.ids], self.shape.block_size + 1, self.chat.bos)
         sampled = np.zeros(len(ids) - 1, bool)
         first = len(prompt) - 1
@@ -545,14 +548,14 @@ class Rollouts(Reader):
 
 
 class Ahead:
-    """The same steps on the device. A thread prepares and copies the next step meanwhile."""
+    """A reader's steps on the device. A thread prepares the next step while one is in use."""
 
     def __init__(self, reader: Reader, device: str):
         self.reader = reader
         self.device = device
         self.step = None
         self.ready = None
-        # a thread has a current card of its own, which pinning memory uses
+        # pinned memory belongs to the current card, which each thread sets for itself
         own_card = {}
         if device.startswith('cuda'):
             own_card = dict(initializer=torch.cuda.set_device, initargs=(device,))
@@ -562,7 +565,7 @@ class Ahead:
         return len(self.reader)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        if self.step != step:  # through the thread too: a reader is not for two threads at once
+        if self.step != step:  # only the thread uses the reader: it is not thread-safe
             self.step = step
             self.ready = self.pool.submit(self.prepare, step)
         batches = self.ready.result()

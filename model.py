@@ -1,10 +1,10 @@
 """
-The model: a decoder-only Transformer. Its settings cover GPT-2, NanoChat, Llama and Qwen3.
+The model: a decoder-only Transformer. Its settings cover GPT-2, nanochat, Llama and Qwen3.
 
     model = GPT(GPTConfig(vocab_size=65, **PRESETS['nano']))
     nll = model(inputs, targets)           # (B, T): -ln p of each target, in nats; no reduction
     logits = model(inputs)                 # (B, T, vocab_size)
-    logits = model(inputs, cache=cache)    # the same for a continuation of what the cache holds
+    logits = model(inputs, cache=cache)    # likewise; inputs continue the rows in the cache
 
 Shapes: B rows, T tokens per row, C = n_embd, H heads, D = head_dim.
 
@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-# A preset is a set of settings. train.py takes each of them alone too, to compare one at a time.
+# Each of these is also a setting of train.py, so that they can be compared one at a time
 PRESETS = {
     'nano': dict(
         norm='rms', norm_eps=1e-6, positions='rope', rope_theta=10000.0, qk_norm='rms',
@@ -62,9 +62,8 @@ class GPTConfig:
     n_kv_head: int = 0  # heads of keys and values (GQA: Ainslie et al., 2023); 0 is n_head
     n_embd: int = 768
     head_dim: int = 0  # 0 is n_embd / n_head
-    n_hidden: int = (
-        0  # width of the MLP; 0 is 4 * n_embd, or 8/3 * n_embd rounded up to 64 (swiglu)
-    )
+    # width of the MLP; 0 is 4 * n_embd, or for swiglu 8/3 * n_embd rounded up to a multiple of 64
+    n_hidden: int = 0
     dropout: float = 0.0
     bias: bool = False  # in linear layers and LayerNorm, as in GPT-2
     norm: str = 'rms'  # rms | rms_gain | layer
@@ -78,7 +77,7 @@ class GPTConfig:
     softcap: float = 15.0  # logits stay within (-softcap, softcap); 0 is off
     init_std: float = 0.0  # standard deviation of the initial weights; 0 is 1 / sqrt(fan-in)
     zero_init: bool = True  # output projections and an untied head start at zero
-    bos: int = -1  # no token attends across this id, which begins a document; -1: a row is one text
+    bos: int = -1  # begins a document; no token attends to earlier documents; -1: a row is one text
 
     def __post_init__(self):
         # 1) Choices and ranges
@@ -103,7 +102,7 @@ class GPTConfig:
                 raise SystemExit(f'{name} is {getattr(self, name)}, expected at least {minimum}')
         if self.dropout >= 1:
             raise SystemExit(f'dropout is {self.dropout}, expected less than 1')
-        # 2) Derived sizes, and what must divide what
+        # 2) Derived sizes, which must divide evenly
         if not self.head_dim and self.n_embd % self.n_head:
             raise SystemExit(
                 f'n_embd is {self.n_embd}, expected a multiple of n_head = {self.n_head} '
@@ -148,7 +147,7 @@ class Norm(nn.Module):
 
 def rotate(x, cos, sin):
     """RoPE (Su et al., 2021): rotate the point (x[i], x[i + D/2]) by an angle proportional to its
-    position. Sense of rotation and pairing are Llama's.
+    position. Pairs and direction of rotation are as in Llama.
 
     x (B, H, T, D), cos and sin (B or 1, 1, T, D/2) -> (B, H, T, D), at least float32.
     """
@@ -196,7 +195,7 @@ class CausalSelfAttention(nn.Module):
         q = q.to(v.dtype)
         k = k.to(v.dtype)
 
-        # 2) With a cache: store the new keys and values, attend to all there are
+        # 2) With a cache: store the new keys and values, attend to all that it holds
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H_kv, width, D)
 
@@ -250,7 +249,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        # 1) The layers. Tables have a multiple of 64 rows, which tensor cores like
+        # 1) The layers. Tables have a multiple of 64 rows, for faster matrix products
         rows = ceil_to(config.vocab_size, 64)
         parts = dict(
             wte=nn.Embedding(rows, config.n_embd),
@@ -262,12 +261,12 @@ class GPT(nn.Module):
             parts['wpe'] = nn.Embedding(config.block_size, config.n_embd)
         else:
             # radians per token
-            turns = config.rope_theta ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
-            angles = torch.outer(torch.arange(config.block_size), turns)  # (T, D/2)
+            speeds = config.rope_theta ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
+            angles = torch.outer(torch.arange(config.block_size), speeds)  # (T, D/2)
             self.register_buffer('cos', angles.cos(), persistent=False)
             self.register_buffer('sin', angles.sin(), persistent=False)
         self.transformer = nn.ModuleDict(parts)
-        # 3) Input norm and head. The norm has no gain: the table could absorb it
+        # 3) Input norm and head. The norm has no gain: the table can learn its effect
         self.embed_norm = nn.Identity()
         if config.embed_norm:
             self.embed_norm = Norm(config.n_embd, 'rms', config.norm_eps)
@@ -282,7 +281,7 @@ class GPT(nn.Module):
         config = self.config
         for name, p in self.named_parameters():
             layer, kind = f'.{name}'.split('.')[-2:]
-            # a lookup reads one row and sums nothing, so its weights need no 1 / sqrt(fan-in)
+            # an embedding looks up one row and sums nothing: no 1 / sqrt(fan-in) is needed
             lookup = layer in ('wte', 'wpe') and not config.tied_head
             std = config.init_std or (1.0 if lookup else p.shape[-1] ** -0.5)
             if layer in ('ln_1', 'ln_2', 'ln_f', 'q_norm', 'k_norm'):
@@ -312,7 +311,7 @@ class GPT(nn.Module):
         pieces = ceil_to(logits_bytes, LOGITS_BYTES) // LOGITS_BYTES
         if pieces == 1:
             return self.nll(x, targets).view(inputs.shape)
-        # The logits of one piece at a time, recomputed in backward: less memory, a little more time
+        # Compute the logits piece by piece, and again in backward: less memory, a little more time
         nll = [
             checkpoint(self.nll, *piece, use_reentrant=False, preserve_rng_state=False)
             for piece in zip(x.chunk(pieces), targets.chunk(pieces))
@@ -376,8 +375,8 @@ class GPT(nn.Module):
 
     def matrix_blocks(self) -> dict[str, list[int]]:
         """{name: rows} of the weight matrices inside the layers. A matrix may stack several maps
-        (q, k and v in c_attn, gate and up in swiglu's c_fc); rows are their heights. Muon treats
-        each map by itself."""
+        (q, k and v in c_attn, gate and up in swiglu's c_fc); rows are their heights. Muon updates
+        each map separately."""
         return {
             f'transformer.h.{layer}.{part}.{name}.weight': rows
             for layer, block in enumerate(self.transformer.h)
@@ -395,9 +394,9 @@ class GPT(nn.Module):
         return total
 
     def flops_per_token(self) -> int:
-        """FLOPs of forward and backward per token in full rows (PaLM, 2022, appendix B): 6 for each
-        parameter, and 6 for each number in attention's two products. Gains and biases count as
-        matrices: negligible."""
+        """FLOPs of forward and backward per token of a full row (PaLM, 2022, appendix B): 6 per
+        parameter, and 6 per multiplication in attention's two products. Gains and biases count like
+        matrix entries: they are negligible."""
         config = self.config
         attention = 2 * config.n_layer * config.n_head * config.head_dim * config.block_size
         return 6 * (self.num_params(embeddings=False) + attention)

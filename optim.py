@@ -7,9 +7,9 @@ Muon for the matrices inside the layers, AdamW for everything else, on one rank 
     norm = optimizer.norm()                   # of the whole gradient, the same on all ranks
     optimizer.step(lr, norm, grad_clip)       # nothing moves where norm is not finite
 
-Parameters that move by one rule are concatenated into a bucket. A bucket is cut into one share per
-rank; each rank keeps the moments of its share and updates only that (ZeRO, Rajbhandari et al.,
-2020). Nothing here waits for the device.
+Parameters with the same update rule are concatenated into a bucket. A bucket is cut into one share
+per rank. Each rank keeps the moments of its share and updates only that (ZeRO, Rajbhandari et al.,
+2020). On CUDA, only gloo makes a step wait for the device.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 # Newton-Schulz: x -> a x + b x^3 + c x^5 on the singular values. Each iteration has the
-# coefficients that do most for what the earlier ones leave (Polar Express: Amsel et al., 2025,
-# arXiv 2505.16932). MARGIN keeps rounding from lifting the largest singular value above 1.
+# best coefficients for the range that the earlier ones leave (Polar Express: Amsel et al., 2025,
+# arXiv 2505.16932). MARGIN keeps rounding from lifting the largest singular value above 1
 POLAR_EXPRESS = {
     5: (  # maps [0.001, 1] into [0.847, 1.141]
         (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -36,16 +36,16 @@ POLAR_EXPRESS = {
     ),
 }
 MARGIN = 1.02
-MOMENTUM = (0.85, 0.95, 300)  # Muon's: from, to, over this many steps (Keller Jordan's, short runs)
-GOOD_STEPS = 2000  # finite steps in a row that double fp16's loss scale
+MOMENTUM = (0.85, 0.95, 300)  # Muon's: from, to, in this many steps (Keller Jordan)
+GOOD_STEPS = 2000  # after this many finite steps in a row fp16's loss scale doubles
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     """(N, rows, columns) -> same shape: the singular vectors stay, the singular values become
-    about 1. In bf16 on CUDA."""
+    about 1. Computed in bf16 on CUDA."""
     X = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = X.shape[-2] > X.shape[-1]
-    X = X.mT if tall else X  # the smaller product
+    X = X.mT if tall else X  # so that X @ X.mT is the smaller product
     X = X / (X.norm(dim=(-2, -1), keepdim=True) * MARGIN + 1e-7)
     for a, b, c in POLAR_EXPRESS[iterations]:
         A = X @ X.mT
@@ -64,9 +64,9 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
 def muon(p, g, ok, count, lr, weight_decay, state, iterations):
     """Muon (Jordan et al., 2024). p, g (N, rows, columns) -> new p.
 
-    An orthogonal matrix has RMS 1 / sqrt(max(rows, columns)). The factor turns that into AdamW's,
-    about 0.2 (Moonlight: Liu et al., 2025). Weight decay acts only where it has the sign of the
-    update (cautious: Chen et al., 2025).
+    The entries of an orthogonal matrix have RMS 1 / sqrt(max(rows, columns)). The update is scaled
+    to RMS 0.2, about AdamW's (Moonlight: Liu et al., 2025). Weight decay acts only where it has the
+    sign of the update (cautious: Chen et al., 2025).
     """
     low, high, steps = MOMENTUM
     momentum = low + (high - low) * (count / steps).clamp(max=1.0)
@@ -78,10 +78,10 @@ def muon(p, g, ok, count, lr, weight_decay, state, iterations):
 
 
 def adamw(p, g, ok, count, lr, weight_decay, state, multiple, betas, eps=1e-8):
-    """AdamW (Loshchilov and Hutter, 2019). p, g (n,) -> new p. multiple scales the rate of the
-    update, not of the decay."""
+    """AdamW (Loshchilov and Hutter, 2019). p, g (n,) -> new p. multiple scales the update,
+    not the weight decay."""
     beta1, beta2 = betas
-    moved = ok.to(g.dtype)  # a number times a bool would be float32, whatever g is
+    moved = ok.to(g.dtype)  # a Python number times a bool tensor is float32, whatever g is
     state['m'].lerp_(g, (1 - beta1) * moved)
     state['v'].lerp_(g * g, (1 - beta2) * moved)
     m = state['m'] / (1 - beta1**count)
@@ -90,10 +90,10 @@ def adamw(p, g, ok, count, lr, weight_decay, state, multiple, betas, eps=1e-8):
 
 
 class Rule(NamedTuple):
-    """How a parameter moves. Parameters of one rule share a bucket."""
+    """How a parameter is updated. Parameters of one rule share a bucket."""
 
     kind: str  # muon | adamw
-    unit: tuple[int, ...]  # shape that is never split: a matrix for muon, () for adamw
+    unit: tuple[int, ...]  # shape of what ranks never split: a matrix for muon, () for adamw
     multiple: float  # of the learning rate
     decay: bool  # True for two-dimensional parameters; biases and gains do not decay
 
@@ -115,7 +115,7 @@ class Bucket:
         self.pieces = []  # (name, parameter, first row, one past the last)
         self.state = {}
         self.grad = None
-        self.work = None  # the reduction under way
+        self.work = None  # the reduction in progress
 
     def allocate(self):
         """Zero moments for this rank's share, once all pieces are in."""
@@ -183,8 +183,8 @@ class Bucket:
 class Optimizer:
     """
     model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate and head_rate are
-    multiples of the learning rate. rank, world_size and group: who shares the work. fp16: scale the
-    loss. compile: fuse the updates (CUDA).
+    multiples of the learning rate. iterations: of Newton-Schulz. rank, world_size, group: this
+    process among those that share the work. fp16: scale the loss. compile: fuse the updates (CUDA).
     """
 
     def __init__(
@@ -256,8 +256,8 @@ class Optimizer:
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """() norm of the whole gradient without the loss scale, on the device, the same on every
-        rank."""
+        """() L2 norm of the whole gradient without the loss scale, on the device, the same on every
+        rank. Call it after reduce()."""
         square = torch.stack([b.grad.square().sum() for b in self.buckets.values()]).sum()
         first = next(iter(self.buckets.values()))
         if first.world_size > 1:
@@ -266,8 +266,8 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr: float, norm: Tensor, grad_clip: float = 0.0) -> None:
-        """Unscale, clip to grad_clip (0 is off), update. Where norm is not finite no parameter,
-        moment or count changes."""
+        """Unscale, clip to grad_clip (0 is off), update. If norm is not finite, skip the step: no
+        parameter or moment changes."""
         # 1) One factor unscales and clips
         ok = norm.isfinite()
         clip = torch.clamp(grad_clip / norm, max=1.0) if grad_clip else 1.0
@@ -290,7 +290,7 @@ class Optimizer:
             bucket.write_back(bucket.collect(share))
             bucket.grad = None
 
-        # 3) Count
+        # 3) Count skipped steps
         self.keep_count(ok)
 
     def keep_count(self, ok):
@@ -307,7 +307,7 @@ class Optimizer:
             c['good'].mul_(~grow)
 
     def forget_skips(self) -> None:
-        """For a resumed run: the skipped steps in a row from before do not count."""
+        """On resume: forget past series of skipped steps, but not one that is still going on."""
         self.counters['most_in_a_row'].copy_(self.counters['in_a_row'])
 
     def state_dict(self) -> dict:
@@ -332,12 +332,12 @@ class Optimizer:
         ]
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore a state_dict() of a run with any number of ranks. SystemExit where it belongs to
+        """Restore a state_dict() of a run with any number of ranks. SystemExit if it belongs to
         another optimizer or architecture."""
         if state['layout'] != self.layout():
             raise SystemExit(
-                "the checkpoint's optimizer state is of another optimizer or architecture, or of "
-                'other embedding and head rates; leave --init_optimizer out, or use '
+                "the checkpoint's optimizer state belongs to another optimizer or architecture, or "
+                'to other embedding and head rates; leave --init_optimizer out, or use '
                 '--init_from=scratch'
             )
         for name, t in self.counters.items():

@@ -7,9 +7,9 @@ Token files: writing, checking and reading them.
     data = Data('data/mine')
     ids = data.split('train').read(0, 1000)
 
-On disk: raw ids (see id_dtype), nothing else, in train.bin or train_00000.bin, train_00001.bin, …,
-the same for val; beside them meta.json (facts about the shards) and tok.json (the tokenizer).
-nanoGPT's .bin files work as they are.
+On disk, a split is one shard, train.bin, or several, train_00000.bin, train_00001.bin, …; the same
+for val. A shard holds raw ids (see id_dtype) and nothing else. Beside the shards are meta.json
+(facts about them) and tok.json (the tokenizer). nanoGPT's .bin files work as they are.
 """
 
 import hashlib
@@ -47,12 +47,12 @@ class Writer:
             out.write('train', ids, num_bytes)  # as often as needed
             out.write('val', ids, num_bytes)    # num_bytes: the UTF-8 bytes of the ids' text
 
-    Everything gets temporary names first, and meta.json is written last: a folder is either whole
-    or refused by Data. Files of an earlier Writer are replaced or removed; any other file in their
-    place is refused (SystemExit).
+    Everything gets temporary names first, and meta.json is written last: Data either finds a whole
+    folder or refuses it. Files of an earlier Writer are replaced or removed. SystemExit if another
+    file would be replaced.
 
-    shard_tokens: ids of a shard, at most. notes: further keys of meta.json, such as the kind of the
-    data, what a model of these data knows, and prompts to try.
+    shard_tokens: the most ids in one shard. notes: further keys of meta.json, such as the kind of
+    the data, what a model trained on it knows, and prompts to try.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Writer:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.splits = {}
         self.notes = notes or {}
-        self.files = {}  # name of an added file: its sha256
+        self.files = {}  # {name of an added file: its sha256}
 
     def __enter__(self):
         return self
@@ -127,7 +127,7 @@ class Writer:
 
     def publish(self, shards: list[dict], parts: list[Path]) -> None:
         """Replace the folder's earlier files by the new ones."""
-        # 1) Flush to the disk: if it is full, that shows now, while the old data is still whole
+        # 1) Flush to the disk. A full disk fails here, while the old data is still whole
         for part in parts:
             disk.sync(part)
 
@@ -139,7 +139,7 @@ class Writer:
             shard['sha256'] = shard['sha256'].hexdigest()
         names = [shard['name'] for shard in shards] + list(self.files)
 
-        # 3) Remove meta.json, so that Data refuses the folder. Meanwhile UNFINISHED lists our files
+        # 3) Remove meta.json, so that Data refuses the folder; UNFINISHED lists our files instead
         stale = own_files(self.folder)
         with disk.replacing(self.folder / UNFINISHED) as file:
             file.write(json.dumps(sorted(stale | {*names, 'tok.json', 'meta.json'})).encode())
@@ -169,10 +169,10 @@ class Writer:
 
 def own_files(folder: Path) -> set[str]:
     """
-    Names of a data folder's files that a Writer made, which the next one may replace or remove.
+    Names of the files in a data folder that a Writer made: the next one may replace or remove them.
 
-    meta.json lists them. A file that came by Writer.add, such as problems.jsonl, is text that
-    people edit: it counts only while it is unchanged.
+    meta.json lists them. A file added by Writer.add, such as problems.jsonl, is text that people
+    edit: it counts only while it is unchanged.
     """
     there = {path.name: path for path in folder.glob('*') if path.is_file()}
     source = next((name for name in ('meta.json', UNFINISHED) if name in there), None)
@@ -197,7 +197,7 @@ def refuse_to_replace(folder: Path, names: Sequence[str] = ()) -> None:
     others = [str(folder / name) for name in names if name not in own and (folder / name).exists()]
     if others:
         raise SystemExit(
-            f'{", ".join(others)} would be replaced, and no preparation wrote it as it is: '
+            f'{", ".join(others)} would be replaced, but no preparation wrote it as it is: '
             'move it away, or prepare into another folder'
         )
 
@@ -235,13 +235,13 @@ def shard_files(folder: Path, split: str) -> list[Path]:
 
 class Data:
     """
-    A data folder, checked. SystemExit names what is wrong with it and the command that prepares it.
+    A data folder, checked. SystemExit says what is wrong, and which command prepares the folder.
 
-    folder, name    its path, and that as text for messages
-    meta            the content of meta.json; None for nanoGPT's files, which are taken for GPT-2's
+    folder, name    its path; the path as text, for messages
+    meta            the content of meta.json; None for nanoGPT's files: their ids are GPT-2's
     tokenizer       see tokenizer.py
     dtype           of the ids in its files
-    problems        path of problems.jsonl, in the folder or the one above; None without one
+    problems        path of problems.jsonl, in the folder or the one above it, or None
     """
 
     def __init__(self, folder: str | Path):
@@ -297,7 +297,7 @@ class Data:
             )
 
     def find_hint(self) -> str:
-        """How to prepare the folder: by a prepare.py in it or one folder up."""
+        """How to prepare the folder: by a prepare.py in it or one folder up, else data/custom's."""
         for place in (self.folder, self.folder.parent):
             if (place / 'prepare.py').exists():
                 return f'run: python {place / "prepare.py"}'
@@ -314,13 +314,14 @@ class Data:
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
     def refusal(self, what: str) -> SystemExit:
-        return SystemExit(console.printable(f'{what}; {self.hint}'))  # it may quote meta.json
+        # the text may quote meta.json, which may hold control characters
+        return SystemExit(console.printable(f'{what}; {self.hint}'))
 
     def split(self, name: str) -> 'Shards':
-        """The ids of a split. SystemExit if it has none, or if its files are not what meta.json
-        says."""
+        """The ids of a split. SystemExit if there are none, or if the files contradict
+        meta.json."""
         paths = shard_files(self.folder, name)
-        lengths = []  # ids
+        lengths = []  # ids per shard
         for path in paths:
             length, rest = divmod(path.stat().st_size, self.dtype.itemsize)
             if rest:
@@ -355,10 +356,10 @@ class Data:
 
 class Mixture:
     """
-    Several data folders read as one; used like a Data. parts: (data, how often an epoch reads it).
+    Several data folders, used like one Data. parts: (data, how often an epoch reads it).
 
-    folder is the first part's. So is meta, extended by keys that only other parts have; None if a
-    part has none. SystemExit if the parts have different tokenizers.
+    folder is the first part's. meta has the keys of all parts; where they differ, the earlier part
+    wins. It is None if a part has none. SystemExit if the parts have different tokenizers.
     """
 
     def __init__(self, parts: list[tuple[Data, int]]):
@@ -384,8 +385,8 @@ class Mixture:
         return None if None in hashes else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
     def split(self, name: str) -> 'Shards':
-        """The shards of all parts, in rounds: first all parts, then those that have a second copy,
-        and so on. Only 'train' repeats; data for evaluation is read once."""
+        """The shards of all parts, copy by copy: first every part, then those that an epoch
+        reads at least twice, and so on. Only 'train' repeats; data for evaluation is read once."""
         found = [
             (data.split(name), repeats if name == 'train' else 1) for data, repeats in self.parts
         ]
@@ -406,7 +407,7 @@ def mixture(dataset: str) -> list[tuple[str, int]]:
     parts = []
     for item in dataset.split(','):
         name, _, repeats = item.strip().rpartition(':')
-        if not (name and repeats.isdecimal()):  # no repeats: the : of a path like C:\data
+        if not (name and repeats.isdecimal()):  # no number of repeats; C:\data has a : too
             name = item.strip()
             repeats = 1
         if not name or int(repeats) < 1:
@@ -427,11 +428,11 @@ def open_data(root: str | Path, dataset: str) -> Data | Mixture:
 
 class Shards:
     """
-    The shards of a split as one sequence of ids. Read, not mapped: mapped pages would count as this
-    process's memory.
+    The shards of a split as one sequence of ids. They are read, not memory-mapped: mapped pages
+    would count as this process's memory.
 
-    lengths: ids of each shard. copies: where a mixture repeats shards, which repetition each one
-    belongs to; by default all are copy 0. dtypes: of each file; by default that of vocab_size.
+    lengths: number of ids in each shard. copies: a mixture may list a shard several times; these
+    count its copies from 0, the default. dtypes: of each file; by default id_dtype(vocab_size).
     """
 
     def __init__(
@@ -478,19 +479,19 @@ class Shards:
 
 
 def check_tokenizer(data: Data | Mixture, tokenizer_hash: str, path: str | Path) -> None:
-    """SystemExit unless the data has the tokenizer of `path`, a checkpoint or a data folder, whose
-    hash is given."""
+    """SystemExit unless the data has the tokenizer with this hash. path, for the message, is the
+    checkpoint or data folder which that tokenizer comes from."""
     if data.tokenizer.hash != tokenizer_hash:
         raise SystemExit(
             f'{data.name} was made with another tokenizer than {path}; prepare it again with '
             f'--tokenizer={path}, which data/custom/prepare.py (for any text) and '
-            'data/tinyworld/prepare.py take'
+            'data/tinyworld/prepare.py accept'
         )
 
 
 def check_kind(data: Data | Mixture, stage: str) -> None:
-    """SystemExit if only one of the data and the stage is about preferences. Data whose meta.json
-    names no kind suits every stage."""
+    """SystemExit if the data holds preferences and the stage is not dpo, or the reverse. Data whose
+    meta.json names no kind suits every stage."""
     kind = (data.meta or {}).get('kind')
     if kind and (kind == 'preferences') != (stage == 'dpo'):
         raise SystemExit(

@@ -1,7 +1,7 @@
 """
 Train a language model: one loop for every stage.
 
-$ python train.py                                            # the first stage of the embedded world
+$ python train.py                                            # pretraining on tinyworld
 $ python train.py config/tinyworld_sft.py                    # settings from a config file
 $ python train.py config/shakespeare_char_cpu.py --seed=1    # and one more
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # on eight GPUs
@@ -49,10 +49,11 @@ from tools import calculate
 from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
-# settings: overridden by config files and --name=value. Names are nanoGPT's where it has one
+# settings (names as in nanoGPT, where it has them); config files and --name=value override them
+
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
-init_from = 'scratch'  # scratch | resume | an earlier run's out_dir, for its weights and rates
+init_from = 'scratch'  # scratch | resume | a .pt file, or an earlier run's out_dir
 init_optimizer = False  # also take the optimizer's moments from there
 auto_resume = False  # resume if out_dir has a checkpoint of this stage, else as init_from says
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
@@ -110,7 +111,7 @@ max_skips = 10  # stop after this many steps in a row with a gradient that is no
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = 0.0  # seconds of the run; then the schedule follows the clock, if that is ahead
+time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if it is ahead of the steps
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
@@ -124,14 +125,13 @@ log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
 eval_problems = 50  # held-out problems per skill answered at each evaluation of a chat; 0 is off
-max_new_tokens = 160  # longest answer to those
+max_new_tokens = 160  # longest answer to those, and longest sample
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
 wandb_project = 'flatgpt'  # its project
 wandb_run_name = ''  # '' is out_dir
 
-
-# On resume every setting comes from the checkpoint. These may be given anew
+# On resume every setting comes from the checkpoint. Only these may change
 MAY_CHANGE = {
     'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit', 'lr_decay_iters',
     'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'always_save_checkpoint',
@@ -151,14 +151,14 @@ RECIPE = {
 
 
 def weighted_nll(model, batch):
-    """For all stages that learn from tokens. A target's weight is its share of the step: equal in
-    pretraining, 0 where the user speaks in sft, the answer's advantage in rl (REINFORCE)."""
+    """For all stages but dpo. A target's weight is its share of the step: equal in pretraining, 0
+    where the user speaks in sft, times the answer's advantage in rl (REINFORCE)."""
     return (batch.weights * model(batch.inputs, batch.targets)).sum(), batch.metrics
 
 
 def preference_loss(model, batch):
     """DPO (Rafailov et al., 2023). Rows alternate chosen, rejected. It starts at ln 2 = 0.6931,
-    where the model equals its reference."""
+    since the model then equals its reference."""
     logp = -(batch.weights * model(batch.inputs, batch.targets)).sum(dim=1)  # (B,) of whole answers
     chosen, rejected = (dpo_beta * (logp - batch.reference)).view(-1, 2).unbind(dim=1)
     share = batch.share[::2]  # (B / 2,) of each pair
@@ -175,7 +175,7 @@ def preference_loss(model, batch):
 # stages. Each returns (steps, loss, measure); the loop never asks which stage it runs
 #   steps    steps[i] yields the micro-batches of step i, for any i; len(steps) is one epoch
 #   loss     one of the losses above
-#   measure  () -> {name: number}, the evaluation; 'val' is the number to keep small
+#   measure  () -> {name: number}, the evaluation; 'val' is the validation loss
 
 
 @dataclass
@@ -282,7 +282,7 @@ def rl(run):
     skills = converse(run)
     if not run.data.problems:
         raise SystemExit(
-            f'{dataset} has no problems.jsonl, nor has the folder above it, expected the questions '
+            f'{dataset} and the folder above it have no problems.jsonl, expected the questions '
             'to learn from; take a --dataset with one, such as tinyworld/sft'
         )
     names = [name for name in rl_skills.split(',') if name]
@@ -298,7 +298,7 @@ def rl(run):
         generate, tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
         runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
-    # one shape for all forward passes, so that the same answers come out to the bit
+    # one shape for all forward passes, so that answers are the same bit for bit
     run.writer = Engine(
         run.raw_model, run.data.tokenizer, run.chat, calculate,
         rows=max(batch_size, rl_samples), slots=steps.shape.block_size,
@@ -343,7 +343,7 @@ def main():
         if ranks.local_rank == 0:
             prepare_embedded_data()
     # 2) Checkpoint, data, architecture, model
-    with runtime.errors_once(ranks):  # again: the embedded data exists by now
+    with runtime.errors_once(ranks):  # starts when every rank has left the first: the data exists
         path, resume = origin(config)
         start = read_checkpoint(path) if path else {}
         data = open_data(start, path, resume, ranks)
@@ -352,7 +352,7 @@ def main():
             runtime.undo_at_end(checkpoint.claim(out_dir).release)  # no other run may write there
     runtime.explain_out_of_memory('halve --batch_size and double --gradient_accumulation_steps')
     run = build_model(config, ranks, machine, data, model_config, start, path)
-    # 3) Where it continues, the stage, the optimizer
+    # 3) Progress of a resumed run, stage, optimizer
     if resume:
         run.first_step = start['step']
         run.kept = start['kept']
@@ -452,15 +452,15 @@ def rate(step, progress, decay_iters):
         return learning_rate
     left = max(0.0, 1.0 - progress)
     if schedule == 'cosine':
-        turn = min(1.0, left / max(1e-9, 1.0 - warmup_iters / decay_iters))
-        height = 0.5 - 0.5 * math.cos(math.pi * turn)
+        remaining = min(1.0, left / max(1e-9, 1.0 - warmup_iters / decay_iters))
+        height = 0.5 - 0.5 * math.cos(math.pi * remaining)
     else:
         height = min(1.0, left / warmdown) if warmdown else 1.0
     return min_lr + height * (learning_rate - min_lr)
 
 
 def progress(run, step, seconds):
-    """The share of the schedule that is over, by steps or, if that is ahead, by time_limit."""
+    """The share of the schedule that is over: by steps, or by time_limit where that is more."""
     by_clock = seconds / time_limit if time_limit else 0.0
     return max(step / run.decay_iters, by_clock)
 
@@ -530,11 +530,11 @@ def check(settings):
 # data, architecture, optimizer
 
 DATA = Path(__file__).resolve().parent / 'data'
-EMBEDDED = {'tinyworld': 'problems.jsonl'}  # data that a program makes, and the file it writes last
+EMBEDDED = {'tinyworld': 'problems.jsonl'}  # {data a program makes: file it writes last}
 
 
 def prepare_embedded_data():
-    """Only data that needs no download is prepared without asking."""
+    """Write the data in EMBEDDED if it is missing. Data to download is never prepared unasked."""
     for name, _ in shards.mixture(dataset):
         program = DATA / name.split('/')[0] / 'prepare.py'
         last = EMBEDDED.get(program.parent.name)
@@ -567,7 +567,7 @@ def open_data(start, path, resume, ranks):
 
 
 def architecture(config, data, machine, ranks):
-    """The model's config, if it can fit into memory."""
+    """The model's config. SystemExit if training certainly exceeds the memory."""
     names = [f.name for f in dataclasses.fields(GPTConfig) if f.name in config]
     model_config = GPTConfig(
         vocab_size=data.tokenizer.vocab_size,
@@ -597,7 +597,7 @@ def build_optimizer(run):
 
 
 def between_steps(run, step):
-    """Save, evaluate and sample where due. Returns ('', or 'over' or 'asked' to stop; seconds)."""
+    """Save, evaluate and sample if due. Returns ('' or why to stop: 'over', 'asked'; seconds)."""
     # 1) What all ranks must agree on: whether a signal came, and rank 0's clock
     asked, seconds = runtime.add_up([len(run.signals), run.clock.seconds() * run.master])
     out_of_time = time_limit and seconds >= time_limit
@@ -607,7 +607,7 @@ def between_steps(run, step):
     saves = not eval_only and (over or asked or due)
     evaluates = not asked and (over or eval_interval and step % eval_interval == 0)
 
-    # 2) This waits for the device, so that its last steps are not part of the pause
+    # 2) Wait for the device: its last steps are not part of the pause
     if saves or evaluates:
         stop_if_stuck(run, step)
 
@@ -638,7 +638,7 @@ def save(run, name, step, seconds, optimizer_state=None):
 
 
 def evaluate_model(run, step, seconds):
-    """Measure and log. Keep the best as best.pt, if wanted."""
+    """Evaluate and log. Save best.pt if always_save_checkpoint is False and val is the lowest."""
     run.raw_model.eval()
     began = perf_counter()
     with run.autocast():
@@ -708,8 +708,8 @@ def log_step(run, step, seconds, sums, norm, lr):
 
 
 def stop_if_stuck(run, step):
-    """After max_skips steps in a row without a finite gradient, the checkpoint on the disk is
-    better than the weights in memory."""
+    """SystemExit after max_skips steps in a row without a finite gradient. Called before saving:
+    the checkpoint on the disk is better than the weights in memory."""
     if run.optimizer.counters['most_in_a_row'] < max_skips:
         return
     hint = 'look at the data'
@@ -728,7 +728,7 @@ def stop_if_stuck(run, step):
 
 
 def begin_log(run, resume, seconds_before):
-    """Say what will run and start the log. False if a resumed run has nothing left to do."""
+    """Print what will run and start the log. False if a resumed run has nothing left to do."""
     run.log = runlog.RunLog(Path(out_dir, 'log.jsonl'), to_file=not eval_only)
     if run.master:
         run.prompts = usable_prompts(run)
@@ -774,7 +774,7 @@ def usable_prompts(run):
                 expected = f'1 to block_size = {block_size}'
                 raise ValueError(f'it has {len(ids)} tokens, expected {expected}')
             usable[text] = ids
-        except (ValueError, SystemExit) as error:  # SystemExit: GPT-2's tokenizer is not available
+        except (ValueError, SystemExit) as error:  # SystemExit: GPT-2's table is missing
             print(f'sample_prompts: {text!r} is left out: {error}')
     return usable
 
