@@ -8,8 +8,8 @@ The model: a decoder-only Transformer. Its settings cover GPT-2, nanochat, Llama
 
 Shapes: B rows, T tokens per row, C = n_embd, H heads, D = head_dim.
 
-Left out on purpose: optimizers, checkpoints, sampling and weights from elsewhere. They have files
-of their own.
+Left out on purpose: loading the weights of other projects. Optimizers, checkpoints and sampling
+have files of their own.
 """
 
 import math

@@ -307,7 +307,7 @@ class Optimizer:
             c['good'].mul_(~grow)
 
     def forget_skips(self) -> None:
-        """On resume: forget past series of skipped steps, but not one that is still going on."""
+        """After load_state_dict(): forget past series of skipped steps, but not a current one."""
         self.counters['most_in_a_row'].copy_(self.counters['in_a_row'])
 
     def state_dict(self) -> dict:
