@@ -165,7 +165,7 @@ class CharTokenizer(Tokenizer):
             character = error.args[0]
             raise ValueError(
                 f'unknown character {character!r} (U+{ord(character):04X}) at position '
-                f'{text.index(character)}: the tokenizer has {self.vocab_size} characters'
+                f'{text.index(character)}: the tokenizer holds {self.vocab_size}'
             ) from None
 
     def table(self) -> dict:
