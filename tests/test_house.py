@@ -262,11 +262,12 @@ def finds_its_neighbours(tree, name):
 
 
 def has_its_settings_explained(tree, name, source):
-    """Each plain assignment above `configure(` has a comment: meaning, unit, when to change it."""
+    """Each plain assignment above `configure(`, which main() may call, has a comment: its meaning,
+    its unit, when to change it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
     for block in [tree, *filter(is_main_block, tree.body)]:
-        nodes = walk(block, inside_functions=False, main_block=block is not tree)
+        nodes = walk(block, inside_functions=block is tree, main_block=block is not tree)
         calls = [node for node in nodes if isinstance(node, ast.Call)]
         calls = [node.lineno for node in calls if ast.unparse(node.func) == 'configure']
         for node in block.body:
