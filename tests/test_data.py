@@ -42,7 +42,13 @@ DEAD = 'http://127.0.0.1:9/file'  # no server listens on the discard port
 def tree(tmp_path):
     """A copy of the programs, in a folder whose name has a blank and a letter outside ASCII."""
     root = tmp_path / 'ein Ordner ü'
-    for path in [*ROOT.glob('*.py'), *ROOT.glob('data/*.py'), *ROOT.glob('data/*/prepare.py')]:
+    grade = ROOT / 'data/tinyworld/grade.py'  # which tasks.py imports
+    for path in [
+        *ROOT.glob('*.py'),
+        *ROOT.glob('data/*.py'),
+        *ROOT.glob('data/*/prepare.py'),
+        grade,
+    ]:
         copy = root / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
