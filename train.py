@@ -49,7 +49,7 @@ from tools import calculate
 from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
-# settings (names as in nanoGPT, where it has them); config files and --name=value override them
+# settings, named as in nanoGPT where it has them: main() overrides these globals by configure()
 
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
