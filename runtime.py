@@ -77,8 +77,8 @@ def leave() -> None:
 @contextmanager
 def errors_once(ranks: Ranks) -> Iterator[None]:
     """Around code that all ranks run: if a rank raises SystemExit, its message is printed once and
-    all ranks exit with status 1. Other exceptions pass, and torchrun then ends all ranks. At the end
-    each rank waits for the others."""
+    all ranks exit with status 1. Other exceptions pass, and torchrun then ends all ranks. Each rank
+    waits at the end for the others."""
     error = None
     try:
         yield
