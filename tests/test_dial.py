@@ -85,6 +85,7 @@ def test_what_cannot_be_is_said_before_hours_of_training(monkeypatch, tmp_path, 
         assert said in str(stop.value.code)
 
 
+@pytest.mark.slow
 def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):
     oracle('matplotlib')
     text, data, out = 'the cat sat on the mat. ' * 200, tmp_path / 'tiny', tmp_path / 'out'
@@ -121,6 +122,7 @@ def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_in_one_line(tmp_path, run_program, oracle):
     oracle('matplotlib')
     done = run_program(

@@ -705,6 +705,7 @@ def test_limit_1_works_on_every_task(given, run_program, run_folder):
     } == {name: (1, 1) for name in ('facts', 'spelling', 'sums', 'choice')}
 
 
+@pytest.mark.slow
 def test_two_ranks_print_the_table_of_one(table, given, run_program, run_folder):
     more = [
         '--num_samples=4',

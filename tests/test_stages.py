@@ -297,6 +297,7 @@ leave()
 """
 
 
+@pytest.mark.slow
 def test_ranks_do_not_change_a_step(train, whole, world, runs, run_program, tmp_path):
     """Every stage on two processes, which stay for all of them, for a start of torch takes
     seconds."""
