@@ -56,12 +56,12 @@ def test_replacing_leaves_what_was_there_if_anything_fails(tmp_path, error, ther
     )
 
 
-@pytest.mark.parametrize('number, mend', [
+@pytest.mark.parametrize('number, hint', [
     (errno.ENOSPC, 'free some space'),
     (errno.EROFS, 'can be written'),
     (errno.EACCES, 'can be written'),
 ])  # fmt: skip
-def test_a_disk_that_takes_nothing_is_one_line(tmp_path, monkeypatch, number, mend):
+def test_a_disk_that_takes_nothing_is_one_line(tmp_path, monkeypatch, number, hint):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
@@ -70,11 +70,11 @@ def test_a_disk_that_takes_nothing_is_one_line(tmp_path, monkeypatch, number, me
     monkeypatch.setattr(os, 'fsync', refuse)
     with pytest.raises(SystemExit) as stop, disk.replacing(path) as file:
         file.write(b'new')
-    one_line(stop, path, os.strerror(number), mend)
+    one_line(stop, path, os.strerror(number), hint)
     monkeypatch.setattr(Path, 'write_bytes', refuse)
     with pytest.raises(SystemExit) as stop:
         disk.try_writing(path)
-    one_line(stop, path, os.strerror(number), mend)
+    one_line(stop, path, os.strerror(number), hint)
     monkeypatch.undo()
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [('file', b'old')]
 
