@@ -68,29 +68,68 @@ def tail(text, lines=30):
     return '\n'.join(text.splitlines()[-lines:])
 
 
+def environment_of(more):
+    """The environment of a program that a test starts."""
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    environment |= {'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
+    return environment | {name: str(value) for name, value in more.items()}
+
+
 @pytest.fixture(scope='session')
-def run_program():
-    """
-    run_program('train.py', '--a=b', ranks=1, cwd=ROOT, check=True, env={}) -> CompletedProcess
+def run_forked(tmp_path_factory):
+    """run_forked(command, ranks, cwd, env, timeout) -> CompletedProcess, by tests/forks.py."""
+    if not sys.platform.startswith('linux'):  # elsewhere a process with threads may not be forked
+        yield None
+        return
+    folder = tmp_path_factory.mktemp('streams')
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / 'tests' / 'forks.py')], env=environment_of({}), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
 
-    Runs a script of the root, also with another cwd. ranks > 1 starts it by torchrun. An exit
-    status other than 0 is an AssertionError that shows the ends of stdout and stderr, unless check
-    is False. stdout and stderr are text.
+    def run(command, **program):
+        streams = {name: folder / name for name in ('stdout', 'stderr')}
+        for path in streams.values():
+            path.write_bytes(b'')
+        paths = {name: str(path) for name, path in streams.items()}
+        print(json.dumps({'argv': command, **program, **paths}), file=server.stdin, flush=True)
+        statuses = json.loads(server.stdout.readline())
+        said = {name: path.read_text(encoding='utf-8') for name, path in streams.items()}
+        status = statuses[0] if len(set(statuses)) == 1 else statuses
+        return subprocess.CompletedProcess(command, status, **said)
+
+    yield run
+    server.communicate()
+
+
+@pytest.fixture(scope='session')
+def run_program(run_forked):
+    """
+    run_program('train.py', '--a=b', ranks=1, cwd=ROOT, check=True, env={}, fresh=False)
+    -> CompletedProcess
+
+    Runs a script of the root, also with another cwd. It is a fork of a process that has imported
+    torch; if fresh, for what depends on the start of Python, it is a new Python. ranks > 1 starts
+    that many, with what torchrun tells them; if fresh, torchrun starts them. An exit status other
+    than 0 is an AssertionError that shows the ends of stdout and stderr, unless check is False.
+    Ranks whose exit statuses differ have a list of them. stdout and stderr are text.
     """
 
-    def run(script, *args, ranks=1, cwd=ROOT, check=True, env=None, timeout=300):
-        launcher = [sys.executable]
-        if ranks > 1:
-            launcher += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
-        command = [*launcher, str(ROOT / script), *map(str, args)]
-        environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-        environment |= {'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
-        environment |= {name: str(value) for name, value in (env or {}).items()}
-        place = dict(cwd=cwd, env=environment, timeout=timeout)
-        done = subprocess.run(command, capture_output=True, text=True, encoding='utf-8', **place)
+    def run(script, *args, ranks=1, cwd=ROOT, check=True, env=None, timeout=300, fresh=False):
+        command = [str(ROOT / script), *map(str, args)]
+        place = dict(cwd=str(cwd), env=environment_of(env or {}), timeout=timeout)
+        if run_forked and not fresh:
+            done = run_forked(command, ranks=ranks, **place)
+        else:
+            launcher = [sys.executable]
+            if ranks > 1:
+                launcher += ['-m', 'torch.distributed.run', '--standalone']
+                launcher += [f'--nproc_per_node={ranks}']
+            text = dict(capture_output=True, text=True, encoding='utf-8')
+            done = subprocess.run([*launcher, *command], **place, **text)
         if check and done.returncode != 0:
             raise AssertionError(
-                f'{" ".join(command)}: exit status {done.returncode}\n'
+                f'{" ".join(done.args)}: exit status {done.returncode}\n'
                 f'--- stdout ---\n{tail(done.stdout)}\n--- stderr ---\n{tail(done.stderr)}'
             )
         return done

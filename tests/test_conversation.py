@@ -898,7 +898,7 @@ def test_the_program_in_another_folder(monkeypatch, capsys, tmp_path, no_color, 
 
 def test_the_program_says_what_is_missing(tmp_path, run_program):
     safe = {'PYTHONSAFEPATH': 1}  # python -P: the program's folder is not on sys.path
-    done = run_program('conversation.py', check=False, env=safe)
+    done = run_program('conversation.py', check=False, env=safe, fresh=True)
     assert done.returncode == 1 and 'no files: python conversation.py chats.jsonl' in done.stderr
     done = run_program(
         'conversation.py', 'a.jsonl', f'--tokenizer={tmp_path}/tok.json', check=False

@@ -53,8 +53,9 @@ def made(tmp_path_factory, run_program):
         sizes = [f'--{name}={value}' for name, value in SMALL.items()]
         folder = root / 'data' / 'tinyworld'
         done = run_program(
-            folder / 'prepare.py', f'--seed={seed}', *sizes, env={'PYTHONHASHSEED': hash_seed}
-        )
+            folder / 'prepare.py', f'--seed={seed}', *sizes,
+            env={'PYTHONHASHSEED': hash_seed}, fresh=True,
+        )  # fmt: skip
         assert len(done.stdout.splitlines()) == len(FOLDERS) + 1
         return folder
 
