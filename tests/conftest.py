@@ -77,7 +77,7 @@ def environment_of(more):
 
 @pytest.fixture(scope='session')
 def run_forked(tmp_path_factory):
-    """run_forked(command, ranks, cwd, env, timeout) -> CompletedProcess, by tests/forks.py."""
+    """run_forked(command, ranks, stdin, cwd, env, timeout) -> CompletedProcess: tests/forks.py."""
     if not sys.platform.startswith('linux'):  # elsewhere a process with threads may not be forked
         yield None
         return
@@ -105,8 +105,8 @@ def run_forked(tmp_path_factory):
 @pytest.fixture(scope='session')
 def run_program(run_forked):
     """
-    run_program('train.py', '--a=b', ranks=1, cwd=ROOT, check=True, env={}, fresh=False)
-    -> CompletedProcess
+    run_program('train.py', '--a=b', ranks=1, stdin=PATH, cwd=ROOT, check=True, env={},
+    fresh=False) -> CompletedProcess
 
     Runs a script of the root, also with another cwd. It is a fork of a process that has imported
     torch; if fresh, for what depends on the start of Python, it is a new Python. ranks > 1 starts
@@ -115,18 +115,22 @@ def run_program(run_forked):
     Ranks whose exit statuses differ have a list of them. stdout and stderr are text.
     """
 
-    def run(script, *args, ranks=1, cwd=ROOT, check=True, env=None, timeout=300, fresh=False):
+    def run(
+        script, *args, ranks=1, stdin=os.devnull, cwd=ROOT, check=True, env=None, timeout=300,
+        fresh=False,
+    ):  # fmt: skip
         command = [str(ROOT / script), *map(str, args)]
         place = dict(cwd=str(cwd), env=environment_of(env or {}), timeout=timeout)
         if run_forked and not fresh:
-            done = run_forked(command, ranks=ranks, **place)
+            done = run_forked(command, ranks=ranks, stdin=str(stdin), **place)
         else:
             launcher = [sys.executable]
             if ranks > 1:
                 launcher += ['-m', 'torch.distributed.run', '--standalone']
                 launcher += [f'--nproc_per_node={ranks}']
             text = dict(capture_output=True, text=True, encoding='utf-8')
-            done = subprocess.run([*launcher, *command], **place, **text)
+            with open(stdin, 'rb') as file:
+                done = subprocess.run([*launcher, *command], stdin=file, **place, **text)
         if check and done.returncode != 0:
             raise AssertionError(
                 f'{" ".join(done.args)}: exit status {done.returncode}\n'

@@ -23,7 +23,8 @@ def serve():
     """Run programs until stdin ends. Returns, in each process that is to run one, the program with
     the environment of its rank."""
     gc.freeze()  # else each fork copies all of torch's objects when it ends
-    while line := sys.stdin.readline():
+    requests = os.fdopen(os.dup(0), 'rb')  # a program may still change the encoding of sys.stdin
+    for line in requests:
         program = json.loads(line)
         store, port = start_store(program['timeout']) if program['ranks'] > 1 else (None, None)
         processes = []
@@ -88,7 +89,7 @@ def wait_for(processes, timeout):
 def become(program):
     """Take over the streams, folder, environment and arguments of the program."""
     for number, path, mode in (
-        (0, os.devnull, os.O_RDONLY),
+        (0, program['stdin'], os.O_RDONLY),
         (1, program['stdout'], os.O_WRONLY | os.O_APPEND),
         (2, program['stderr'], os.O_WRONLY | os.O_APPEND),
     ):

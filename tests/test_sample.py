@@ -355,19 +355,14 @@ def naive_prompt(turns, system=''):
     return ids
 
 
-def test_a_chat_is_piped_through_the_program(tmp_path):
+def test_a_chat_is_piped_through_the_program(tmp_path, run_program):
     """As the shell would: messages in, answers out, all else on stderr."""
     write_checkpoint(tmp_path / 'out/x/sft', BYTES, block_size=256, std=0, edit=SIX, **TALKS)
-    with open(tmp_path / 'messages', 'w+', encoding='utf-8') as file:
-        file.write('hi\n\nwho are you? 你好')
-        file.seek(0)
-        command = [sys.executable, str(ROOT / 'sample.py'), '--chat', '--temperature=0']
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
-        place = dict(cwd=tmp_path, env=environment)
-        done = subprocess.run(command, stdin=file, capture_output=True, timeout=120, **place)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.decode() == 'I[2*3=6]!\n' * 2
-    notes = done.stderr.decode().splitlines()
+    messages = tmp_path / 'messages'
+    messages.write_text('hi\n\nwho are you? 你好', encoding='utf-8')
+    done = run_program('sample.py', '--chat', '--temperature=0', stdin=messages, cwd=tmp_path)
+    assert done.stdout == 'I[2*3=6]!\n' * 2
+    notes = done.stderr.splitlines()
     assert notes[1:4] == ['I know six.', '  hi', '  what is 2*3?'] and len(notes) == 5
 
 
