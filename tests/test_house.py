@@ -493,6 +493,14 @@ def test_the_dependencies_are_exactly_the_six():
     assert len(dependencies) == 6 and 'torch>=2.9,<2.14' in dependencies
 
 
+def test_programs_without_a_model_start_without_torch(tmp_path, run_program):
+    programs = ['tokenizer', 'conversation']
+    programs += [module_of(path) for path in CODE if path.stem == 'prepare']
+    source = f'import sys, {", ".join(programs)}\nassert "torch" not in sys.modules'
+    (tmp_path / 'a.py').write_text(source, encoding='utf-8')
+    run_program(tmp_path / 'a.py', env={'PYTHONPATH': ROOT}, fresh=True)
+
+
 # ---- conftest.py
 
 

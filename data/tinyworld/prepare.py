@@ -21,7 +21,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import checkpoint
 import console
 import disk
 from configurator import configure
@@ -162,7 +161,9 @@ def read_tokenizer():
     """The tokenizer that the setting names; None where one is to be trained."""
     if not tokenizer:
         return None
-    given = checkpoint.load_tokenizer(tokenizer)
+    from checkpoint import load_tokenizer  # and torch, which takes seconds
+
+    given = load_tokenizer(tokenizer)
     missing = [name for name in SPECIAL if name not in given.special]
     if missing:
         what = f'--tokenizer={tokenizer}: it lacks {" ".join(missing)}'
