@@ -7,6 +7,7 @@ comparison took place.
 """
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -175,11 +176,17 @@ def random_text(rng, length):
 
 
 def train_defaults():
-    """{name: default} of train.py's settings, from its source: importing it would train."""
+    """{name: default} of train.py's settings."""
+    return dict(read_defaults(ROOT / 'train.py'))
+
+
+@functools.cache
+def read_defaults(path):
+    """The same of any program, from its source."""
     from configurator import assignments, is_setting
 
     found = {}
-    for name, node in assignments(ast.parse((ROOT / 'train.py').read_bytes())):
+    for name, node in assignments(ast.parse(path.read_bytes())):
         try:
             found.setdefault(name, ast.literal_eval(node.value))
         except (ValueError, TypeError):

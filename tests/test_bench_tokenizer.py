@@ -14,11 +14,18 @@ def bench(monkeypatch):
     return runpy.run_path(str(ROOT / 'dev/bench_tokenizer.py'), run_name='bench_tokenizer')
 
 
-def test_installed_texts_are_distinct_and_within_the_limit(bench):
-    texts = bench['installed_texts'](300_000)
-    assert 100_000 < sum(len(text.encode()) for _, text in texts) <= 300_000
-    assert len(set(texts)) == len(texts)
-    assert {suffix for suffix, _ in texts} <= bench['SUFFIXES']
+def test_installed_texts_are_distinct_and_within_the_limit(bench, monkeypatch, tmp_path):
+    files = {'a.py': 'é = 1', 'b/c.md': 'é = 1', 'b/d.md': '# D', 'e.bin': 'no text', 'f.py': ''}
+    files |= {'g.py': 'nul \0', 'h.py': 'latin \udce9', 'i.txt': 'x' * 50, 'j.py': 'late'}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(text.encode('utf-8', 'surrogateescape'))
+    monkeypatch.setattr('sysconfig.get_path', lambda name: str(tmp_path))
+    expected = [('.py', 'é = 1'), ('.md', '# D')]
+    assert bench['installed_texts'](30) == expected  # up to the first that exceeds the limit
+    expected += [('.txt', 'x' * 50), ('.py', 'late')]
+    assert bench['installed_texts'](100) == expected
+    assert {suffix for suffix, _ in expected} <= bench['SUFFIXES']
 
 
 def test_natural_text_is_prose_and_docstrings(bench):

@@ -283,7 +283,7 @@ def test_packed_conversations_keep_their_masks(tokenizer):
 def test_pieces_keep_every_target_and_its_mask(tokenizer):
     rng, chat = random.Random(4), Chat(tokenizer)
     smallest = 1 + 2 * max(len(header.ids) for header in chat.headers)
-    for _ in range(60):
+    for _ in range(30):
         said = naive_render(tokenizer, random_messages(rng, is_ours(tokenizer)))
         ids = [i for i, _ in said]
         small = {smallest, smallest + 1, smallest + rng.randrange(20)}

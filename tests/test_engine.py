@@ -887,8 +887,7 @@ def test_rows_of_different_sampling_do_not_mix(sampling):
     ]
 
 
-@pytest.mark.parametrize('preset', ['nano', 'qwen3'])
-@pytest.mark.parametrize('rows, slots', [(16, 64), (13, 100)])
+@pytest.mark.parametrize('preset, rows, slots', [('nano', 16, 64), ('qwen3', 13, 100)])
 def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, monkeypatch):
     """12 questions with 4 samples each in float32, in batches of different questions and order."""
     tokenizer = train_bpe([WORDS * 3], vocab_size=300, special=SPECIAL)

@@ -97,14 +97,14 @@ def test_numbers_are_found_however_they_are_written():
 
 
 def test_a_long_text_is_graded_in_linear_time():
-    """A pattern that backtracks would take minutes, quadratic in 300,000."""
+    """A pattern that backtracks would take minutes, quadratic in 100,000."""
     for text in (
-        '1,' * 100_000,
-        '#' * 300_000,
-        '-' * 300_000,
-        'c-' * 100_000,
-        '1' * 300_000,
-        'a ' * 100_000,
+        '1,' * 50_000,
+        '#' * 100_000,
+        '-' * 100_000,
+        'c-' * 50_000,
+        '1' * 100_000,
+        'a ' * 50_000,
     ):
         for grader, answer in [('number', 12), ('exact', 'x'), ('contains', 'x'), ('spelled', 'x')]:
             assert grade(grader, answer, text) == 0.0
