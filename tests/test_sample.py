@@ -449,7 +449,7 @@ def test_fifty_turns_into_a_context_of_64(tmp_path, sample):
     assert [m['content'] for m in row['messages'][2::2]] == answers
 
 
-def test_fifty_wild_turns_end_well(tmp_path, sample):
+def test_twenty_wild_turns_end_well(tmp_path, sample):
     """Cut and unanswered calls, half characters: whatever a model says can be saved and read."""
 
     def edit(model):  # makes calls likely, and some of them end
@@ -457,7 +457,7 @@ def test_fifty_wild_turns_end_well(tmp_path, sample):
         model.lm_head.weight.mul_(2)
 
     write_checkpoint(tmp_path / 'out', BYTES, std=0, edit=edit, **TALKS)
-    lines = [f'line {i}' for i in range(50)]
+    lines = [f'line {i}' for i in range(20)]
     done = sample('--chat', '--temperature=1.5', '--top_k=0', stdin='\n'.join([*lines, '/save']))
     assert done.returncode == 0, done.stderr
     ((where, row),) = read_rows(tmp_path / 'chats.jsonl')

@@ -430,8 +430,8 @@ def test_rl_learns_what_is_rewarded(train, tmp_path):
     is rewarded."""
     args = (
         '--learning_rate=1e-2',
-        '--max_iters=50',
-        '--eval_interval=50',
+        '--max_iters=30',
+        '--eval_interval=30',
         '--rl_samples=16',
         '--rl_tokens=2',
     )
