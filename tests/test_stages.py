@@ -696,7 +696,7 @@ print(json.dumps(counted))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not runtime.compiler(*runtime.CXX), reason='needs a C++ compiler')
-@pytest.mark.parametrize('stage', STAGES)
+@pytest.mark.parametrize('stage', [stage for stage in STAGES if stage != 'mid'])  # it is sft's code
 def test_nothing_is_compiled_again_after_the_first_step(
     train, world, runs, run_program, tmp_path, stage
 ):
