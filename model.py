@@ -13,6 +13,7 @@ have files of their own.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,7 @@ CHOICES = {
     'mlp': ('relu2', 'gelu', 'swiglu'),
 }
 
-LOGITS_BYTES = 2**30  # larger float32 logits of a micro-batch are computed in pieces
+LOGITS_BYTES = 2**30  # eager: larger float32 logits of a micro-batch are computed in pieces
 
 
 @dataclass
@@ -142,7 +143,9 @@ class Norm(nn.Module):
         if self.kind == 'layer':
             return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
         gain = None if self.weight is None else self.weight.to(x.dtype)  # mixed dtypes are slow
-        return F.rms_norm(x, (self.size,), gain, self.eps)
+        # CUDA's autocast would return float32 since torch 2.12 (pytorch/pytorch#188955)
+        with torch.autocast('cuda', enabled=False) if x.is_cuda else nullcontext():
+            return F.rms_norm(x, (self.size,), gain, self.eps)
 
 
 def rotate(x, cos, sin):
@@ -181,8 +184,8 @@ class CausalSelfAttention(nn.Module):
         query may look, or None for causal attention over x. cache: an engine.KVCache, or None."""
         B, T, _ = x.shape
 
-        # 1) Queries, keys and values, normalised and rotated. They are transposed last, so that they
-        # and the result of attention lie in memory as c_proj reads them: (B, T, H, D)
+        # 1) Queries, keys and values, normalised and rotated. Transposed last, so that they and the
+        # result of attention lie in memory as c_proj reads them: (B, T, H, D)
         q, k, v = self.c_attn(x).split(self.sizes, dim=-1)
         q = self.q_norm(q.view(B, T, self.n_head, self.head_dim))
         k = self.k_norm(k.view(B, T, self.n_kv_head, self.head_dim))
@@ -190,7 +193,7 @@ class CausalSelfAttention(nn.Module):
         if rotation is not None:
             q = rotate(q, *rotation)
             k = rotate(k, *rotation)
-        q = q.to(v.dtype).transpose(1, 2)  # (B, H, T, D); in mixed precision rotate() gives float32
+        q = q.to(v.dtype).transpose(1, 2)  # (B, H, T, D); mixed precision rotates in float32
         k = k.to(v.dtype).transpose(1, 2)  # (B, H_kv, T, D)
         v = v.transpose(1, 2)
 
@@ -308,7 +311,8 @@ class GPT(nn.Module):
         targets = targets.flatten()
         logits_bytes = 4 * len(targets) * self.config.vocab_size
         pieces = ceil_to(logits_bytes, LOGITS_BYTES) // LOGITS_BYTES
-        if pieces == 1:
+        # Compiled code keeps half as many bytes for the whole as for the pieces (docs/gpu.md)
+        if pieces == 1 or torch.compiler.is_compiling():
             return self.nll(x, targets).view(inputs.shape)
         # Compute the logits piece by piece, and again in backward: less memory, a little more time
         nll = [
