@@ -10,7 +10,7 @@ $ python train.py --init_from=resume --out_dir=out/pretrain  # continue where it
 On two nodes, with N = 0 on the first, whose address is A, and N = 1 on the second:
 $ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py config/train_gpt2.py
 
-Read the settings, the losses, the stages, the set-up and the loop. Bookkeeping follows below them.
+Read settings, losses, stages, set-up and loop; bookkeeping follows.
 """
 
 import dataclasses
@@ -63,15 +63,15 @@ seed = 1337  # of weights, data order and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
 compile = None  # torch.compile; None: on CUDA only
-activation_memory_budget = 1.0  # compiled: 0.9 needs 30 % less memory, 4 % more time (computed)
-deterministic = False  # same bits each time on CUDA too (a CPU always is); slower
+activation_memory_budget = 1.0  # compiled: below 1 less memory, more time (docs/gpu.md)
+deterministic = False  # same bits on CUDA too (a CPU always is); slower
 backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
 # the model
 preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
 depth = 0  # the dial: sets layers, width, heads, rates, batch and horizon, see plan.py; 0 is off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
-n_kv_head = 0  # heads of keys and values (GQA: fewer, for a smaller cache); 0 is n_head
+n_kv_head = 0  # heads of keys and values (GQA); 0 is n_head
 n_embd = 128  # width
 head_dim = 0  # 0 is n_embd / n_head
 n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, or 8/3 * n_embd for swiglu
@@ -95,7 +95,7 @@ gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all r
 cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
 isolate = False  # attention stays within a document; on CUDA slower than Flash Attention
 optimizer = 'muon'  # muon (matrices inside the layers; AdamW for the rest) | adamw
-muon_iterations = 5  # 5 | 3; 3 is cheaper and as good in small models
+muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
 learning_rate = 4e-3  # of AdamW; Muon's update is scaled to match
 embedding_rate = 1.0  # the embeddings' rate, as a multiple of learning_rate
 head_rate = 1.0  # the head's rate (and a tied table's), likewise
@@ -107,13 +107,13 @@ dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts
 rl_skills = ''  # rl: skills of problems.jsonl to practise, separated by commas; '' is all
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
-rl_rows = 0  # rl: answers written at once; 0: the larger of rl_samples and batch_size
-max_skips = 10  # stop after this many steps in a row with a gradient that is not finite
+rl_rows = 0  # rl: answers written at once; 0: max(rl_samples, batch_size)
+max_skips = 10  # stop after this many steps in a row without a finite gradient
 # length and schedule
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if it is ahead of the steps
+time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if ahead of the steps
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
