@@ -425,6 +425,10 @@ def test_micro_batches_are_small_on_a_cpu_but_for_rl(train, monkeypatch, tmp_pat
         steps = done.values['run'].steps
         assert getattr(steps, 'reader', steps).micro_batch_rows == rows
     assert done.values['run'].writer.max_rows == 8
+    args = ('--max_iters=1', '--eval_interval=0', '--eval_problems=0', '--rl_rows=3')
+    done = train('rl', *args, '--activation_memory_budget=0.5', out=tmp_path / 'three')
+    assert done.values['run'].writer.max_rows == 3
+    assert 'activation_memory_budget has no effect' in done.stdout
 
 
 def test_rl_learns_what_is_rewarded(train, tmp_path):
