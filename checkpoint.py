@@ -36,6 +36,7 @@ import disk
 import runlog
 import tokenizer as tokenizers
 from model import GPT, GPTConfig
+from utf8 import valid_text
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}  # in every checkpoint
 
@@ -72,6 +73,7 @@ def load(path: str | Path, mmap: bool = False) -> dict:
         )
 
     # 2) Read it. A damaged file makes torch raise many kinds of error
+    mmap = mmap and str(path) == valid_text(str(path))  # torch can map no other name
     try:
         state = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except Exception as error:

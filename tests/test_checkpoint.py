@@ -117,6 +117,16 @@ def test_a_damaged_file_is_named(path, damage, mmap):
     one_line(stop, path, 'not a whole checkpoint', '--out_dir')
 
 
+@pytest.mark.skipif(not LINUX, reason='other systems have Unicode file names')
+def test_a_name_that_is_not_utf8_is_loaded_too(tmp_path):
+    folder = tmp_path / 'caf\udce9'  # a byte of Latin-1
+    folder.mkdir()
+    for step, name in enumerate(('ckpt.pt', 'best.pt')):
+        checkpoint.save(folder / name, state_of(step, best=0.5))
+    assert checkpoint.load(folder / 'best.pt', mmap=True)['step'] == 1
+    assert checkpoint.choose(folder).name == 'best.pt' and checkpoint.best_of(folder) == 0.5
+
+
 @pytest.mark.parametrize('content', [{'model': {}}, [1, 2], torch.zeros(3), {}])
 def test_a_file_of_another_program_is_named(path, content):
     torch.save(content, path)
