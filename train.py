@@ -357,7 +357,7 @@ def main():
     # 3) Progress of a resumed run, stage, optimizer
     if resume:
         run.first_step = start['step']
-        run.kept = start['kept']
+        run.kept = {name: t.clone() for name, t in start['kept'].items()}  # `start` is mapped
         run.best = min(start['best'], checkpoint.best_of(out_dir))
         run.parent = start['parent']
     with runtime.errors_once(ranks):
@@ -487,7 +487,9 @@ def origin(settings):
     return earlier if earlier.suffix == '.pt' else earlier / 'ckpt.pt', False
 
 
-read_checkpoint = functools.cache(checkpoint.load)
+# Mapped: a rank reads the weights, and of the optimizer's state its share. No tensor of it may be
+# kept: on Windows, the run could not replace the file
+read_checkpoint = functools.cache(functools.partial(checkpoint.load, mmap=True))
 
 
 def derive(settings, explicit):

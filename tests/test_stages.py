@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, is_mapped
 from test_train import (
     Died,
     assert_close,
@@ -214,8 +214,15 @@ def test_going_on_is_exact_to_the_bit(train, straight, monkeypatch, tmp_path, st
     monkeypatch.setattr(
         evaluate, 'log_probabilities', lambda *_: pytest.fail('the reference was computed again')
     )
-    done = train(None, '--init_from=resume', out=out)
+    original, maps, still = torch.load, [], []
+    with monkeypatch.context() as patch:
+        note = lambda *args, **more: maps.append(more['mmap']) or original(*args, **more)
+        patch.setattr(torch, 'load', note)
+        at_step(patch, 15, lambda: still.append(is_mapped(out / 'ckpt.pt')))
+        done = train(None, '--init_from=resume', out=out)
     assert done.returncode == 0, done.stderr
+    assert maps and all(maps)  # a rank of many reads its share of the moments
+    assert still == [False]  # Windows cannot replace a mapped file
     assert_same_bits(trained(out), trained(expected))
     assert learned(out) == learned(expected)
     assert len(steps_of(out)) == 20 and len(measured(out)) == 5
