@@ -24,6 +24,7 @@ Left out on purpose: HTTP, chat templates, rewards, reading files.
 """
 
 import codecs
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -228,6 +229,24 @@ class Event(NamedTuple):
     part: str = 'text'  # part of the text: text | python (a call) | output (the tool's answer)
 
 
+def without_gradients(method: Callable) -> Callable:
+    """
+    A method of Engine that computes no gradients: in inference_mode, or in no_grad under autocast,
+    because in inference_mode autocast converts every weight in every step (pytorch/pytorch#165068).
+
+    The two do not mix while rows are running: call the engine always with autocast, or always
+    without.
+    """
+
+    @functools.wraps(method)
+    def call(engine, *arguments):
+        mixed = torch.is_autocast_enabled(engine.device.type)
+        with torch.no_grad() if mixed else torch.inference_mode():
+            return method(engine, *arguments)
+
+    return call
+
+
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
     """The model without dropout. Does nothing if it is in evaluation mode: switching visits each
@@ -349,7 +368,7 @@ class Engine:
         may_call = self.tool and calls < MAX_CALLS
         return allowed if may_call else allowed - {self.chat.python_start}
 
-    @torch.no_grad()
+    @without_gradients
     def cancel(self, request: Request):
         """End the request's unfinished samples now. The next step returns their last events, with
         finish_reason 'cancelled'."""
@@ -366,7 +385,7 @@ class Engine:
 
     # ---- one step
 
-    @torch.no_grad()  # not inference_mode: there autocast converts every weight in every step
+    @without_gradients
     def step(self) -> list[Event]:
         """One more token for every row, new rows included; [] when nothing runs."""
         # 1) Prefill new prompts, decode running rows. If a pass fails, the step can be repeated

@@ -93,7 +93,7 @@ zero_init = True  # output projections and an untied head start at zero
 batch_size = 16  # rows of a micro-batch, at most; out of memory: halve it and double the next
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
 cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
-isolate = False  # attention stays within a document; on CUDA slower than Flash Attention
+isolate = False  # attention stays within a document; slower on CUDA
 optimizer = 'muon'  # muon (matrices inside the layers; AdamW for the rest) | adamw
 muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
 learning_rate = 4e-3  # of AdamW; Muon's update is scaled to match
@@ -104,7 +104,7 @@ beta1 = 0.9  # AdamW's first moment
 beta2 = 0.95  # its second; 0.99 where a step has few tokens
 grad_clip = 1.0  # largest norm of the gradient; 0 is off
 dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts
-rl_skills = ''  # rl: skills of problems.jsonl to practise, separated by commas; '' is all
+rl_skills = ''  # rl: skills to practise, separated by commas; '' is all
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
 rl_rows = 0  # rl: answers written at once; 0: max(rl_samples, batch_size)
@@ -117,8 +117,8 @@ time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if ahead o
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
-warmdown = 0.5  # share of the run that the linear warm-down takes
-lr_decay_iters = 0  # steps until min_lr is reached; 0 is the end of the run
+warmdown = 0.5  # share of the run in linear warm-down
+lr_decay_iters = 0  # steps until min_lr; 0 is the end of the run
 min_lr = 0.0  # where the decay ends
 # evaluation and log
 eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
@@ -126,7 +126,7 @@ eval_iters = -1  # evaluate on the first eval_iters * batch_size validation rows
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
-eval_problems = 50  # held-out problems per skill answered at each evaluation of a chat; 0 is off
+eval_problems = 50  # held-out problems per skill at each evaluation of a chat; 0 is off
 max_new_tokens = 160  # longest answer to those, and longest sample
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
@@ -193,7 +193,7 @@ class Run:
     shape: batches.Shape  # of a training step
     engine: Engine  # writes samples and answers
     about: dict  # for the chat: what the model knows, what to ask it
-    parent: dict | None  # the checkpoint that the weights came from
+    parent: dict | None = None  # the checkpoint that the weights came from
     chat: Chat | None = None  # the conversation format; None in pretraining
     writer: Engine | None = None  # answers the questions of rl
     # the stage
@@ -357,9 +357,11 @@ def main():
     # 3) Progress of a resumed run, stage, optimizer
     if resume:
         run.first_step = start['step']
-        run.kept = {name: t.clone() for name, t in start['kept'].items()}  # `start` is mapped
+        run.kept = {name: t.clone() for name, t in start['kept'].items()}
         run.best = min(start['best'], checkpoint.best_of(out_dir))
         run.parent = start['parent']
+    elif run.master:
+        run.parent = checkpoint.identity(path)
     with runtime.errors_once(ranks):
         run.steps, run.loss, run.measure = STAGES[stage](run)
         run.num_steps, run.why_num_steps = plan.horizon(
@@ -405,7 +407,6 @@ def build_model(config, ranks, machine, data, model_config, start, path):
         config, ranks, machine, data, raw_model, model, shape,
         engine=Engine(raw_model, data.tokenizer),
         about=about or start.get('about', {}),
-        parent=checkpoint.identity(path),
     )  # fmt: skip
 
 
