@@ -36,6 +36,7 @@ import disk
 import runlog
 import tokenizer as tokenizers
 from model import GPT, GPTConfig
+from utf8 import valid_text
 
 KEYS = {'model', 'model_config', 'tokenizer', 'stage', 'step', 'config'}  # in every checkpoint
 
@@ -59,7 +60,8 @@ def load(path: str | Path, mmap: bool = False) -> dict:
     """
     Read a checkpoint onto the CPU. Nothing in the file is ever run as code.
 
-    mmap: read weights from the disk only when they are used, so that the other fields are cheap.
+    mmap: read a tensor from the disk only when it is used, so that the other fields are cheap. The
+    file is in use while any of its tensors is: Windows refuses to replace it.
     SystemExit if the file is missing, damaged, or not a checkpoint of this project.
     """
     # 1) Is it there?
@@ -71,6 +73,7 @@ def load(path: str | Path, mmap: bool = False) -> dict:
         )
 
     # 2) Read it. A damaged file makes torch raise many kinds of error
+    mmap = mmap and str(path) == valid_text(str(path))  # torch can map no other name
     try:
         state = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except Exception as error:
@@ -231,14 +234,16 @@ def open_model(
     path: str | Path, device: str, dtype: str = 'float32'
 ) -> tuple[GPT, tokenizers.Tokenizer, dict]:
     """
-    (model on the device in evaluation mode, tokenizer, the whole checkpoint as load() returns it).
+    (model on the device in evaluation mode, tokenizer, the checkpoint without its tensors).
 
     dtype is the run's: 'float64' makes float64 weights, any other float32, for runtime.autocast.
     """
-    state = load(path)
+    state = load(path, mmap=True)  # the optimizer's moments are never read
     model = GPT(GPTConfig(**state['model_config']))
     restore(model, state, path)
     model.to(device, torch.float64 if dtype == 'float64' else torch.float32).eval()
+    tensors = ('model', 'optimizer', 'kept')
+    state = {name: value for name, value in state.items() if name not in tensors}
     return model, tokenizers.from_dict(state['tokenizer'], path), state
 
 

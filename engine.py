@@ -24,9 +24,11 @@ Left out on purpose: HTTP, chat templates, rewards, reading files.
 """
 
 import codecs
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -34,6 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import runtime
 from model import GPT, GPTConfig, ceil_to
 
 SLOTS = 64  # the cache grows, and is read, in blocks of this many slots: few shapes to compile
@@ -226,6 +229,38 @@ class Event(NamedTuple):
     part: str = 'text'  # part of the text: text | python (a call) | output (the tool's answer)
 
 
+def without_gradients(method: Callable) -> Callable:
+    """
+    A method of Engine that computes no gradients: in inference_mode, or in no_grad under autocast,
+    because in inference_mode autocast converts every weight in every step (pytorch/pytorch#165068).
+
+    The two do not mix while rows are running: call the engine always with autocast, or always
+    without.
+    """
+
+    @functools.wraps(method)
+    def call(engine, *arguments):
+        mixed = torch.is_autocast_enabled(engine.device.type)
+        with torch.no_grad() if mixed else torch.inference_mode():
+            return method(engine, *arguments)
+
+    return call
+
+
+@contextmanager
+def evaluating(model: GPT) -> Iterator[None]:
+    """The model without dropout. Does nothing if it is in evaluation mode: switching visits each
+    of its modules, a millisecond for 20 layers."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
 class Engine:
     """
     Runs requests on a model. Restores the model's training mode after each step.
@@ -234,6 +269,7 @@ class Engine:
         chat                a conversation.Chat; None: all prompts are plain text
         tool                text of a call -> answer, or ValueError; None: calls are not allowed
         max_rows            rows at once; further samples wait
+        max_bytes           of keys and values: fewer rows at once where texts can become long
         rows, slots         fix the shapes: a step decodes this many rows, used or not, over this
                             many slots (rounded up to 64); slots is then the longest context too
     """
@@ -241,6 +277,7 @@ class Engine:
     def __init__(
         self, model: GPT, tokenizer, chat=None, tool: Callable[[str], str] | None = None,
         rows: int | None = None, slots: int | None = None, max_rows: int = 256,
+        max_bytes: int = 2**32,
     ):  # fmt: skip
         # 1) Check the sizes
         config = model.config
@@ -252,6 +289,7 @@ class Engine:
         self.context = config.block_size if slots is None else slots  # longest, prompt included
         self.fixed_rows = rows
         self.max_rows = max_rows if rows is None else rows
+        self.max_bytes = max_bytes
         sizes_fit = self.max_rows >= 1 and 0 < self.context <= config.block_size
         if (rows is None) != (slots is None) or not sizes_fit:
             limits = f'at least 1 row and 1 to block_size = {config.block_size} slots'
@@ -271,9 +309,9 @@ class Engine:
         # 3) The device that draws ids: a GPU draws its own, because a CPU takes 0.1 s or more for
         # 64 rows of 65,536 logits (LOG.md). Otherwise the CPU: MPS has returned garbage, and in
         # a deterministic run CUDA's cumsum, which is not deterministic, must not be used
-        home = model.transformer.wte.weight.device
-        on_card = home.type == 'cuda' and not torch.are_deterministic_algorithms_enabled()
-        self.home = home if on_card else 'cpu'
+        self.device = model.transformer.wte.weight.device
+        on_card = self.device.type == 'cuda' and not torch.are_deterministic_algorithms_enabled()
+        self.home = self.device if on_card else 'cpu'
         self.unspeakable = torch.arange(config.vocab_size, device=self.home) >= known
         self.unspeakable[list(self.special)] = True  # draw() allows them again row by row
 
@@ -330,7 +368,7 @@ class Engine:
         may_call = self.tool and calls < MAX_CALLS
         return allowed if may_call else allowed - {self.chat.python_start}
 
-    @torch.inference_mode()
+    @without_gradients
     def cancel(self, request: Request):
         """End the request's unfinished samples now. The next step returns their last events, with
         finish_reason 'cancelled'."""
@@ -347,20 +385,14 @@ class Engine:
 
     # ---- one step
 
-    @torch.inference_mode()
+    @without_gradients
     def step(self) -> list[Event]:
         """One more token for every row, new rows included; [] when nothing runs."""
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
-            # 1) Prefill new prompts, decode running rows. If a pass fails, the step can be repeated
+        # 1) Prefill new prompts, decode running rows. If a pass fails, the step can be repeated
+        with evaluating(self.model), runtime.any_shape(self.device):
             arriving = self.admit()
             prefilled = self.prefill(arriving) if arriving else None
             logits = self.decode() if self.rows else None
-        finally:
-            if training:
-                self.model.train()
         # 2) New rows join the batch
         if arriving:
             logits = self.join(arriving, *prefilled, logits)
@@ -374,8 +406,11 @@ class Engine:
 
     def admit(self) -> list[Sample]:
         """The waiting samples that start now, limited by free rows and by one forward pass."""
-        room = self.max_rows - len(self.rows) + self.rows.count(None)
-        if room < min(len(self.waiting), self.max_rows // 8):
+        if not self.waiting:
+            return []
+        limit = self.row_limit()
+        room = limit - len(self.rows) + self.rows.count(None)
+        if room < max(1, min(len(self.waiting), limit // 8)):
             return []  # wait for more free rows: one large prefill is cheaper than many small ones
         arriving = self.waiting[:room]
         requests = list(dict.fromkeys(sample.request for sample in arriving))
@@ -383,6 +418,24 @@ class Engine:
         if requests and not self.fixed_rows:
             most = max(1, PREFILL_TOKENS // max(len(request.prompt) for request in requests))
         return [sample for sample in arriving if sample.request in requests[:most]]
+
+    def row_limit(self) -> int:
+        """Rows at once: max_rows, or as many as max_bytes holds if each becomes as long as the
+        longest may."""
+        if self.fixed_rows:
+            return self.max_rows
+        samples = [row for row in self.rows if row] + self.waiting[: self.max_rows]
+        longest = max((len(s.request.prompt) + len(s.uniform) for s in samples), default=1)
+        config = self.model.config
+        numbers = 2 * config.n_layer * config.n_kv_head * config.head_dim  # of a slot
+        row_bytes = ceil_to(longest, SLOTS) * numbers * self.cache_dtype().itemsize
+        return min(self.max_rows, max(1, self.max_bytes // row_bytes))
+
+    def cache_dtype(self) -> torch.dtype:
+        """That of the keys: autocast's, where it is on."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.model.transformer.wte.weight.dtype
 
     def prefill(self, samples: list[Sample]) -> tuple[KVCache, list[int], torch.Tensor]:
         """
@@ -406,22 +459,17 @@ class Engine:
         for row, request in zip(inputs, requests):
             row[: len(request.prompt)] = torch.tensor(request.prompt)
 
-        # 2) A cache in the dtype of the keys: autocast's, where it is on
-        weight = self.model.transformer.wte.weight
-        mixed = torch.is_autocast_enabled(weight.device.type)
-        dtype = torch.get_autocast_dtype(weight.device.type) if mixed else weight.dtype
-        cache = KVCache(self.model.config, count, slots, dtype, weight.device)
-
-        # 3) Forward passes
+        # 2) Forward passes
+        cache = KVCache(self.model.config, count, slots, self.cache_dtype(), self.device)
         hidden = []
-        for piece in inputs.to(weight.device).split(chunk, dim=1):
+        for piece in inputs.to(self.device).split(chunk, dim=1):
             hidden.append(self.model.hidden(piece, cache))
             cache.lengths += chunk
         # padding does not count: new tokens overwrite its slots
-        cache.lengths = torch.tensor(lengths, device=weight.device)
+        cache.lengths = torch.tensor(lengths, device=self.device)
 
-        # 4) Logits after each prompt's last token
-        every = torch.arange(count, device=weight.device)
+        # 3) Logits after each prompt's last token
+        every = torch.arange(count, device=self.device)
         last = torch.cat(hidden, dim=1)[every, cache.lengths - 1]  # (count, C)
         index = [requests.index(sample.request) for sample in samples]
         return cache, index, self.model.logits(last).to(self.home)[index]
@@ -596,6 +644,7 @@ class Engine:
             self.submit(ids, max_tokens, sampling, n, number)
             for ids, number in zip(prompts, numbers)
         ]
-        while not all(request.done for request in requests):
-            self.step()
+        with evaluating(self.model):  # once for all steps
+            while not all(request.done for request in requests):
+                self.step()
         return [sample for request in requests for sample in request.samples]

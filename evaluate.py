@@ -40,7 +40,7 @@ import runtime
 import tasks
 from batches import Reader, Shape, Stream
 from conversation import Chat
-from engine import Engine, Sample, Sampling
+from engine import Engine, Sample, Sampling, evaluating
 from model import GPT
 from shards import Data, check_tokenizer, mixture
 from tools import calculate
@@ -208,7 +208,7 @@ class Candidate(NamedTuple):
     ids: list[int]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def likelihoods(engine: Engine, chat: Chat, problems: Sequence[dict]) -> list[list[float]]:
     """
     The log-probability in nats of each answer that a multiple-choice problem allows, in the order
@@ -227,15 +227,10 @@ def likelihoods(engine: Engine, chat: Chat, problems: Sequence[dict]) -> list[li
             rows.setdefault(row, []).append(Candidate(own, i, len(prompt) - 1, ids))
 
     # 2) Forward passes, of at most max_rows rows
-    model = engine.model
-    training = model.training
-    model.eval()
-    try:
-        listed = list(rows.items())
+    listed = list(rows.items())
+    with evaluating(engine.model), runtime.any_shape(engine.device):
         for start in range(0, len(listed), engine.max_rows):
-            set_scores(model, listed[start : start + engine.max_rows])
-    finally:
-        model.train(training)
+            set_scores(engine.model, listed[start : start + engine.max_rows])
     return scores
 
 

@@ -13,6 +13,7 @@ have files of their own.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,7 @@ CHOICES = {
     'mlp': ('relu2', 'gelu', 'swiglu'),
 }
 
-LOGITS_BYTES = 2**30  # larger float32 logits of a micro-batch are computed in pieces
+LOGITS_BYTES = 2**30  # eager: larger float32 logits of a micro-batch are computed in pieces
 
 
 @dataclass
@@ -142,14 +143,16 @@ class Norm(nn.Module):
         if self.kind == 'layer':
             return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
         gain = None if self.weight is None else self.weight.to(x.dtype)  # mixed dtypes are slow
-        return F.rms_norm(x, (self.size,), gain, self.eps)
+        # CUDA's autocast would return float32 since torch 2.12 (pytorch/pytorch#188955)
+        with torch.autocast('cuda', enabled=False) if x.is_cuda else nullcontext():
+            return F.rms_norm(x, (self.size,), gain, self.eps)
 
 
 def rotate(x, cos, sin):
     """RoPE (Su et al., 2021): rotate the point (x[i], x[i + D/2]) by an angle proportional to its
     position. Pairs and direction of rotation are as in Llama.
 
-    x (B, H, T, D), cos and sin (B or 1, 1, T, D/2) -> (B, H, T, D), at least float32.
+    x (B, T, H, D), cos and sin (B or 1, T, 1, D/2) -> (B, T, H, D), at least float32.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
@@ -181,19 +184,18 @@ class CausalSelfAttention(nn.Module):
         query may look, or None for causal attention over x. cache: an engine.KVCache, or None."""
         B, T, _ = x.shape
 
-        # 1) Queries, keys and values, normalised and rotated
+        # 1) Queries, keys and values, normalised and rotated. Transposed last, so that they and the
+        # result of attention lie in memory as c_proj reads them: (B, T, H, D)
         q, k, v = self.c_attn(x).split(self.sizes, dim=-1)
-        q = q.view(B, T, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, H_kv, T, D)
-        v = v.view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
-        q = self.q_norm(q)
-        k = self.k_norm(k)
+        q = self.q_norm(q.view(B, T, self.n_head, self.head_dim))
+        k = self.k_norm(k.view(B, T, self.n_kv_head, self.head_dim))
+        v = v.view(B, T, self.n_kv_head, self.head_dim)
         if rotation is not None:
             q = rotate(q, *rotation)
             k = rotate(k, *rotation)
-        # in mixed precision the rotation, and on CUDA the norm, return float32
-        q = q.to(v.dtype)
-        k = k.to(v.dtype)
+        q = q.to(v.dtype).transpose(1, 2)  # (B, H, T, D); mixed precision rotates in float32
+        k = k.to(v.dtype).transpose(1, 2)  # (B, H_kv, T, D)
+        v = v.transpose(1, 2)
 
         # 2) With a cache: store the new keys and values, attend to all that it holds
         if cache is not None:
@@ -309,7 +311,8 @@ class GPT(nn.Module):
         targets = targets.flatten()
         logits_bytes = 4 * len(targets) * self.config.vocab_size
         pieces = ceil_to(logits_bytes, LOGITS_BYTES) // LOGITS_BYTES
-        if pieces == 1:
+        # Compiled code keeps half as many bytes for the whole as for the pieces (docs/gpu.md)
+        if pieces == 1 or torch.compiler.is_compiling():
             return self.nll(x, targets).view(inputs.shape)
         # Compute the logits piece by piece, and again in backward: less memory, a little more time
         nll = [
@@ -348,8 +351,8 @@ class GPT(nn.Module):
         if config.positions == 'learned':
             x = x + self.transformer.wpe(positions)
         else:
-            cos = self.cos[positions][:, None]  # (B or 1, 1, T, D/2)
-            rotation = cos, self.sin[positions][:, None]
+            cos = self.cos[positions][:, :, None]  # (B or 1, T, 1, D/2)
+            rotation = cos, self.sin[positions][:, :, None]
         x = self.embed_norm(x)
         # in mixed precision the residual stream has the fast dtype; the meta device has no autocast
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):

@@ -9,7 +9,8 @@ Muon for the matrices inside the layers, AdamW for everything else, on one rank 
 
 Parameters with the same update rule are concatenated into a bucket. A bucket is cut into one share
 per rank. Each rank keeps the moments of its share and updates only that (ZeRO, Rajbhandari et al.,
-2020). On CUDA, only gloo makes a step wait for the device.
+2020). Ranks gather the new shares of one bucket while they update the next. On CUDA, only gloo
+makes a step wait for the device.
 """
 
 from typing import NamedTuple
@@ -39,14 +40,29 @@ MARGIN = 1.02
 MOMENTUM = (0.85, 0.95, 300)  # Muon's: from, to, in this many steps (Keller Jordan)
 GOOD_STEPS = 2000  # after this many finite steps in a row fp16's loss scale doubles
 
+# torch 2.13 renamed these two and warns about the old names
+reduce_scatter = getattr(dist, 'reduce_scatter_single', dist.reduce_scatter_tensor)
+all_gather = getattr(dist, 'all_gather_single', dist.all_gather_into_tensor)
 
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of orthogonalize's products. None, that of the matrices, except on CUDA: bf16, or
+    fp16 before compute capability 8.0, where bf16 is emulated."""
+    if device.type != 'cuda':
+        return None
+    has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def orthogonalize(
+    matrices: Tensor, iterations: int = 5, dtype: torch.dtype | None = None
+) -> Tensor:
     """(N, rows, columns) -> same shape: the singular vectors stay, the singular values become
-    about 1. Computed in bf16 on CUDA."""
-    X = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = X.shape[-2] > X.shape[-1]
-    X = X.mT if tall else X  # so that X @ X.mT is the smaller product
+    about 1. dtype: of the matrix products, None is that of the matrices."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    X = matrices.mT if tall else matrices  # so that X @ X.mT is the smaller product
     X = X / (X.norm(dim=(-2, -1), keepdim=True) * MARGIN + 1e-7)
+    X = X.to(dtype or X.dtype)  # only now: no element exceeds 1, so that fp16 does not overflow
     for a, b, c in POLAR_EXPRESS[iterations]:
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
@@ -61,7 +77,7 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
 #     state    moments, updated in place
 
 
-def muon(p, g, ok, count, lr, weight_decay, state, iterations):
+def muon(p, g, ok, count, lr, weight_decay, state, iterations, dtype):
     """Muon (Jordan et al., 2024). p, g (N, rows, columns) -> new p.
 
     The entries of an orthogonal matrix have RMS 1 / sqrt(max(rows, columns)). The update is scaled
@@ -72,7 +88,7 @@ def muon(p, g, ok, count, lr, weight_decay, state, iterations):
     momentum = low + (high - low) * (count / steps).clamp(max=1.0)
     state['m'].lerp_(g, (1 - momentum) * ok)
     nesterov = torch.lerp(g, state['m'], momentum)
-    update = orthogonalize(nesterov, iterations) * (0.2 * max(p.shape[-2:]) ** 0.5)
+    update = orthogonalize(nesterov, iterations, dtype) * (0.2 * max(p.shape[-2:]) ** 0.5)
     decay = weight_decay * p * (update * p > 0)
     return torch.where(ok, p - lr * (update + decay), p)
 
@@ -114,32 +130,36 @@ class Bucket:
         self.group = group
         self.pieces = []  # (name, parameter, first row, one past the last)
         self.state = {}
-        self.grad = None
-        self.work = None  # the reduction in progress
+        self.grad = None  # this rank's share of the gradient
+        self.full = None  # every rank's share of the new parameters
+        self.work = None  # the collective in progress
 
     def allocate(self):
         """Zero moments for this rank's share, once all pieces are in."""
-        self.size = sum(self.units(p[a:b]).shape[0] for _, p, a, b in self.pieces)
-        share = -(-self.size // self.world_size)
+        self.size = sum(len(self.units(p[a:b])) for _, p, a, b in self.pieces)
+        self.share = -(-self.size // self.world_size)
+        self.start = self.rank * self.share
         like = self.pieces[0][1]
         for name in ('m', 'v') if self.rule.kind == 'adamw' else ('m',):
             self.state[name] = torch.zeros(
-                share, *self.rule.unit, dtype=like.dtype, device=like.device
+                self.share, *self.rule.unit, dtype=like.dtype, device=like.device
             )
 
     def units(self, t):
         return t.reshape(-1, *self.rule.unit)
 
-    def concatenate(self, tensors):
-        """Tensors of the pieces -> (share * world_size, *unit)."""
-        full = [self.units(t) for t in tensors]
-        padding = len(self.state['m']) * self.world_size - self.size
-        if padding:
-            full.append(full[0].new_zeros(padding, *self.rule.unit))
-        return torch.cat(full)
-
-    def own(self, full):
-        return full.chunk(self.world_size)[self.rank]
+    def concatenate(self, tensors, start, end):
+        """Units start to end of the tensors, zeros after the last -> (end - start, *unit)."""
+        parts = []
+        first = 0  # unit of this tensor
+        for t in tensors:
+            units = self.units(t)
+            parts.append(units[max(0, start - first) : max(0, end - first)])
+            first += len(units)
+        padding = end - max(start, first)
+        if padding > 0:
+            parts.append(parts[0].new_zeros(padding, *self.rule.unit))
+        return torch.cat(parts)
 
     def reduce(self):
         """Start the SUM of the gradients over the ranks; this rank receives its share."""
@@ -147,37 +167,58 @@ class Bucket:
             torch.zeros_like(p[a:b]) if p.grad is None else p.grad[a:b]
             for _, p, a, b in self.pieces
         ]
-        full = self.concatenate(gradients)
+        full = self.concatenate(gradients, 0, self.share * self.world_size)
         if self.world_size == 1:
             self.grad = full
         else:
-            self.grad = torch.empty_like(self.own(full))
-            self.work = dist.reduce_scatter_tensor(self.grad, full, group=self.group, async_op=True)
+            self.grad = full.new_empty(self.share, *self.rule.unit)
+            self.work = reduce_scatter(self.grad, full, group=self.group, async_op=True)
 
     def parameters(self):
         """A copy of this rank's share of the parameters."""
-        return self.own(self.concatenate([p[a:b] for _, p, a, b in self.pieces]))
+        tensors = [p[a:b] for _, p, a, b in self.pieces]
+        return self.concatenate(tensors, self.start, self.start + self.share)
+
+    def gather(self, share):
+        """Start to send this rank's new parameters to every rank; write_back() waits for them."""
+        if self.world_size == 1:
+            self.full = share
+        else:
+            self.full = share.new_empty(self.share * self.world_size, *self.rule.unit)
+            share = share.contiguous()
+            self.work = all_gather(self.full, share, group=self.group, async_op=True)
+
+    def wait(self):
+        """Wait for the collective in progress, if any."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = None  # frees the tensors that it has sent
+
+    def write_back(self):
+        """The new parameters of every rank -> the model."""
+        self.wait()
+        sizes = [len(self.units(p[a:b])) for _, p, a, b in self.pieces]
+        for (_, p, a, b), new in zip(self.pieces, self.full[: self.size].split(sizes)):
+            p[a:b].copy_(new.view_as(p[a:b]))
+        self.full = None
 
     def collect(self, share):
-        """Every rank's share -> (size, *unit), on every rank."""
+        """Every rank's share of a moment -> (size, *unit) in rank 0's host memory. None on the
+        other ranks, which need no memory for it."""
         if self.world_size == 1:
-            return share
+            return share.cpu()
+        if self.rank > 0:
+            dist.gather(share, group=self.group, group_dst=0)
+            return None
         full = share.new_empty(self.world_size, *share.shape)
-        dist.all_gather(list(full.unbind()), share.contiguous(), group=self.group)
-        return full.flatten(0, 1)[: self.size]
-
-    def write_back(self, full):
-        """(size, *unit) -> the parameters."""
-        sizes = [self.units(p[a:b]).shape[0] for _, p, a, b in self.pieces]
-        for (_, p, a, b), new in zip(self.pieces, full.split(sizes)):
-            p[a:b].copy_(new.view_as(p[a:b]))
+        dist.gather(share, list(full.unbind()), group=self.group, group_dst=0)
+        return full.flatten(0, 1)[: self.size].cpu()
 
     def load(self, state):
-        """Full moments, as in state_dict() -> this rank's share."""
+        """Full moments, as in state_dict() -> this rank's share. Reads no other part of them."""
         for name, mine in self.state.items():
-            full = state[name].to(mine)
-            padding = full.new_zeros(len(mine) * self.world_size - self.size, *self.rule.unit)
-            mine.copy_(self.own(torch.cat([full, padding])))
+            part = state[name][self.start : self.start + self.share]
+            mine[: len(part)].copy_(part)  # padding stays zero
 
 
 class Optimizer:
@@ -185,12 +226,14 @@ class Optimizer:
     model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate and head_rate are
     multiples of the learning rate. iterations: of Newton-Schulz. rank, world_size, group: this
     process among those that share the work. fp16: scale the loss. compile: fuse the updates (CUDA).
+    muon_dtype: of Muon's matrix products; None is the device's fast one.
     """
 
     def __init__(
         self, model, kind: str = 'muon', betas=(0.9, 0.95), weight_decay: float = 0.1,
         embedding_rate: float = 1.0, head_rate: float = 1.0, iterations: int = 5,
         rank: int = 0, world_size: int = 1, group=None, fp16: bool = False, compile: bool = False,
+        muon_dtype: torch.dtype | None = None,
     ):  # fmt: skip
         if kind not in ('muon', 'adamw'):
             raise SystemExit(f"optimizer is '{kind}', expected muon or adamw")
@@ -200,7 +243,10 @@ class Optimizer:
         self.betas = betas
         self.weight_decay = weight_decay
         self.iterations = iterations
+        self.rank = rank
         self.fp16 = fp16
+        device = next(model.parameters()).device
+        self.muon_dtype = muon_dtype or fast_dtype(device)
 
         # 1) Buckets: each parameter, or each map stacked in it, goes to the bucket of its rule
         self.buckets: dict[Rule, Bucket] = {}
@@ -226,7 +272,7 @@ class Optimizer:
         assert covered == total, 'every parameter is in exactly one bucket'
 
         # 2) Counters and loss scale, on the device
-        like = dict(dtype=torch.float32, device=next(model.parameters()).device)
+        like = dict(dtype=torch.float32, device=device)
         names = ('count', 'good', 'skipped', 'in_a_row', 'most_in_a_row')
         self.counters = {name: torch.zeros((), **like) for name in names}
         self.loss_scale = torch.full((), 2.0**16 if fp16 else 1.0, **like)
@@ -248,8 +294,7 @@ class Optimizer:
         for bucket in self.buckets.values():
             bucket.reduce()
         for bucket in self.buckets.values():
-            if bucket.work is not None:
-                bucket.work.wait()
+            bucket.wait()
             # cleared after all buckets have read: one gradient may span several (q, k and v)
             for _, p, _, _ in bucket.pieces:
                 p.grad = None
@@ -275,20 +320,25 @@ class Optimizer:
         self.counters['count'] += ok
         lr = torch.full_like(self.loss_scale, lr, dtype=norm.dtype)
 
-        # 2) Each bucket: update this rank's share, gather all shares
+        # 2) Each bucket: update this rank's share, gather all shares during the next update
+        gathering = None
         for rule, bucket in self.buckets.items():
             g = torch.where(ok, bucket.grad * scale, 0.0)
+            bucket.grad = None
             count = self.counters['count'].to(g.dtype)
             decay = rule.decay * self.weight_decay
             if rule.kind == 'muon':
-                own_settings = dict(iterations=self.iterations)
+                own_settings = dict(iterations=self.iterations, dtype=self.muon_dtype)
             else:
                 own_settings = dict(multiple=rule.multiple, betas=self.betas)
             update = self.updates[rule.kind]
             share = bucket.parameters()
             share = update(share, g, ok, count, lr, decay, bucket.state, **own_settings)
-            bucket.write_back(bucket.collect(share))
-            bucket.grad = None
+            if gathering is not None:
+                gathering.write_back()
+            bucket.gather(share)
+            gathering = bucket
+        gathering.write_back()
 
         # 3) Count skipped steps
         self.keep_count(ok)
@@ -310,13 +360,16 @@ class Optimizer:
         """After load_state_dict(): forget past series of skipped steps, but not a current one."""
         self.counters['most_in_a_row'].copy_(self.counters['in_a_row'])
 
-    def state_dict(self) -> dict:
-        """The whole state, whatever the number of ranks; all ranks call it together. Save it at
-        once: tensors that live on the CPU are not copied and change with the next step."""
+    def state_dict(self) -> dict | None:
+        """The whole state on rank 0, whatever the number of ranks, and None on the others; all
+        ranks call it together. Save it at once: tensors that live on the CPU are not copied and
+        change with the next step."""
         moments = [
-            {name: bucket.collect(t).cpu() for name, t in bucket.state.items()}
+            {name: bucket.collect(t) for name, t in bucket.state.items()}
             for bucket in self.buckets.values()
         ]
+        if self.rank > 0:
+            return None
         return {
             'counters': self.counters,
             'loss_scale': self.loss_scale,

@@ -183,6 +183,7 @@ def step_memory(
         gradients = parameters + parameters // world_size
         activation_size = 2 if dtype in ('bfloat16', 'float16') else size
         kept = activation_size * activations(config, rows * tokens)
+        kept = int(kept * settings.get('activation_memory_budget', 1.0))
         ids = 8 * step_rows * tokens  # all micro-batches of a step are prepared at once
 
     # 3) Tables of RoPE and masks of attention

@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
@@ -304,17 +303,17 @@ def parent(stage: Stage) -> str:
     path = stage.folder / 'ckpt.pt'
     if not path.exists():
         return 'no checkpoint yet'
-    try:  # mmap: the weights are not read
-        state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        origin = state['parent'] and (str(state['parent']['path']), str(state['parent']['sha256']))
-    except Exception as error:  # torch raises many kinds here
-        print(console.printable(f'{path} cannot be read: {error}'), file=sys.stderr)
+    try:
+        origin = checkpoint.load(path, mmap=True).get('parent')
+    except SystemExit as error:
+        print(error, file=sys.stderr)
         return '**its ckpt.pt cannot be read**'
     if not origin:
         return 'from scratch'
 
     # 2) Is it there, unchanged? The whole run may have moved
-    parent_path, sha256 = origin
+    parent_path = str(origin['path'])
+    sha256 = str(origin['sha256'])
     said = f'from {escape(parent_path)} (sha256 {escape(sha256[:16])}…)'
     places = [Path(parent_path), stage.folder.parent / Path(parent_path).parent.name / 'ckpt.pt']
     found = [place for place in places if place.is_file()]

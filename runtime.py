@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +24,13 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.backends.cuda import (
+    SDPAParams,
+    can_use_cudnn_attention,
+    can_use_efficient_attention,
+    can_use_flash_attention,
+)
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Dense bf16 peak in FLOP/s (fp16 for cards without bf16), from data sheets. The first match is used
 PEAK_FLOPS = {
@@ -142,7 +150,10 @@ def choose_machine(device: str, dtype: str, compile: bool | None, ranks: Ranks) 
 def choose_device(device: str, ranks: Ranks = Ranks()) -> str:  # noqa: B008
     """'auto' -> cuda, mps or cpu, the first that exists. 'cuda' -> this process's card, cuda:0 for
     a single process. SystemExit for a device that does not exist."""
-    # 1) The kind
+    # 1) The kind. Freed memory must serve a block of any size, or a large one (a cache, a bucket)
+    # runs out of memory beside much free memory. CUDA reads this when it starts
+    if 'PYTORCH_CUDA_ALLOC_CONF' not in os.environ:  # the older name
+        os.environ.setdefault('PYTORCH_ALLOC_CONF', 'expandable_segments:True')
     available = {
         'cuda': torch.cuda.is_available(),
         'mps': torch.backends.mps.is_available(),
@@ -225,8 +236,11 @@ def autocast(dtype: str, device: str) -> AbstractContextManager:
     return torch.autocast(device.split(':')[0], getattr(torch, dtype))
 
 
-def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
-    """Set threads, TF32 and determinism."""
+def set_up(
+    device: str, ranks: Ranks, deterministic: bool, activation_memory_budget: float = 1.0
+) -> None:
+    """Set threads, TF32, determinism, the order of attention kernels, and how much compiled code
+    keeps for backward: below 1 it computes some activations again."""
     if device == 'cpu':
         # torchrun gives each rank one thread. Alone, torch takes all cores, or OMP_NUM_THREADS
         if ranks.world_size > 1:
@@ -245,11 +259,75 @@ def set_up(device: str, ranks: Ranks, deterministic: bool) -> None:
         else:  # the same, and tells the compiler, whose import takes a second
             torch.use_deterministic_algorithms(True)
         fills.fill_uninitialized_memory = False  # saves 3 % of a small step; no such value is read
+    if activation_memory_budget < 1:
+        import torch._functorch.config as compiler  # the only access that torch offers
+
+        name = 'activation_memory_budget'
+        undo_at_end(setattr, compiler, name, compiler.activation_memory_budget)
+        compiler.activation_memory_budget = activation_memory_budget
+    if device.startswith('cuda'):
+        order, _ = kernels_to_try(device)
+        kernels = sdpa_kernel(order, set_priority=True)
+        kernels.__enter__()
+        undo_at_end(kernels.__exit__, None, None, None)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed dropout by (seed, step, rank), so that resuming needs no generator's state."""
     torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63)
+
+
+# -----------------------------------------------------------------------------
+# attention on CUDA
+
+# torch's attention kernels: name, and torch's test whether one can take given tensors
+KERNELS = {
+    SDPBackend.CUDNN_ATTENTION: ('cuDNN attention', can_use_cudnn_attention),
+    SDPBackend.FLASH_ATTENTION: ('Flash Attention', can_use_flash_attention),
+    SDPBackend.EFFICIENT_ATTENTION: ('memory-efficient attention', can_use_efficient_attention),
+    SDPBackend.MATH: ('unfused attention', lambda params, debug: True),
+}
+FLASH_FIRST = [kernel for kernel in KERNELS if kernel != SDPBackend.CUDNN_ATTENTION]
+
+
+def kernels_to_try(device: str) -> tuple[list[SDPBackend], str]:
+    """
+    The attention kernels for training on this card, in the order to try them, and why.
+
+    cuDNN's takes half of Flash's time or less on Hopper and is not faster on an A100
+    (huggingface/transformers#48163). Before cuDNN 9.15.1 its results can be wrong where a row is
+    not a multiple of 128 tokens (pytorch/pytorch#169849). Which version there is depends on the
+    wheel of torch and on LD_LIBRARY_PATH.
+    """
+    major, minor = torch.cuda.get_device_capability(device)
+    version = torch.backends.cudnn.version() or 0
+    if major not in (9, 10):
+        return FLASH_FIRST, f'compute capability {major}.{minor}'
+    if version < 91501:
+        return FLASH_FIRST, f'cuDNN is {version}, expected 91501 or later'
+    return list(KERNELS), f'compute capability {major}.{minor}'
+
+
+def attention_kernel(q, k, v, mask=None, dropout: float = 0.0) -> tuple[str, str]:
+    """(name of the kernel that training takes for such tensors, why). The reasons come from torch:
+    why no kernel before it could be taken."""
+    order, why = kernels_to_try(q.device)
+    is_causal = mask is None
+    params = SDPAParams(q, k, v, mask, dropout, is_causal, k.shape[1] < q.shape[1])
+    for kernel in order:
+        name, usable = KERNELS[kernel]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            if usable(params, debug=True):
+                break
+        reason = str(caught[0].message).splitlines()[0] if caught else 'not built into torch'
+        why = f'no {name}: {reason}'
+    return name, why
+
+
+def any_shape(device: torch.device) -> AbstractContextManager:
+    """For forward passes of ever new shapes: cuDNN would plan anew for each, some 30 ms."""
+    return sdpa_kernel(FLASH_FIRST, set_priority=True) if device.type == 'cuda' else nullcontext()
 
 
 # -----------------------------------------------------------------------------

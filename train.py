@@ -10,7 +10,7 @@ $ python train.py --init_from=resume --out_dir=out/pretrain  # continue where it
 On two nodes, with N = 0 on the first, whose address is A, and N = 1 on the second:
 $ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py config/train_gpt2.py
 
-Read the settings, the losses, the stages, the set-up and the loop. Bookkeeping follows below them.
+Read settings, losses, stages, set-up and loop; bookkeeping follows.
 """
 
 import dataclasses
@@ -63,14 +63,15 @@ seed = 1337  # of weights, data order and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
 compile = None  # torch.compile; None: on CUDA only
-deterministic = False  # same bits each time on CUDA too (a CPU always is); slower
+activation_memory_budget = 1.0  # compiled: below 1 less memory, more time (docs/gpu.md)
+deterministic = False  # same bits on CUDA too (a CPU always is); slower
 backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
 # the model
 preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
 depth = 0  # the dial: sets layers, width, heads, rates, batch and horizon, see plan.py; 0 is off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
-n_kv_head = 0  # heads of keys and values (GQA: fewer, for a smaller cache); 0 is n_head
+n_kv_head = 0  # heads of keys and values (GQA); 0 is n_head
 n_embd = 128  # width
 head_dim = 0  # 0 is n_embd / n_head
 n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, or 8/3 * n_embd for swiglu
@@ -92,9 +93,9 @@ zero_init = True  # output projections and an untied head start at zero
 batch_size = 16  # rows of a micro-batch, at most; out of memory: halve it and double the next
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
 cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
-isolate = False  # attention stays within a document; on CUDA slower than Flash Attention
+isolate = False  # attention stays within a document; slower on CUDA
 optimizer = 'muon'  # muon (matrices inside the layers; AdamW for the rest) | adamw
-muon_iterations = 5  # 5 | 3; 3 is cheaper and as good in small models
+muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
 learning_rate = 4e-3  # of AdamW; Muon's update is scaled to match
 embedding_rate = 1.0  # the embeddings' rate, as a multiple of learning_rate
 head_rate = 1.0  # the head's rate (and a tied table's), likewise
@@ -103,20 +104,21 @@ beta1 = 0.9  # AdamW's first moment
 beta2 = 0.95  # its second; 0.99 where a step has few tokens
 grad_clip = 1.0  # largest norm of the gradient; 0 is off
 dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts
-rl_skills = ''  # rl: skills of problems.jsonl to practise, separated by commas; '' is all
+rl_skills = ''  # rl: skills to practise, separated by commas; '' is all
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
-max_skips = 10  # stop after this many steps in a row with a gradient that is not finite
+rl_rows = 0  # rl: answers written at once; 0: max(rl_samples, batch_size)
+max_skips = 10  # stop after this many steps in a row without a finite gradient
 # length and schedule
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if it is ahead of the steps
+time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if ahead of the steps
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
-warmdown = 0.5  # share of the run that the linear warm-down takes
-lr_decay_iters = 0  # steps until min_lr is reached; 0 is the end of the run
+warmdown = 0.5  # share of the run in linear warm-down
+lr_decay_iters = 0  # steps until min_lr; 0 is the end of the run
 min_lr = 0.0  # where the decay ends
 # evaluation and log
 eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
@@ -124,7 +126,7 @@ eval_iters = -1  # evaluate on the first eval_iters * batch_size validation rows
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
-eval_problems = 50  # held-out problems per skill answered at each evaluation of a chat; 0 is off
+eval_problems = 50  # held-out problems per skill at each evaluation of a chat; 0 is off
 max_new_tokens = 160  # longest answer to those, and longest sample
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
@@ -137,7 +139,7 @@ MAY_CHANGE = {
     'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'always_save_checkpoint',
     'eval_problems', 'max_new_tokens', 'sample_prompts', 'max_skips', 'wandb_log', 'wandb_project',
     'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'batch_size',
-    'gradient_accumulation_steps', 'cpu_micro_batch_size',
+    'gradient_accumulation_steps', 'cpu_micro_batch_size', 'activation_memory_budget',
 }  # fmt: skip
 # A later stage takes these from the stage before, unless they are given
 RECIPE = {
@@ -191,7 +193,7 @@ class Run:
     shape: batches.Shape  # of a training step
     engine: Engine  # writes samples and answers
     about: dict  # for the chat: what the model knows, what to ask it
-    parent: dict | None  # the checkpoint that the weights came from
+    parent: dict | None = None  # the checkpoint that the weights came from
     chat: Chat | None = None  # the conversation format; None in pretraining
     writer: Engine | None = None  # answers the questions of rl
     # the stage
@@ -301,7 +303,7 @@ def rl(run):
     # one shape for all forward passes, so that answers are the same bit for bit
     run.writer = Engine(
         run.raw_model, run.data.tokenizer, run.chat, calculate,
-        rows=max(batch_size, rl_samples), slots=steps.shape.block_size,
+        rows=rl_rows or max(batch_size, rl_samples), slots=steps.shape.block_size,
     )  # fmt: skip
     text = assistant_text(run)
     return steps, weighted_nll, lambda: {**text(), **skills()}
@@ -337,7 +339,7 @@ def main():
         config = configure(globals(), derive=derive)
         check(config)
         machine = runtime.choose_machine(device, dtype, compile, ranks)
-        runtime.set_up(machine.device, ranks, deterministic)
+        runtime.set_up(machine.device, ranks, deterministic, activation_memory_budget)
         if machine.device == 'cpu':
             runtime.keep_freed_memory()
         if ranks.local_rank == 0:
@@ -355,9 +357,11 @@ def main():
     # 3) Progress of a resumed run, stage, optimizer
     if resume:
         run.first_step = start['step']
-        run.kept = start['kept']
+        run.kept = {name: t.clone() for name, t in start['kept'].items()}
         run.best = min(start['best'], checkpoint.best_of(out_dir))
         run.parent = start['parent']
+    elif run.master:
+        run.parent = checkpoint.identity(path)
     with runtime.errors_once(ranks):
         run.steps, run.loss, run.measure = STAGES[stage](run)
         run.num_steps, run.why_num_steps = plan.horizon(
@@ -403,7 +407,6 @@ def build_model(config, ranks, machine, data, model_config, start, path):
         config, ranks, machine, data, raw_model, model, shape,
         engine=Engine(raw_model, data.tokenizer),
         about=about or start.get('about', {}),
-        parent=checkpoint.identity(path),
     )  # fmt: skip
 
 
@@ -485,7 +488,9 @@ def origin(settings):
     return earlier if earlier.suffix == '.pt' else earlier / 'ckpt.pt', False
 
 
-read_checkpoint = functools.cache(checkpoint.load)
+# Mapped: a rank reads the weights, and of the optimizer's state its share. No tensor of it may be
+# kept: on Windows, the run could not replace the file
+read_checkpoint = functools.cache(functools.partial(checkpoint.load, mmap=True))
 
 
 def derive(settings, explicit):
@@ -508,9 +513,10 @@ def check(settings):
         eval_iters=-1, log_interval=1, save_interval=0, max_skips=1, seed=0, learning_rate=0,
         min_lr=0, embedding_rate=0, head_rate=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0,
         warmup_iters=0, warmdown=0, lr_decay_iters=0, time_limit=0, eval_problems=0,
-        max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1,
+        max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1, rl_rows=0,
+        activation_memory_budget=0,
     )  # fmt: skip
-    most = dict(warmdown=1, seed=2**63 - 1)
+    most = dict(warmdown=1, seed=2**63 - 1, activation_memory_budget=1)
     wrong = []
     if settings['min_lr'] > settings['learning_rate']:
         limit = f'learning_rate = {settings["learning_rate"]}'
@@ -779,11 +785,24 @@ def usable_prompts(run):
     return usable
 
 
+def attention_kernel(run):
+    """(name of the CUDA kernel that computes attention, why), found on a row of the run's shape."""
+    c = run.raw_model.config
+    fast = dict(dtype=getattr(torch, run.machine.dtype), device=run.machine.device)
+    q = torch.empty(1, c.n_head, c.block_size, c.head_dim, **fast, requires_grad=True)
+    k = torch.empty(1, c.n_kv_head, c.block_size, c.head_dim, **fast, requires_grad=True)
+    mask = None
+    if isolate:
+        mask = torch.empty(1, 1, c.block_size, c.block_size, dtype=torch.bool, device=q.device)
+    return runtime.attention_kernel(q, k, k, mask, c.dropout)
+
+
 def introduce(run):
     """What will run, on what, and why."""
     machine = run.machine
-    on_card = machine.device.startswith('cuda') and machine.dtype in ('bfloat16', 'float16')
-    attention = 'fused attention' if on_card and not isolate else "torch's attention"
+    attention = "torch's attention"
+    if machine.device.startswith('cuda'):
+        attention = '{} ({})'.format(*attention_kernel(run))
     how = 'compiled' if machine.compile else 'eager'
     print(run.config.describe())
     print(
@@ -794,6 +813,8 @@ def introduce(run):
         f'{run.raw_model.num_params():,} parameters, {run.num_steps:,} steps ({run.why_num_steps}) '
         f'of {run.tokens_per_step:,} tokens'
     )
+    if activation_memory_budget < 1 and not machine.compile:
+        print('activation_memory_budget has no effect: the model is not compiled')
     if run.data.meta is None:
         print(f"{dataset} has no meta.json: GPT-2's encoding is assumed, bits per byte are unknown")
     if time_limit:

@@ -32,5 +32,6 @@ warmup_iters = 2000
 weight_decay = 1e-1
 
 eval_interval = 1000
+save_interval = 1000  # 1.5 GB each
 eval_iters = 200
 log_interval = 10

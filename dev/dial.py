@@ -167,7 +167,7 @@ def gather(runs: Sequence[Run]) -> list[Depth]:
         if not derived:
             continue
         first = derived[0]
-        weights = checkpoint.load(first.folder / 'ckpt.pt')['model']
+        weights = checkpoint.load(first.folder / 'ckpt.pt', mmap=True)['model']
         parameters = sum(weight.numel() for weight in weights.values())
         tokens_per_step = last_row(first, 'tokens_per_step')['tokens_per_step']
         tokens = tokens_per_step * last_row(first, 'val')['step']

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LINUX = sys.platform == 'linux'
 MISSING = pytest.StashKey[set]()  # names of the oracles that are not installed
 
 
@@ -205,6 +206,11 @@ def write_log(folder, rows, first=None):
     rows = [first, *rows] if first else rows
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     (folder / 'log.jsonl').write_bytes(text.encode())
+
+
+def is_mapped(path):
+    """Whether this process has the file mapped into its memory. False where that is unknown."""
+    return LINUX and str(path) in Path('/proc/self/maps').read_text(encoding='utf-8')
 
 
 def as_numbers(cell):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, one_line, train_defaults
+from conftest import LINUX, ROOT, is_mapped, one_line, train_defaults
 
 import checkpoint
 import disk
@@ -107,13 +107,24 @@ DAMAGES = {
 }
 
 
+@pytest.mark.parametrize('mmap', [False, True])
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_a_damaged_file_is_named(path, damage):
+def test_a_damaged_file_is_named(path, damage, mmap):
     checkpoint.save(path, state_of())
     DAMAGES[damage](path)
     with pytest.raises(SystemExit) as stop:
-        checkpoint.load(path)
+        checkpoint.load(path, mmap)
     one_line(stop, path, 'not a whole checkpoint', '--out_dir')
+
+
+@pytest.mark.skipif(not LINUX, reason='other systems have Unicode file names')
+def test_a_name_that_is_not_utf8_is_loaded_too(tmp_path):
+    folder = tmp_path / 'caf\udce9'  # a byte of Latin-1
+    folder.mkdir()
+    for step, name in enumerate(('ckpt.pt', 'best.pt')):
+        checkpoint.save(folder / name, state_of(step, best=0.5))
+    assert checkpoint.load(folder / 'best.pt', mmap=True)['step'] == 1
+    assert checkpoint.choose(folder).name == 'best.pt' and checkpoint.best_of(folder) == 0.5
 
 
 @pytest.mark.parametrize('content', [{'model': {}}, [1, 2], torch.zeros(3), {}])
@@ -344,6 +355,15 @@ def test_an_opened_model_has_the_weights_that_were_saved(run, path, dtype):
     for name, weight in model.state_dict().items():
         assert torch.equal(opened.state_dict()[name], weight.to(kind))
         assert opened.state_dict()[name].dtype == kind
+
+
+def test_an_opened_model_leaves_the_moments_on_the_disk_and_the_file_free(run, path):
+    checkpoint.save(path, {**run[1], 'optimizer': {'m': torch.ones(9)}, 'kept': {}, 'about': 'x'})
+    opened = checkpoint.open_model(path, 'cpu')
+    assert opened[2].keys() == {*run[1], 'about'} - {'model'}
+    assert not is_mapped(path)
+    mapped = checkpoint.load(path, mmap=True)
+    assert is_mapped(path) == LINUX and mapped['model']
 
 
 def test_a_resumed_run_reports_changed_data(path, capsys):

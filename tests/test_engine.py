@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conversation import CHATML, SPECIAL, Chat
 from engine import Engine, KVCache, Sampling
@@ -498,6 +499,37 @@ def test_under_autocast_tokens_are_drawn_from_float32(preset, monkeypatch):
     assert (torch.cat(seen) - full).abs().max() < 0.05 * full.abs().max()  # bf16 keeps 8 bits
 
 
+class Casts(TorchDispatchMode):
+    """Counts conversions of tensors of these shapes to bfloat16."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes = shapes
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and out.dtype == torch.bfloat16:
+            self.count += tuple(out.shape) in self.shapes
+        return out
+
+
+def test_under_autocast_each_weight_is_converted_once():
+    """Under inference_mode autocast would convert all of them in every step."""
+    model = build()
+    table = model.transformer.wte.weight
+    matrices = [p for p in model.parameters() if p.dim() == 2 and p is not table]
+    assert len(matrices) == 9  # four in each of two layers, and the head
+    engine = Engine(model, CharTokenizer(CHARACTERS))
+    with torch.autocast('cpu', torch.bfloat16), Casts({tuple(p.shape) for p in matrices}) as casts:
+        engine.submit(prompt(9), 20, Sampling())
+        counts = []
+        for _ in range(5):
+            engine.step()
+            counts.append(casts.count)
+    assert counts == [9] * 5
+
+
 class Elsewhere(torch.Tensor):
     """Of a device where nothing is to be trusted but taking parts and copying to the CPU (MPS:
     nanoGPT#458)."""
@@ -962,6 +994,20 @@ def test_what_does_not_fit_waits(most):
     assert ids_of(samples) == ids_of(expected) and len({len(sample.ids) for sample in samples}) > 5
     assert max(seen) == most and not engine.waiting and not engine.rows
     assert sum(seen) < 1.3 * sum(len(sample.ids) for sample in samples) + 30 * most
+
+
+@pytest.mark.parametrize('slots_that_fit', [64, 3 * 64, 5 * 128, 10**6])
+def test_rows_are_bounded_by_the_bytes_of_their_keys_and_values(slots_that_fit):
+    """In the worst case a row takes two blocks of 64 slots here: 40 ids of prompt, 40 more."""
+    model, seen = build(dtype=torch.float64, block_size=256), []
+    slot_bytes = 2 * 2 * 2 * 8 * 8  # keys and values, layers, heads, head_dim, float64
+    prompts = [prompt(40, k) for k in range(4)]
+    expected = Engine(model, CharTokenizer(CHARACTERS)).generate(prompts, 40, Sampling(), n=3)
+    engine = Engine(model, CharTokenizer(CHARACTERS), max_bytes=slot_bytes * slots_that_fit)
+    forward = model.forward
+    model.forward = lambda inputs, cache: seen.append(len(inputs)) or forward(inputs, cache=cache)
+    assert ids_of(engine.generate(prompts, 40, Sampling(), n=3)) == ids_of(expected)
+    assert max(seen) == min(12, max(1, slots_that_fit // 128))
 
 
 def test_many_prompts_are_read_in_several_forwards(monkeypatch):

@@ -218,6 +218,24 @@ def test_losses_are_cross_entropy_chunked_or_not(monkeypatch, preset, dtype, tol
         torch.testing.assert_close(chunked[name], value, atol=tolerance, rtol=tolerance, msg=name)
 
 
+@pytest.mark.parametrize('preset', PRESETS)
+def test_compiled_it_is_one_graph_with_one_loss(monkeypatch, preset):
+    """Eager code computes this loss in seven pieces. Here the graph runs as it was traced."""
+    monkeypatch.setattr('model.LOGITS_BYTES', 5 * 4 * TINY['vocab_size'])  # five rows of logits
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes])
+        return graph
+
+    model = randomise(build(preset))
+    compiled = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)
+    with torch.autocast('cpu', torch.bfloat16):
+        nll = compiled(ids(), ids(seed=2))
+        torch.testing.assert_close(nll, model(ids(), ids(seed=2)), atol=1e-5, rtol=1e-5)
+    assert len(graphs) == 1 and graphs[0].count(F.cross_entropy) == 1
+
+
 @pytest.mark.filterwarnings(
     'ignore:Mismatch dtype'
 )  # float32 gains on a bf16 stream: torch says it is slower

@@ -7,6 +7,7 @@ import platform
 import re
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,103 @@ def test_the_peak_of_a_card_is_known_or_none(machine, name, peak):
     assert runtime.peak_flops('cpu') is None and runtime.peak_flops('mps') is None
 
 
+# ---- attention and memory on CUDA
+
+
+@pytest.mark.parametrize('capability, cudnn, first, why', [
+    ((9, 0), 91900, 'cuDNN attention', '9.0'),
+    ((10, 0), 91501, 'cuDNN attention', '10.0'),
+    ((9, 0), 91500, 'Flash Attention', '91500'),  # pytorch/pytorch#169849
+    ((9, 0), None, 'Flash Attention', 'cuDNN is 0'),
+    ((8, 0), 91900, 'Flash Attention', '8.0'),
+    ((7, 5), 91900, 'Flash Attention', '7.5'),
+])  # fmt: skip
+def test_cudnn_computes_attention_on_hopper_only(
+    machine, monkeypatch, capability, cudnn, first, why
+):
+    machine(cuda=1, capability=capability)
+    monkeypatch.setattr(torch.backends.cudnn, 'version', lambda: cudnn)
+    order, reason = runtime.kernels_to_try('cuda:0')
+    names = [runtime.KERNELS[kernel][0] for kernel in order]
+    assert names[0] == first and why in reason
+    assert names[-3:] == ['Flash Attention', 'memory-efficient attention', 'unfused attention']
+
+
+def kernels_that(*answers):
+    """KERNELS whose tests answer so: '' for yes, else torch's reason."""
+
+    def test(answer):
+        def usable(params, debug):
+            if answer:
+                warnings.warn(f'{answer}\n(from sdp_utils.cpp)', stacklevel=1)
+            return not answer
+
+        return usable
+
+    names = (name for name, _ in runtime.KERNELS.values())
+    tests = (test(answer) for answer in (*answers, ''))
+    return dict(zip(runtime.KERNELS, zip(names, tests)))
+
+
+@pytest.mark.parametrize('answers, name, why', [
+    (('', '', ''), 'cuDNN attention', 'compute capability 9.0'),
+    (('it is deterministic', '', ''), 'Flash Attention', 'no cuDNN attention: it is deterministic'),
+    (('a', 'b', ''), 'memory-efficient attention', 'no Flash Attention: b'),
+    (('a', 'b', 'c'), 'unfused attention', 'no memory-efficient attention: c'),
+])  # fmt: skip
+def test_the_attention_kernel_is_named_with_torchs_reason(machine, monkeypatch, answers, name, why):
+    machine(cuda=1, capability=(9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, 'version', lambda: 91900)
+    monkeypatch.setattr(runtime, 'KERNELS', kernels_that(*answers))
+    q, k = torch.empty(1, 4, 8, 16), torch.empty(1, 2, 8, 16)
+    assert runtime.attention_kernel(q, k, k) == (name, why)
+
+
+def test_the_order_of_kernels_ends_with_the_run(machine, monkeypatch):
+    machine(cuda=1, capability=(9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, 'version', lambda: 91900)
+    before = current_order()
+    runtime.set_up('cuda:0', Ranks(), deterministic=False)
+    assert current_order() == list(runtime.KERNELS)
+    with runtime.any_shape(torch.device('cuda:0')):
+        assert current_order() == runtime.FLASH_FIRST
+    assert current_order() == list(runtime.KERNELS)
+    runtime.undo_changes()
+    assert current_order() == before
+
+
+def current_order():
+    return torch.nn.attention._cur_sdpa_kernel_backends(with_priority=True)
+
+
+def test_what_compiled_code_keeps_is_a_setting_of_the_run():
+    import torch._functorch.config as compiler
+
+    runtime.set_up('cpu', Ranks(), False, activation_memory_budget=0.5)
+    assert compiler.activation_memory_budget == 0.5
+    runtime.undo_changes()
+    assert compiler.activation_memory_budget == 1.0
+    runtime.set_up('cpu', Ranks(), False)
+    assert compiler.activation_memory_budget == 1.0
+
+
+@pytest.mark.parametrize('given', [
+    {},
+    {'PYTORCH_ALLOC_CONF': 'max_split_size_mb:64'},
+    {'PYTORCH_CUDA_ALLOC_CONF': 'max_split_size_mb:64'},
+])  # fmt: skip
+def test_cuda_memory_expands_unless_the_user_says_how(machine, monkeypatch, given):
+    for name in ('PYTORCH_ALLOC_CONF', 'PYTORCH_CUDA_ALLOC_CONF'):
+        monkeypatch.setenv(name, '')  # so that the end of the test takes back what is set below
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    machine(cuda=1)
+    runtime.choose_device('cuda')
+    found = {name: x for name, x in os.environ.items() if name.endswith('_ALLOC_CONF')}
+    assert found == (given or {'PYTORCH_ALLOC_CONF': 'expandable_segments:True'})
+
+
 # ---- threads, determinism, seeds, clock
 
 
@@ -213,6 +311,7 @@ def test_the_peak_of_a_card_is_known_or_none(machine, name, peak):
 ])  # fmt: skip
 def test_threads_and_determinism(monkeypatch, device, ranks, deterministic, cores, threads, strict):
     calls = {}
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
     monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
     monkeypatch.setattr(os, 'cpu_count', lambda: cores)
     names = ('set_num_threads', 'set_float32_matmul_precision', 'use_deterministic_algorithms')
