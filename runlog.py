@@ -171,9 +171,11 @@ def read_log(path: Path) -> list[dict]:
     return rows
 
 
-def was_measured(path: Path, step: int) -> bool:
-    """Whether the log holds an evaluation of this step."""
-    return any(row.get('step') == step and 'val' in row for row in read_log(path))
+def was_measured(path: Path, step: int, num_samples: int) -> bool:
+    """Whether the log holds an evaluation of this step and as many samples, which follow it."""
+    rows = [row for row in read_log(path) if row.get('step') == step]
+    samples = [row for row in rows if 'prompt' in row]
+    return any('val' in row for row in rows) and len(samples) >= num_samples
 
 
 class Stage(NamedTuple):

@@ -651,14 +651,15 @@ def evaluate_model(run, step, seconds):
         numbers = run.measure()
     spent = round(perf_counter() - began, 3)
     run.raw_model.train()
-    if run.master:
-        shown = ' | '.join(f'{name} {x:.4f}' for name, x in numbers.items())
-        line = f'step {step:,}/{run.num_steps:,} | {shown}'
-        run.log.write(line, step=step, seconds=seconds, **numbers, evaluation_seconds=spent)
     keeps_best = not (always_save_checkpoint or eval_only)
     if keeps_best and step and numbers['val'] < run.best:
         run.best = numbers['val']
         save(run, 'best.pt', step, seconds)
+    # last: a resume does not repeat an evaluation that is in the log
+    if run.master:
+        shown = ' | '.join(f'{name} {x:.4f}' for name, x in numbers.items())
+        line = f'step {step:,}/{run.num_steps:,} | {shown}'
+        run.log.write(line, step=step, seconds=seconds, **numbers, evaluation_seconds=spent)
 
 
 def log_samples(run, step, seconds):
@@ -741,7 +742,10 @@ def begin_log(run, resume, seconds_before):
     # 1) Finished before?
     finished = run.first_step >= run.num_steps or time_limit and seconds_before >= time_limit
     if resume and not eval_only and finished:
-        if runlog.was_measured(run.log.path, run.first_step):
+        measured = run.master and runlog.was_measured(
+            run.log.path, run.first_step, len(run.prompts)
+        )
+        if runtime.add_up([measured])[0]:
             if run.master:
                 where = f'step {run.first_step:,} of {run.num_steps:,}'
                 print(f'{Path(out_dir, "ckpt.pt")} is at {where}: nothing is left to do')

@@ -62,7 +62,7 @@ def test_a_last_line_cut_anywhere_is_no_line(path):
 def test_a_missing_log_starts_anew_on_resume(path):
     log = path.with_name('log.jsonl')
     assert runlog.read_log(log) == []
-    assert not runlog.was_measured(log, 0)
+    assert not runlog.was_measured(log, 0, num_samples=0)
     runlog.start_log(log, {'config': {'a': 1}}, 20)
     assert runlog.read_log(log) == [{'config': {'a': 1}}]
 
@@ -90,10 +90,15 @@ def test_a_line_that_the_disk_does_not_take_costs_no_other(path, monkeypatch, ca
     assert log.read_bytes() == b''.join(LINES)
 
 
-def test_was_measured_asks_for_an_evaluation_of_that_step(path):
+def test_was_measured_asks_for_an_evaluation_of_that_step_and_its_samples(path):
     log = path.with_name('log.jsonl')
     log.write_bytes(b''.join(LINES))
-    assert [step for step in range(20) if runlog.was_measured(log, step)] == [0, 10]
+    assert [step for step in range(20) if runlog.was_measured(log, step, 0)] == [0, 10]
+    assert not runlog.was_measured(log, 10, 2)
+    for prompt in 'ab':
+        assert not runlog.was_measured(log, 10, 2)
+        runlog.append_log(log, {'step': 10, 'prompt': prompt, 'text': ''})
+    assert runlog.was_measured(log, 10, 2) and not runlog.was_measured(log, 0, 2)
 
 
 def test_a_log_with_half_an_emoji_can_be_written_again(tmp_path):

@@ -686,10 +686,7 @@ def test_a_run_killed_at_any_moment_loses_nothing(
     assert loaded >= kills // 4  # most moments are in the middle of a run
     for i in range(count):
         assert_same_bits(trained(tmp_path / f'killed{i}'), trained(tmp_path / 'undisturbed'))
-        rows, expected = learned(tmp_path / f'killed{i}'), learned(tmp_path / 'undisturbed')
-        assert rows == expected[: len(rows)]
-        # a kill right after the line of the last evaluation costs the samples that follow it
-        assert all('prompt' in row for row in expected[len(rows) :])
+        assert learned(tmp_path / f'killed{i}') == learned(tmp_path / 'undisturbed')
 
 
 COMPILED = """

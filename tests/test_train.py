@@ -973,6 +973,21 @@ def test_data_that_has_changed_is_said_on_resume(train, tmp_path):
 # starting again, and from somewhere
 
 
+def test_samples_that_a_kill_has_cost_are_written_by_the_next_call(train, tmp_path):
+    out = tmp_path / 'out'
+    args = (*SHORT, '--max_iters=2', '--sample_prompts=ab|c', '--auto_resume=True')
+    assert train(*args, out=out).returncode == 0
+    expected = learned(out)
+    lines = (out / 'log.jsonl').read_bytes().splitlines(keepends=True)
+    assert [row['prompt'] for row in expected[-2:]] == ['ab', 'c']
+    for lost in (1, 2):  # lines after that of the last evaluation
+        (out / 'log.jsonl').write_bytes(b''.join(lines[:-lost]))
+        done = train(*args, out=out)
+        assert done.returncode == 0 and 'nothing is left to do' not in done.stdout
+        assert learned(out) == expected
+    assert 'nothing is left to do' in train(*args, out=out).stdout
+
+
 def test_auto_resume(train, tmp_path):
     out, args = tmp_path / 'out', (*SHORT, '--max_iters=4', '--auto_resume=True')
     assert train(*args, out=out).returncode == 0
