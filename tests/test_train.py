@@ -975,11 +975,11 @@ def test_data_that_has_changed_is_said_on_resume(train, tmp_path):
 
 def test_samples_that_a_kill_has_cost_are_written_by_the_next_call(train, tmp_path):
     out = tmp_path / 'out'
-    args = (*SHORT, '--max_iters=2', '--sample_prompts=ab|c', '--auto_resume=True')
+    args = (*SHORT, '--max_iters=2', '--sample_prompts=the |I', '--auto_resume=True')
     assert train(*args, out=out).returncode == 0
     expected = learned(out)
     lines = (out / 'log.jsonl').read_bytes().splitlines(keepends=True)
-    assert [row['prompt'] for row in expected[-2:]] == ['ab', 'c']
+    assert [row['prompt'] for row in expected[-2:]] == ['the ', 'I']
     for lost in (1, 2):  # lines after that of the last evaluation
         (out / 'log.jsonl').write_bytes(b''.join(lines[:-lost]))
         done = train(*args, out=out)
