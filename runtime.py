@@ -241,12 +241,15 @@ def set_up(
 ) -> None:
     """Set threads, TF32, determinism, the order of attention kernels, and how much compiled code
     keeps for backward: below 1 it computes some activations again."""
+    # 1) Threads
     if device == 'cpu':
         # torchrun gives each rank one thread. Alone, torch takes all cores, or OMP_NUM_THREADS
         if ranks.world_size > 1:
             torch.set_num_threads(max(1, os.cpu_count() // ranks.local_world_size))
         # otherwise compiled code sums the embedding's gradient with atomics, without visible gain
         deterministic = True
+
+    # 2) Precision and determinism
     undo_at_end(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision('high')
     if deterministic:
@@ -259,6 +262,8 @@ def set_up(
         else:  # the same, and tells the compiler, whose import takes a second
             torch.use_deterministic_algorithms(True)
         fills.fill_uninitialized_memory = False  # saves 3 % of a small step; no such value is read
+
+    # 3) The compiler, and attention
     if activation_memory_budget < 1:
         import torch._functorch.config as compiler  # the only access that torch offers
 
