@@ -271,11 +271,13 @@ def test_openwebtext_from_parquet(tree, oracle):
         list(read_documents(folder / 'raw' / '00000.parquet'))
 
 
-def test_openwebtext_errors(tree, refused):
+def test_openwebtext_errors(tree, refused, monkeypatch):
     folder = tree / 'data' / 'openwebtext'
     write_gpt2_files(folder)
-    line = refused('openwebtext', '--tries=1', f'--url={DEAD}')
+    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
+    line = refused('openwebtext', '--tries=1')
     assert 'download failed' in line and line.endswith(f'into {folder / "raw"}')
+    (folder / 'raw').mkdir()
     (folder / 'raw' / 'a.txt').write_text('one document', encoding='utf-8')
     assert 'val_every=0' in refused('openwebtext', '--val_every=0')
     assert 'num_workers=-1' in refused('openwebtext', '--num_workers=-1')
@@ -289,12 +291,12 @@ def test_openwebtext_resumes_its_list(tree, refused):
     raw = tree / 'data' / 'openwebtext' / 'raw'
     raw.mkdir()
     write_gpt2_files(raw.parent)
-    (raw / '00000.parquet').write_bytes(b'here')
-    (raw / 'files.json').write_text(json.dumps([DEAD, DEAD + '2']), encoding='utf-8')
+    (raw / '00000.parquet').write_bytes(b'PAR1PAR1')
+    of = 'Skylion007/openwebtext/plain_text/train'
+    files = dict(of=of, files=[[DEAD, 8, None], [DEAD + '2', 9, None]])
+    (raw / 'files.json').write_text(json.dumps(files), encoding='utf-8')
     line = refused('openwebtext', '--tries=1')
-    assert line.startswith(DEAD + '2: download failed') and line.endswith(
-        str(raw / '00001.parquet')
-    )
+    assert line.startswith(DEAD + '2: download failed') and line.endswith(f'files into {raw}')
 
 
 def test_custom_bpe(tree):
