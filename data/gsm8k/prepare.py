@@ -1,0 +1,104 @@
+"""
+GSM8K (openai/gsm8k): word problems of grade school with worked answers. 7,473 to train on, 1,319 to
+evaluate with.
+
+$ pip install '.[data]'
+$ python data/gsm8k/prepare.py --tokenizer=out/run
+$ python train.py --stage=rl --init_from=out/run --dataset=gsm8k --out_dir=out/rl
+
+train.bin and val.bin (of the test split) hold conversations, problems.jsonl the questions of both.
+A call <<48/2=24>> of a worked answer becomes a call of the calculator and its output, spelled as
+the calculator spells it. A call that our calculator cannot run, or to which it gives another
+result, is removed and leaves the text around it. A row whose answer is not a number is left out.
+
+Without a network: put the .parquet files into raw/train and raw/test beside this file.
+"""
+
+import re
+import sys
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import console
+import tasks
+from configurator import configure
+from data.download import parquet_files
+from data.sets import Item, Part, Unusable, ask, chat_tokenizer, given_text, write_set
+from tools import calculate
+
+FOLDER = Path(__file__).resolve().parent
+CALL = re.compile(r'<<([^<>]*)>>')
+SIGNS = str.maketrans('×÷−–', '*/--', '$€£')  # for the calculator
+
+tokenizer = ''  # of the model to train: a tok.json, a .pt file, the folder of a run or of data
+tries = 5  # attempts at each download
+
+
+def convert(row: dict, notes: Counter) -> Item:
+    question, worked = given_text(row, 'question', 'answer')
+    # 1) The answer: the number after the last ####
+    text, mark, number = worked.rpartition('####')
+    number = number.strip()
+    if not mark or not re.fullmatch(tasks.NUMBER, number):
+        raise Unusable('no number after ####')
+    answer = format(tasks.find_number(number), 'f')
+    # 2) The calls. Split at them, every second piece is the inside of one
+    parts = []
+    for i, piece in enumerate(CALL.split(worked)):
+        if i % 2:
+            parts += call_parts(piece, notes)
+        elif '<<' in piece or '>>' in piece:
+            raise Unusable('<< without >>')
+        else:
+            parts.append({'type': 'text', 'text': piece})
+    parts = [part for part in parts if part['text']]
+    return Item(ask(question, parts), dict(grader='number', answer=answer))
+
+
+def call_parts(inside: str, notes: Counter) -> list[dict]:
+    """The parts that stand for <<inside>>: a call and its output, or none."""
+    expression, *results = inside.translate(SIGNS).split('=')
+    stated = results[-1].strip() if results else ''
+    try:
+        result = calculate('='.join([expression, *results[:-1]]))  # ValueError for a second =
+    except ValueError:
+        notes['calls removed that the calculator cannot run'] += 1
+        return []
+    if not stated:
+        notes['calls without a result, computed'] += 1
+    elif not agrees(result, stated):
+        notes['calls removed whose result the calculator contradicts'] += 1
+        return []
+    return [{'type': 'python', 'text': expression.strip()}, {'type': 'output', 'text': result}]
+
+
+def agrees(result: str, stated: str) -> bool:
+    """Whether stated is the result, perhaps rounded or cut to fewer decimals."""
+    if not re.fullmatch(tasks.NUMBER, stated):
+        return False
+    number = tasks.find_number(stated)
+    unit = Decimal(1).scaleb(number.as_tuple().exponent)  # of the last decimal: 0.01 of 3.14
+    return abs(Decimal(result) - number) < unit if '.' in stated else Decimal(result) == number
+
+
+def main() -> None:
+    chosen = chat_tokenizer(tokenizer)
+    parts = [
+        Part(
+            split,
+            parquet_files('openai/gsm8k', 'main', name, FOLDER / 'raw' / name, tries=tries),
+            skill='gsm8k',
+            problems=True,
+        )
+        for split, name in (('train', 'train'), ('val', 'test'))
+    ]
+    write_set(FOLDER, chosen, parts, dict(question=str, answer=str), convert)
+
+
+if __name__ == '__main__':
+    console.set_up(must_finish=True)
+    configure(globals())
+    main()
