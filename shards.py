@@ -14,6 +14,8 @@ for val. A shard holds raw ids (see id_dtype) and nothing else. Beside the shard
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -105,6 +107,25 @@ class Writer:
             shard['largest_id'] = max(shard['largest_id'], int(part.max()))
             shard['sha256'].update(part.tobytes())
 
+    def adopt(self, split: str, path: Path, facts: dict) -> None:
+        """
+        Append a whole shard that another Writer made: path, and its entry in that one's meta.json
+        with 'bytes'. The file is linked, or copied where the disk has no hard links. A split has
+        shards that are written or adopted, not both.
+        """
+        found = self.splits.setdefault(split, {'tokens': 0, 'bytes': 0, 'shards': []})
+        shard = dict(facts, name=f'{split}_{len(found["shards"]):05d}.bin')
+        found['tokens'] += shard['tokens']
+        found['bytes'] += shard['bytes']
+        found['shards'].append(shard)
+        part = self.folder / (shard['name'] + '.part')
+        with disk.writing(part):
+            part.unlink(missing_ok=True)  # of a killed process; it may be a link to another shard
+            try:
+                os.link(path, part)
+            except OSError:
+                shutil.copyfile(path, part)
+
     def add(self, name: str, content: bytes) -> None:
         """Add another file to the folder, such as problems.jsonl."""
         refuse_to_replace(self.folder, [name])
@@ -136,7 +157,8 @@ class Writer:
             if len(facts['shards']) == 1:
                 facts['shards'][0]['name'] = f'{split}.bin'
         for shard in shards:
-            shard['sha256'] = shard['sha256'].hexdigest()
+            if not isinstance(shard['sha256'], str):  # an adopted one has it
+                shard['sha256'] = shard['sha256'].hexdigest()
         names = [shard['name'] for shard in shards] + list(self.files)
 
         # 3) Remove meta.json, so that Data refuses the folder; UNFINISHED lists our files instead

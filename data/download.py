@@ -356,55 +356,61 @@ def reason_of(error: requests.RequestException, url: str) -> str:
 # many files
 
 
-def download_all(
-    files: Sequence[tuple[Remote, Path]], name: str, tries: int = 5, hint: str = ''
-) -> list[Path]:
-    """Download (remote, path) pairs, several at once, with one bar. Nothing is asked of the network
-    if all exist."""
-    missing = [(remote, path) for remote, path in files if not path.exists()]
-    if missing:
-        check_space(missing, name)
-    total = sum(remote.size or 0 for remote, _ in files)
-    shown = dict(desc=name, unit='B', unit_scale=True, disable=not missing)
-    with tqdm(total=total or None, **shown) as bar:
-        return list(in_order(files, tries, hint, bar))
-
-
-def check_space(files: Sequence[tuple[Remote, Path]], name: str, more: int = 0) -> None:
-    """Print what the download of these files takes. SystemExit if the disk has less, before the
-    first byte. more: bytes to write beside them."""
-    # 1) What is needed, and what is there
-    needed = more
-    for remote, path in files:
-        part = path.with_name(path.name + '.part')
-        needed += max(0, (remote.size or 0) - size_of(part))
+def download_all(files: Sequence[tuple[Remote, Path]], name: str, tries: int = 5) -> list[Path]:
+    """Download (remote, path) pairs into one folder, several at once, with one bar. Nothing is
+    asked of the network if all exist."""
+    if all(path.exists() for _, path in files):
+        return list(in_order(files, tries, tqdm(disable=True)))  # which checks them
     folder = files[0][1].parent
+    check_space(folder, bytes_left(files), name)
+    total = sum(remote.size or 0 for remote, _ in files)
+    with locked(folder), tqdm(total=total or None, desc=name, unit='B', unit_scale=True) as bar:
+        return list(in_order(files, tries, bar))
+
+
+def locked(folder: Path) -> disk.Lock:
+    """Keeps a second process from downloading into the folder at the same time."""
+    with disk.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return disk.Lock(folder / 'download.lock', hint='')
+
+
+def bytes_left(files: Sequence[tuple[Remote, Path]]) -> int:
+    """The bytes that are still to be downloaded, as far as sizes are known."""
+    left = 0
+    for remote, path in files:
+        if not path.exists():
+            left += max(0, (remote.size or 0) - size_of(path.with_name(path.name + '.part')))
+    return left
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Print what the work takes. SystemExit if the disk has less, before the first byte."""
     with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    # 2) Report
-    unknown = sum(remote.size is None for remote, _ in files)
-    note = f' and {unknown} files of unknown size' if unknown else ''
-    print(
-        f'{name}: {len(files):,} files to download into {folder}; '
-        f'{gigabytes(needed)}{note} are needed on the disk, {gigabytes(free)} are free',
-        flush=True,
-    )
+    space = f'{gigabytes(needed)} are needed in {folder}, {gigabytes(free)} are free'
+    print(f'{what}: {space}', flush=True)
     if needed > free:
-        raise SystemExit(
-            f'{folder}: {gigabytes(needed)} are needed and {gigabytes(free)} are free: '
-            'free some space, or take fewer files'
-        )
+        raise SystemExit(f'{what}: {space}: free some space, or take fewer files')
 
 
 def gigabytes(size: int) -> str:
     return f'{size / 1e9:,.1f} GB' if size >= 1e8 else f'{size / 1e6:,.1f} MB'
 
 
+def get(
+    remote: Remote, path: Path, tries: int, bar: tqdm | None, stop: threading.Event | None = None
+) -> Path:
+    """Download one of a set's files."""
+    hint = f'get it by hand and put it at {path}, or move {path.parent} away to list the set anew'
+    url = at_endpoint(remote.url)
+    return download(url, path, remote.size, remote.sha256, tries, hint=hint, bar=bar, stop=stop)
+
+
 def in_order(
     files: Sequence[tuple[Remote, Path]],
     tries: int = 5,
-    hint: str = '',
     bar: tqdm | None = None,
     ahead: int | None = None,
 ) -> Iterator[Path]:
@@ -418,9 +424,7 @@ def in_order(
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
 
         def start(file: tuple[Remote, Path]):
-            (url, size, sha256), path = file
-            place = at_endpoint(url)
-            return pool.submit(download, place, path, size, sha256, tries, 1.0, hint, bar, stop)
+            return pool.submit(get, *file, tries, bar, stop)
 
         waiting = deque()
         try:
@@ -456,7 +460,7 @@ def parquet_files(
     of = f'{repo}/{subset}/{split}'
     remotes = listing(of, folder, lambda: list_split(repo, subset, split, tries, hint))
     paths = [folder / f'{i:05d}.parquet' for i in range(len(remotes))]
-    return download_all(list(zip(remotes, paths))[:most], of, tries, hint)
+    return download_all(list(zip(remotes, paths))[:most], of, tries)
 
 
 def own_files(folder: Path) -> list[Path]:
