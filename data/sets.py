@@ -55,9 +55,11 @@ class Part(NamedTuple):
 
 def chat_tokenizer(path: str):
     """The tokenizer that --tokenizer names. It must have the special tokens of conversations."""
-    hint = 'give that of the model to train: a tok.json, a .pt file, or the folder of a run or data'
-    if not path:
-        raise SystemExit(f'--tokenizer is missing: {hint}')
+    if not Path(path).exists():
+        raise SystemExit(
+            f'--tokenizer={path}: no such file or folder, expected the tokenizer of the model to '
+            'train: a tok.json (python tokenizer.py writes one), a .pt file, a run or data folder'
+        )
     from checkpoint import load_tokenizer  # and torch, which takes seconds
 
     chosen = load_tokenizer(path)

@@ -26,7 +26,7 @@ from data.sets import Item, Part, Unusable, chat_tokenizer, given_text, multiple
 FOLDER = Path(__file__).resolve().parent
 SKILLS = {'ARC-Easy': 'arc_easy', 'ARC-Challenge': 'arc_challenge'}
 
-tokenizer = ''  # of the model to train: a tok.json, a .pt file, the folder of a run or of data
+tokenizer = 'tok.json'  # of the model to train: a tok.json, a .pt file, a run's or data folder
 tries = 5  # attempts at each download
 
 

@@ -33,7 +33,7 @@ FOLDER = Path(__file__).resolve().parent
 CALL = re.compile(r'<<([^<>]*)>>')
 SIGNS = str.maketrans('×÷−–', '*/--', '$€£')  # for the calculator
 
-tokenizer = ''  # of the model to train: a tok.json, a .pt file, the folder of a run or of data
+tokenizer = 'tok.json'  # of the model to train: a tok.json, a .pt file, a run's or data folder
 tries = 5  # attempts at each download
 
 

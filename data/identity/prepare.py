@@ -74,7 +74,7 @@ TOPICS = (  # questions and answers; the words in {} are settings
     ),
 )
 
-tokenizer = ''  # of the model to train: a tok.json, a .pt file, the folder of a run or of data
+tokenizer = 'tok.json'  # of the model to train: a tok.json, a .pt file, a run's or data folder
 input = ''  # a .jsonl with your own conversations; '' generates them from the next four
 assistant = 'flatgpt'  # its name
 maker = 'the owner of this computer'  # who trained it

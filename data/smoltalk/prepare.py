@@ -26,7 +26,7 @@ from data.sets import Item, Part, Unusable, chat_tokenizer, conversation, subfol
 
 FOLDER = Path(__file__).resolve().parent
 
-tokenizer = ''  # of the model to train: a tok.json, a .pt file, the folder of a run or of data
+tokenizer = 'tok.json'  # of the model to train: a tok.json, a .pt file, a run's or data folder
 max_rows = 0  # use this many rows of each split, evenly spread; 0: all
 part = ''  # write to data/smoltalk/<part>, for a smaller set beside the whole one
 tries = 5  # attempts at each download

@@ -42,7 +42,7 @@ COUNT = (
     'In the word {word}, how many times is there a {letter}?',
 )
 
-tokenizer = ''  # of the model to train: a tok.json, a .pt file, the folder of a run or of data
+tokenizer = 'tok.json'  # of the model to train: a tok.json, a .pt file, a run's or data folder
 input = ''  # a text file with one word per line; '' takes the words of the vocabulary
 spell = 200_000  # conversations that spell a word
 count = 80_000  # conversations that count a letter
