@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from conversation import Chat, check
 from data.documents import Example
 from data.writing import json_line, write_conversations
@@ -85,18 +87,21 @@ def read_rows(
     total = sum(file.metadata.num_rows for file in opened.values())
     limit = min(limit or total, total)
     seen = 0
+    bar = tqdm(total=total, desc=files[0].parent.name if files else '', unit=' rows')
 
     # 2) Their rows
     for path, file in opened.items():
         nested = check_columns(path, file.schema_arrow, columns, inside)
         wanted = [inside] if nested else list(columns)
         for number, row in enumerate(each_row(path, file, wanted), start=1):
+            bar.update()
             seen += 1
             if seen * limit // total > (seen - 1) * limit // total:
                 where = f'{path}:{number}'
                 row = (row[inside] or {}) if nested else row
                 check_types(row, columns, where)
                 yield where, valid_text({name: row.get(name) for name in columns})
+    bar.close()
 
 
 def open_parquet(path: Path):
