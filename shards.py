@@ -530,8 +530,8 @@ def check_tokenizer(data: Data | Mixture, tokenizer_hash: str, path: str | Path)
     if data.tokenizer.hash != tokenizer_hash:
         raise SystemExit(
             f'{data.name} was made with another tokenizer than {path}; prepare it again with '
-            f'--tokenizer={path}, which data/custom/prepare.py (for any text) and '
-            'data/tinyworld/prepare.py accept'
+            f'--tokenizer={path}, which data/custom/prepare.py (for any text), '
+            'data/tinyworld/prepare.py and those of the sets of conversations accept'
         )
 
 

@@ -9,6 +9,7 @@ import shutil
 import stat
 import sys
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -129,7 +130,15 @@ WORKED = [
     ('<<1/0>>0\n#### 0', ('0\n#### 0',), '0'),
     ('<<3+1=2*2=4>>4\n#### 4', ('4\n#### 4',), '4'),
 ]
-LEFT_OUT = ['No mark 5', 'Half\n#### 1/2', 'None\n####', 'x\n#### 10,80', '<<1+1=2\n#### 2', '']
+LEFT_OUT = [
+    'No mark 5',
+    'Half\n#### 1/2',
+    'None\n####',
+    'x\n#### 10,80',
+    '<<1+1=2\n#### 2',
+    'a\n#### 7\n#### 8',
+    '',
+]
 
 
 def gsm8k(sets):
@@ -142,6 +151,11 @@ def gsm8k(sets):
 
 
 def test_gsm8k(sets):
+    convert = runpy.run_path(str(ROOT / 'data/gsm8k/prepare.py'))['convert']
+    for worked, expected, answer in WORKED:  # as parts: texts are encoded one by one
+        item = convert({'question': 'Q?', 'answer': worked}, Counter())
+        assert item.messages == ask('Q?', parts(*expected)) and item.problem['answer'] == answer
+
     gsm8k(sets)
     shown = sets.prepare('gsm8k')
     first = len(LEFT_OUT)
@@ -154,8 +168,14 @@ def test_gsm8k(sets):
         assert tasks.grade(problems[f'Q{i}?'], worked) == 1
         assert tasks.grade(problems[f'Q{i}?'], f'#### {answer}9') == 0
     assert list(sets.problems('gsm8k', 'val')) == ['Last?']
-    assert '15 rows used for train, 7 left out' in shown
-    for reason in ('4: no number after ####', '1: << without >>', '1: no answer', '1: no question'):
+    assert '15 rows used for train, 8 left out' in shown
+    for reason in (
+        '4: no number after ####',
+        '1: << without >>',
+        '1: more than one ####',
+        '1: no answer',
+        '1: no question',
+    ):
         assert reason in shown
     assert '1 calls without a result, computed' in shown
     assert '4 calls removed that the calculator cannot run' in shown

@@ -39,23 +39,30 @@ tries = 5  # attempts at each download
 
 def convert(row: dict, notes: Counter) -> Item:
     question, worked = given_text(row, 'question', 'answer')
-    # 1) The answer: the number after the last ####
-    text, mark, number = worked.rpartition('####')
-    number = number.strip()
-    if not mark or not re.fullmatch(tasks.NUMBER, number):
+    # 1) The answer: the number after ####
+    _, *numbers = worked.split('####')
+    if len(numbers) > 1:
+        raise Unusable('more than one ####')
+    if not numbers or not re.fullmatch(tasks.NUMBER, numbers[0].strip()):
         raise Unusable('no number after ####')
-    answer = format(tasks.find_number(number), 'f')
+    answer = format(tasks.find_number(numbers[0]), 'f')
     # 2) The calls. Split at them, every second piece is the inside of one
-    parts = []
+    parts = [text_part('')]
     for i, piece in enumerate(CALL.split(worked)):
         if i % 2:
             parts += call_parts(piece, notes)
         elif '<<' in piece or '>>' in piece:
             raise Unusable('<< without >>')
+        elif parts[-1]['type'] == 'text':  # the call between them was removed
+            parts[-1] = text_part(parts[-1]['text'] + piece)
         else:
-            parts.append({'type': 'text', 'text': piece})
+            parts.append(text_part(piece))
     parts = [part for part in parts if part['text']]
     return Item(ask(question, parts), dict(grader='number', answer=answer))
+
+
+def text_part(text: str) -> dict:
+    return {'type': 'text', 'text': text}
 
 
 def call_parts(inside: str, notes: Counter) -> list[dict]:
