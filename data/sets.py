@@ -3,13 +3,14 @@ What the prepare scripts of the post-training sets share: rows of parquet files 
 and problems in a data folder.
 
     parts = [Part('train', files, problems=True), Part('val', more_files, problems=True)]
-    write_set('data/mine', '--tokenizer', columns=dict(question=str, answer=str), parts, convert)
+    write_set(FOLDER, tokenizer, parts, dict(question=str, answer=str), convert)
 
 convert(row, notes) returns the Item of a row. It raises Unusable for a row that it cannot turn into
 a right one. Such rows are left out, and their number is printed with the reason. notes is a Counter
 of anything else worth a line.
 """
 
+import importlib.util
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from conversation import Chat, check
 from data.documents import Example
+from data.download import parquet_files
 from data.writing import json_line, write_conversations
 from shards import Writer
 from tasks import LETTERS, render_choice
@@ -72,6 +74,13 @@ def chat_tokenizer(path: str):
     return chosen
 
 
+def hub_files(repo: str, subset: str, split: str, folder: Path, tries: int) -> list[Path]:
+    """parquet_files(), after a check that they can be read: a download may take an hour."""
+    if not importlib.util.find_spec('pyarrow'):
+        raise SystemExit(f"reading {repo} takes pyarrow: pip install '.[data]'")
+    return parquet_files(repo, subset, split, folder, tries=tries)
+
+
 def read_rows(
     files: Sequence[Path], columns: dict[str, type], inside: str = '', limit: int = 0
 ) -> Iterator[tuple[str, dict]]:
@@ -105,11 +114,9 @@ def read_rows(
 
 
 def open_parquet(path: Path):
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise SystemExit(f"{path}: reading it takes pyarrow: pip install '.[data]'") from None
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

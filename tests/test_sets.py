@@ -520,7 +520,58 @@ def test_a_bundle_that_is_damaged_or_lacks_a_file_is_named(sets):
 
 
 # -----------------------------------------------------------------------------
+# from the hub
+
+REPOS = {
+    'smoltalk': ('HuggingFaceTB/smol-smoltalk', 'default'),
+    'mmlu': ('cais/mmlu', 'all'),
+    'arc': ('allenai/ai2_arc', None),  # a folder for each of its two subsets
+    'gsm8k': ('openai/gsm8k', 'main'),
+    'humaneval': ('openai/openai_humaneval', 'openai_humaneval'),
+}
+
+
+def written(sets, name):
+    """{file: bytes} that a script wrote."""
+    files = {path.name: path for path in (sets / name).iterdir() if path.is_file()}
+    return {file: path.read_bytes() for file, path in files.items() if file != 'prepare.py'}
+
+
+def test_files_from_the_hub_give_the_same_bytes(sets, hub, pauses):  # noqa: F811
+    smoltalk(sets)
+    mmlu(sets)
+    arc(sets)
+    gsm8k(sets)
+    sets.put('humaneval/raw/test', [dict.fromkeys(HUMANEVAL, 'x')])
+    for name, (repo, subset) in REPOS.items():
+        sets.prepare(name)
+        by_hand = written(sets, name)
+        # 1) The same files on the hub; the last of them fails too often, then is a web page
+        paths = []
+        for file in sorted((sets / name / 'raw').rglob('*.parquet')):
+            place = (subset or file.parent.parent.name, file.parent.name)
+            paths += hub.split(repo, *place, [file.read_bytes()])
+        shutil.rmtree(sets / name / 'raw')
+        for file in by_hand:
+            (sets / name / file).unlink()
+        hub.httpd.plans[paths[0]] = [{'status': 503}, {'cut': 100}]
+        hub.httpd.plans[paths[-1]] = [{'status': 429}] * 3 + [{'content': b'<html>'}] * 3
+        for _ in range(2):
+            sets.refuses(name, repo, args=['--tries=3'])
+            assert not written(sets, name)
+        # 2) Called again
+        sets.prepare(name)
+        assert written(sets, name) == by_hand
+
+
+# -----------------------------------------------------------------------------
 # what is wrong with a file
+
+
+def test_pyarrow_is_looked_for_before_a_download(sets, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    for name, (repo, _) in REPOS.items():
+        sets.refuses(name, f'{repo} takes pyarrow: pip install', args=['--tries=1'])
 
 
 def test_what_is_wrong_with_a_file_is_one_line(sets):
@@ -572,51 +623,6 @@ def test_what_is_wrong_with_a_file_is_one_line(sets):
     sets.refuses('arc', ':1: "choices" is [\'a\'], expected a struct')
     sets.put('arc/raw/ARC-Easy/train', [{**bad, 'choices': {'text': 'ab', 'label': 'AB'}}])
     sets.refuses('arc', '0 rows used for train', '1: choices that are not lists')
-
-
-# -----------------------------------------------------------------------------
-# from the hub
-
-REPOS = {
-    'smoltalk': ('HuggingFaceTB/smol-smoltalk', 'default'),
-    'mmlu': ('cais/mmlu', 'all'),
-    'arc': ('allenai/ai2_arc', None),  # a folder for each of its two subsets
-    'gsm8k': ('openai/gsm8k', 'main'),
-    'humaneval': ('openai/openai_humaneval', 'openai_humaneval'),
-}
-
-
-def written(sets, name):
-    """{file: bytes} that a script wrote."""
-    files = {path.name: path for path in (sets / name).iterdir() if path.is_file()}
-    return {file: path.read_bytes() for file, path in files.items() if file != 'prepare.py'}
-
-
-def test_files_from_the_hub_give_the_same_bytes(sets, hub, pauses):  # noqa: F811
-    smoltalk(sets)
-    mmlu(sets)
-    arc(sets)
-    gsm8k(sets)
-    sets.put('humaneval/raw/test', [dict.fromkeys(HUMANEVAL, 'x')])
-    for name, (repo, subset) in REPOS.items():
-        sets.prepare(name)
-        by_hand = written(sets, name)
-        # 1) The same files on the hub; the last of them fails too often, then is a web page
-        paths = []
-        for file in sorted((sets / name / 'raw').rglob('*.parquet')):
-            place = (subset or file.parent.parent.name, file.parent.name)
-            paths += hub.split(repo, *place, [file.read_bytes()])
-        shutil.rmtree(sets / name / 'raw')
-        for file in by_hand:
-            (sets / name / file).unlink()
-        hub.httpd.plans[paths[0]] = [{'status': 503}, {'cut': 100}]
-        hub.httpd.plans[paths[-1]] = [{'status': 429}] * 3 + [{'content': b'<html>'}] * 3
-        for _ in range(2):
-            sets.refuses(name, repo, args=['--tries=3'])
-            assert not written(sets, name)
-        # 2) Called again
-        sets.prepare(name)
-        assert written(sets, name) == by_hand
 
 
 # -----------------------------------------------------------------------------

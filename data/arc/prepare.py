@@ -20,8 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import console
 from configurator import configure
-from data.download import parquet_files
-from data.sets import Item, Part, Unusable, chat_tokenizer, given_text, multiple_choice, write_set
+from data.sets import (
+    Item,
+    Part,
+    Unusable,
+    chat_tokenizer,
+    given_text,
+    hub_files,
+    multiple_choice,
+    write_set,
+)
 
 FOLDER = Path(__file__).resolve().parent
 SKILLS = {'ARC-Easy': 'arc_easy', 'ARC-Challenge': 'arc_challenge'}
@@ -50,7 +58,7 @@ def main() -> None:
 
         def files(name: str, subset: str = subset) -> list[Path]:
             folder = FOLDER / 'raw' / subset / name
-            return parquet_files('allenai/ai2_arc', subset, name, folder, tries=tries)
+            return hub_files('allenai/ai2_arc', subset, name, folder, tries)
 
         parts += [
             Part('train', files('train'), skill, problems=True),

@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import console
 import tasks
 from configurator import configure
-from data.download import parquet_files
-from data.sets import Item, Part, Unusable, ask, chat_tokenizer, given_text, write_set
+from data.sets import Item, Part, Unusable, ask, chat_tokenizer, given_text, hub_files, write_set
 from tools import calculate
 
 FOLDER = Path(__file__).resolve().parent
@@ -96,7 +95,7 @@ def main() -> None:
     parts = [
         Part(
             split,
-            parquet_files('openai/gsm8k', 'main', name, FOLDER / 'raw' / name, tries=tries),
+            hub_files('openai/gsm8k', 'main', name, FOLDER / 'raw' / name, tries),
             skill='gsm8k',
             problems=True,
         )

@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import console
 import disk
 from configurator import configure
-from data.download import parquet_files
-from data.sets import Unusable, given_text, read_rows
+from data.sets import Unusable, given_text, hub_files, read_rows
 from data.writing import json_line
 
 FOLDER = Path(__file__).resolve().parent
@@ -48,9 +47,7 @@ def problem_of(row: dict) -> dict:
 
 def main() -> None:
     folder = FOLDER / 'raw' / 'test'
-    files = parquet_files(
-        'openai/openai_humaneval', 'openai_humaneval', 'test', folder, tries=tries
-    )
+    files = hub_files('openai/openai_humaneval', 'openai_humaneval', 'test', folder, tries)
     # 1) Convert
     lines = []
     left_out = 0

@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import console
 from configurator import configure
-from data.download import parquet_files
-from data.sets import Item, Part, chat_tokenizer, given_text, multiple_choice, write_set
+from data.sets import Item, Part, chat_tokenizer, given_text, hub_files, multiple_choice, write_set
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -42,7 +41,7 @@ def main() -> None:
     chosen = chat_tokenizer(tokenizer)
 
     def files(name: str) -> list[Path]:
-        return parquet_files('cais/mmlu', 'all', name, FOLDER / 'raw' / name, tries=tries)
+        return hub_files('cais/mmlu', 'all', name, FOLDER / 'raw' / name, tries)
 
     parts = [
         Part('train', files('auxiliary_train')),

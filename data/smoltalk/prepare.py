@@ -21,8 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import console
 from configurator import configure
 from conversation import text_of
-from data.download import parquet_files
-from data.sets import Item, Part, Unusable, chat_tokenizer, conversation, subfolder, write_set
+from data.sets import (
+    Item,
+    Part,
+    Unusable,
+    chat_tokenizer,
+    conversation,
+    hub_files,
+    subfolder,
+    write_set,
+)
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -54,9 +62,7 @@ def main() -> None:
     parts = [
         Part(
             split,
-            parquet_files(
-                'HuggingFaceTB/smol-smoltalk', 'default', name, FOLDER / 'raw' / name, tries=tries
-            ),
+            hub_files('HuggingFaceTB/smol-smoltalk', 'default', name, FOLDER / 'raw' / name, tries),
             limit=max_rows,
         )
         for split, name in (('train', 'train'), ('val', 'test'))
