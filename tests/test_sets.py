@@ -406,7 +406,6 @@ def test_spelling(sets, tmp_path):
     before = (sets / 'spelling/train.bin').read_bytes()
     sets.prepare('spelling', *args)
     assert (sets / 'spelling/train.bin').read_bytes() == before
-    sets.refuses('gsm8k', 'put its .parquet files into', args=['--tries=1'])
 
 
 def test_spelling_takes_the_words_of_the_vocabulary(sets):
@@ -566,6 +565,14 @@ def test_files_from_the_hub_give_the_same_bytes(sets, hub, pauses):  # noqa: F81
 
 # -----------------------------------------------------------------------------
 # what is wrong with a file
+
+
+def test_without_a_network_a_set_says_where_to_put_its_files(sets, server):  # noqa: F811
+    for name, (repo, _) in REPOS.items():
+        words = (repo, f'put its .parquet files into {sets / name}/raw')
+        sets.refuses(name, *words, args=['--tries=1'])
+    path = sets / 'core/raw/eval_bundle.zip'
+    sets.refuses('core', f'put it at {path}', args=['--tries=1'])
 
 
 def test_pyarrow_is_looked_for_before_a_download(sets, monkeypatch):
