@@ -737,15 +737,12 @@ def test_scripts_list_their_settings(tree, execute, capsys):
     names = {path.parent.name for path in tree.glob('data/*/prepare.py')} - {
         'tinyworld'
     }  # test_tinyworld.py's
-    known = dict(custom='val_fraction', openwebtext='val_every')
-    settings = {
-        **known,
-        'shakespeare': 'tries',
-        'shakespeare_char': 'tries',
-        'stdlib': 'vocab_size',
-    }
-    assert names <= set(settings)
-    for name, setting in ((name, settings[name]) for name in names):
+    known = dict(
+        custom='val_fraction', openwebtext='val_every', stdlib='vocab_size', spelling='seed',
+        identity='seed',
+    )  # fmt: skip
+    assert set(known) <= names
+    for name, setting in ((name, known.get(name, 'tries')) for name in names):
         with pytest.raises(SystemExit) as done:
             execute(name, '--help')
         assert done.value.code == 0 and f'  --{setting}=' in capsys.readouterr().out
