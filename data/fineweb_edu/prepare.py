@@ -22,6 +22,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -140,9 +141,14 @@ class Encoded:
         facts['shards'][0] |= dict(raw=name, raw_size=size, bytes=facts['bytes'])
         self.writer.__exit__(None, None, None)
         self.writer = None
-        if not keep_raw and (RAW / 'files.json').exists():  # never the user's own
-            self.path.unlink()
+        delete_raw(self.path)
         self.bar.update()
+
+
+def delete_raw(path: Path) -> None:
+    """Delete an encoded file if that is asked for, and never the user's own."""
+    if not keep_raw and (RAW / 'files.json').exists():
+        path.unlink(missing_ok=True)
 
 
 def key_of(path: Path) -> tuple[str, int]:
@@ -152,7 +158,8 @@ def key_of(path: Path) -> tuple[str, int]:
 def encode(files: Sequence[tuple[Remote, Path]], bpe, bar: tqdm) -> None:
     """Encode raw files, downloaded where missing, into folders of their own."""
     out = Encoded(bpe, [path for _, path in files], bar)
-    write_text(out, named_documents(downloads(files)), num_workers or os.cpu_count())
+    with closing(downloads(files)) as paths:  # an error ends the downloads too
+        write_text(out, named_documents(paths), num_workers or os.cpu_count())
     out.finish()
 
 
@@ -220,6 +227,8 @@ def main() -> None:
             out.adopt('train', *found[key])
         out.adopt('val', *found[keys[-1]])
     shutil.rmtree(ENCODED, ignore_errors=True)
+    for _, path in files:
+        delete_raw(path)
     ids = ', '.join(f'{split} {facts["tokens"]:,} ids' for split, facts in out.splits.items())
     print(f'{FOLDER}: {len(files):,} shards, {ids}')
 
