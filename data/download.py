@@ -196,8 +196,8 @@ def fetch(url: str, part: Path, counter: Counter, stop: threading.Event) -> None
             part.unlink()
             raise Damaged('the server resumed at another byte')
         # 3) Append
-        length = response.headers.get('Content-Length')
-        total = have + int(length) if length else None
+        length = response.headers.get('Content-Length', '')
+        total = have + int(length) if length.isdecimal() else None
         counter.show(have, total)
         with open(part, 'ab' if have else 'wb') as file:
             for block in response.iter_content(2**16):
@@ -421,19 +421,31 @@ def in_order(
     If one fails, or the caller ends, the others stop too; their next download resumes.
     """
     stop = threading.Event()
+    failures = []
+
+    def work(remote: Remote, path: Path) -> Path:
+        try:
+            return get(remote, path, tries, bar, stop)
+        except SystemExit as error:
+            failures.append(error)
+            stop.set()
+            raise
+
+    def take(waiting: deque) -> Path:
+        try:
+            return waiting.popleft().result()
+        except Stopped:  # because of a later file
+            raise failures[0] from None
+
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-
-        def start(file: tuple[Remote, Path]):
-            return pool.submit(get, *file, tries, bar, stop)
-
         waiting = deque()
         try:
             for file in files:
-                waiting.append(start(file))
+                waiting.append(pool.submit(work, *file))
                 if ahead is not None and len(waiting) > ahead:
-                    yield waiting.popleft().result()
+                    yield take(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield take(waiting)
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -514,10 +526,10 @@ def list_repo(repo: str, pattern: str, tries: int, hint: str) -> list[Remote]:
         rows, page = persist(lambda here=here: get_json(here, list), here, tries, 1.0, hint)
         for row in rows:
             path = row.get('path', '') if isinstance(row, dict) else ''
-            if re.fullmatch(pattern, path):
+            if re.fullmatch(pattern, path) and isinstance(row.get('size'), int):
                 sha256 = (row.get('lfs') or {}).get('oid')
                 url = f'{HUB}/datasets/{repo}/resolve/main/{path}'
-                found[path] = Remote(url, row.get('size'), sha256)
+                found[path] = Remote(url, row['size'], sha256)
     if not found:
         raise SystemExit(f'{start}: lists no files of this kind: {hint}')
     return [found[path] for path in sorted(found)]
@@ -545,10 +557,12 @@ def describe(url: str, tries: int, hint: str) -> Remote:
             if response.status_code in NO_HEAD:
                 return Remote(url)
             response.raise_for_status()
-            size = response.linked.get('X-Linked-Size') or response.headers.get('Content-Length')
+            named = response.headers.get('Content-Length', '')
+            named = response.linked.get('X-Linked-Size', named)
+            size = int(named) if named.isdecimal() else None
             tag = response.linked.get('X-Linked-Etag', '').strip('"')
             sha256 = tag if re.fullmatch('[0-9a-f]{64}', tag) else None
-            return Remote(url, int(size) if size else None, sha256)
+            return Remote(url, size, sha256)
 
     return persist(ask, here, tries, 1.0, hint)
 

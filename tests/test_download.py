@@ -94,6 +94,7 @@ def server(monkeypatch):
     for name in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy', 'HF_TOKEN', 'HF_ENDPOINT'):
         monkeypatch.delenv(name, raising=False)
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
+    httpd.socket.listen(64)  # connections that wait; more are tried again after a second
     httpd.daemon_threads = True
     httpd.seen, httpd.tokens = [], []
     httpd.files, httpd.plans, httpd.redirects, httpd.headers = {}, {}, {}, {}
@@ -456,8 +457,10 @@ def test_a_bad_list_is_named(hub, tmp_path, pauses, content, words):
 
 def test_a_moved_file_stops_the_others(server, hub, tmp_path, pauses):
     paths = hub.split(*FULL, CONTENTS)
+    hold = threading.Event()
+    hub.httpd.plans[paths[0]] = [{'cut': 100, 'hold': hold}]  # is not waited for
     hub.httpd.plans[paths[2]] = [{'status': 404}]
-    hub.httpd.plans[paths[5]] = [{'cut': 100}, {'status': 404}]
+    threading.Timer(0.2, hold.set).start()
     folder = tmp_path / 'raw'
     with pytest.raises(SystemExit) as stop:
         downloads.parquet_files(*FULL, folder)
@@ -683,8 +686,8 @@ def test_fineweb_killed_and_called_again_gives_the_same_bytes(fineweb, server, o
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_ENDPOINT': server.address}
     for number, is_there in [
         (1, 'raw/shard_00001.parquet.part'),
-        (1822, 'encoded/shard_00001/meta.json'),
-        (9, 'encoded/shard_00003/train_00000.bin.part'),  # no download is held
+        (1822, 'encoded/shard_00001.parquet/meta.json'),
+        (9, 'encoded/shard_00003.parquet/train_00000.bin.part'),  # no download is held
     ]:
         path = f'/datasets/{REPO}/resolve/main/shard_{number:05d}.parquet'
         fineweb.hub.httpd.plans[path] = [{'cut': 200, 'hold': hold}]

@@ -128,7 +128,7 @@ class Encoded:
             self.finish()
             self.path = self.paths[split]
             notes = {'repo': repo}
-            folder = ENCODED / self.path.stem
+            folder = ENCODED / self.path.name
             self.writer = Writer(folder, self.tokenizer, shard_tokens=2**40, notes=notes)
         self.writer.write('train', ids, num_bytes)
 
@@ -241,6 +241,7 @@ def check_settings() -> None:
 
 
 def open_tokenizer():
+    """The tokenizer of the setting."""
     if tokenizer == 'gpt2':
         return tokenizers.gpt2(FOLDER)
     if not Path(tokenizer).is_file():
@@ -249,7 +250,10 @@ def open_tokenizer():
             'python data/fineweb_edu/prepare.py --num_shards=8 --download_only=True && '
             'python tokenizer.py config/tokenizer_65536.py'
         )
-    return tokenizers.load(tokenizer)
+    bpe = tokenizers.load(tokenizer)
+    if bpe.bos is None:
+        raise SystemExit(f'--tokenizer={tokenizer}: it has no <|bos|>, which begins each document')
+    return bpe
 
 
 def estimate_space(missing: Sequence[tuple[Remote, Path]]) -> None:
