@@ -356,16 +356,21 @@ def reason_of(error: requests.RequestException, url: str) -> str:
 # many files
 
 
-def download_all(files: Sequence[tuple[Remote, Path]], name: str, tries: int = 5) -> list[Path]:
+def download_all(
+    files: Sequence[tuple[Remote, Path]],
+    name: str,
+    tries: int = 5,
+    at_once: int = FILES_AT_ONCE,
+) -> list[Path]:
     """Download (remote, path) pairs into one folder, several at once, with one bar. Nothing is
     asked of the network if all exist."""
     if all(path.exists() for _, path in files):
-        return list(in_order(files, tries, tqdm(disable=True)))  # which checks them
+        return list(in_order(files, tries, tqdm(disable=True), at_once))  # which checks them
     folder = files[0][1].parent
     check_space(folder, bytes_left(files), name)
     total = sum(remote.size or 0 for remote, _ in files)
     with locked(folder), tqdm(total=total or None, desc=name, unit='B', unit_scale=True) as bar:
-        return list(in_order(files, tries, bar))
+        return list(in_order(files, tries, bar, at_once))
 
 
 def locked(folder: Path) -> disk.Lock:
@@ -412,11 +417,12 @@ def in_order(
     files: Sequence[tuple[Remote, Path]],
     tries: int = 5,
     bar: tqdm | None = None,
+    at_once: int = FILES_AT_ONCE,
     ahead: int | None = None,
 ) -> Iterator[Path]:
     """
-    The paths of downloaded files, in order. Threads download FILES_AT_ONCE of them, and at most
-    `ahead` more than were taken from here.
+    The paths of downloaded files, in order. Threads download `at_once` of them, and at most `ahead`
+    more than were taken from here.
 
     If one fails, or the caller ends, the others stop too; their next download resumes.
     """
@@ -437,7 +443,7 @@ def in_order(
         except Stopped:  # because of a later file
             raise failures[0] from None
 
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         waiting = deque()
         try:
             for file in files:

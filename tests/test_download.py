@@ -585,7 +585,7 @@ def test_fineweb(fineweb, server, capsys):
     # the same bytes at once, by two processes
     for name in grown:
         (fineweb.folder / name).unlink()
-    fineweb('--num_shards=4', '--num_workers=2')
+    fineweb('--num_shards=4', '--num_workers=2', '--files_at_once=1')
     assert content_of(fineweb.folder) == grown
 
 
@@ -656,6 +656,7 @@ def test_fineweb_names_a_bad_shard(fineweb, columns, words):
 def test_fineweb_errors(fineweb, monkeypatch):
     for args, words in [
         (['--num_shards=0'], '--num_shards=0: expected at least 1'),
+        (['--files_at_once=0'], '--files_at_once=0: expected at least 1'),
         (['--num_workers=-1'], '--num_workers=-1: expected at least 0'),
         (['--num_shards=6'], f'--num_shards=6: {REPO} has 6 files, so at most 5'),
         (['--repo=karpathy/other'], f'files.json lists {REPO}, expected karpathy/other'),

@@ -34,7 +34,6 @@ import tokenizer as tokenizers
 from configurator import configure
 from data.documents import SUFFIXES, documents
 from data.download import (
-    FILES_AT_ONCE,
     Remote,
     by_hand,
     bytes_left,
@@ -61,6 +60,7 @@ tokenizer = 'tok.json'  # of tokenizer.py; or gpt2
 download_only = False  # do not encode: to train a tokenizer first
 keep_raw = True  # False deletes each downloaded file once it is encoded
 num_workers = 0  # processes that encode; 0 is one per core
+files_at_once = 8  # downloads at the same time, and files that wait to be encoded
 tries = 5  # attempts at each download
 
 # -----------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def downloads(files: Sequence[tuple[Remote, Path]]) -> Iterator[Path]:
         return
     silent = tqdm(disable=True)
     yield get(*files[0], tries, silent)
-    yield from in_order(files[1:], tries, silent, ahead=FILES_AT_ONCE)
+    yield from in_order(files[1:], tries, silent, files_at_once, ahead=files_at_once)
 
 
 def named_documents(paths: Iterator[Path]) -> Iterator[tuple[str, str]]:
@@ -198,16 +198,16 @@ def main() -> None:
     # 1) Check, and download only
     refuse_to_replace(FOLDER)
     check_settings()
+    bpe = None if download_only else open_tokenizer()
     files = raw_files()
     if any(path.suffix == '.parquet' for _, path in files):
         if not importlib.util.find_spec('pyarrow'):
             raise SystemExit("reading .parquet takes pyarrow; run: pip install '.[data]'")
     if download_only:
         hub = (RAW / 'files.json').exists()
-        paths = download_all(files, repo, tries) if hub else files
+        paths = download_all(files, repo, tries, files_at_once) if hub else files
         print(f'{RAW}: {len(paths):,} files')
         return
-    bpe = open_tokenizer()
 
     # 2) Encode what is missing
     keys = [(path.name, remote.size) for remote, path in files]
@@ -236,6 +236,8 @@ def main() -> None:
 def check_settings() -> None:
     if num_shards < 1:
         raise SystemExit(f'--num_shards={num_shards}: expected at least 1')
+    if files_at_once < 1:
+        raise SystemExit(f'--files_at_once={files_at_once}: expected at least 1')
     if num_workers < 0:
         raise SystemExit(f'--num_workers={num_workers}: expected at least 0, which is one per core')
 
@@ -261,7 +263,7 @@ def estimate_space(missing: Sequence[tuple[Remote, Path]]) -> None:
     sizes = [remote.size or 0 for remote, _ in missing]
     raw = bytes_left(missing)
     if not keep_raw:  # a few of them at a time
-        raw = min(raw, (FILES_AT_ONCE + 2) * max(sizes))
+        raw = min(raw, (files_at_once + 2) * max(sizes))
     check_space(
         RAW, int(raw + IDS_PER_BYTE * sum(sizes)), f'{repo}: {len(missing):,} files to encode'
     )
