@@ -405,7 +405,11 @@ def gigabytes(size: int) -> str:
 
 
 def get(
-    remote: Remote, path: Path, tries: int, bar: tqdm | None, stop: threading.Event | None = None
+    remote: Remote,
+    path: Path,
+    tries: int,
+    bar: tqdm | None = None,
+    stop: threading.Event | None = None,
 ) -> Path:
     """Download one of a set's files."""
     hint = f'get it by hand and put it at {path}, or move {path.parent} away to list the set anew'

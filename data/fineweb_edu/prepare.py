@@ -173,8 +173,8 @@ def downloads(files: Sequence[tuple[Remote, Path]]) -> Iterator[Path]:
     if not (RAW / 'files.json').exists():
         yield from (path for _, path in files)
         return
+    yield get(*files[0], tries)
     silent = tqdm(disable=True)
-    yield get(*files[0], tries, silent)
     yield from in_order(files[1:], tries, silent, files_at_once, ahead=files_at_once)
 
 
