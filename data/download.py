@@ -485,11 +485,16 @@ def parquet_files(
     return download_all(list(zip(remotes, paths))[:most], of, tries)
 
 
-def own_files(folder: Path) -> list[Path]:
-    """The user's parquet files in folder: all, unless a download began there with its list."""
-    if (folder / 'files.json').exists():
+def own_files(folder: Path, suffixes: Sequence[str] = ('.parquet',)) -> list[Path]:
+    """The files that the user put into folder. None if a download began there, with its list."""
+    if is_listed(folder):
         return []
-    return sorted(path for path in folder.glob('*') if path.suffix.lower() == '.parquet')
+    return sorted(path for path in folder.glob('*') if path.suffix.lower() in suffixes)
+
+
+def is_listed(folder: Path) -> bool:
+    """Whether a download into folder began, so that its files are not the user's."""
+    return (folder / 'files.json').exists()
 
 
 def by_hand(repo: str, folder: Path) -> str:
@@ -519,7 +524,7 @@ def listing(of: str, folder: Path, ask: Callable[[], list[Remote]]) -> list[Remo
 def list_split(repo: str, subset: str, split: str, tries: int, hint: str) -> list[Remote]:
     """The files of a split in the hub's own conversion to parquet, with size and hash."""
     url = f'{endpoint()}/api/datasets/{repo}/parquet/{subset}/{split}'
-    found, _ = persist(lambda: get_json(url, list), url, tries, 1.0, hint)
+    found, _ = persist(lambda: get_list(url), url, tries, 1.0, hint)
     urls = [of_the_hub(file) for file in found if isinstance(file, str)]
     if not urls or len(urls) < len(found):
         raise SystemExit(f'{url}: lists no files: {hint}')
@@ -533,7 +538,7 @@ def list_repo(repo: str, pattern: str, tries: int, hint: str) -> list[Remote]:
     found = {}
     while page:
         here = at_endpoint(page)
-        rows, page = persist(lambda here=here: get_json(here, list), here, tries, 1.0, hint)
+        rows, page = persist(lambda here=here: get_list(here), here, tries, 1.0, hint)
         for row in rows:
             path = row.get('path', '') if isinstance(row, dict) else ''
             if re.fullmatch(pattern, path) and isinstance(row.get('size'), int):
@@ -545,15 +550,15 @@ def list_repo(repo: str, pattern: str, tries: int, hint: str) -> list[Remote]:
     return [found[path] for path in sorted(found)]
 
 
-def get_json(url: str, kind: type) -> tuple:
-    """(the JSON at url, address of its next page or None). Unexpected if it is something else."""
+def get_list(url: str) -> tuple[list, str | None]:
+    """(the JSON list at url, address of its next page). Unexpected if it is something else."""
     with request('GET', url) as response:
         response.raise_for_status()
         try:
             found = json.loads(response.content)
         except ValueError:
             raise Unexpected('the server sent no JSON') from None
-        if not isinstance(found, kind):
+        if not isinstance(found, list):
             raise Unexpected(f'the server sent {found!r:.60}, expected a list')
         return found, response.links.get('next', {}).get('url')
 

@@ -41,9 +41,11 @@ from data.download import (
     download_all,
     get,
     in_order,
+    is_listed,
     list_repo,
     listing,
     locked,
+    own_files,
 )
 from data.writing import write_text
 from shards import Writer, refuse_to_replace
@@ -69,9 +71,9 @@ tries = 5  # attempts at each download
 
 def raw_files() -> list[tuple[Remote, Path]]:
     """The training files and then the one for validation: those of the hub, or the user's own."""
-    # 1) A download begins with the list, so without it the files are the user's
-    own = sorted(path for path in RAW.glob('*') if path.suffix.lower() in SUFFIXES)
-    if own and not (RAW / 'files.json').exists():
+    # 1) The user's
+    own = own_files(RAW, SUFFIXES)
+    if own:
         if len(own) < 2:
             raise SystemExit(f'{RAW}: 1 file, expected at least 2: the last one is for validation')
         chosen = [*own[:-1][:num_shards], own[-1]]
@@ -147,7 +149,7 @@ class Encoded:
 
 def delete_raw(path: Path) -> None:
     """Delete an encoded file if that is asked for, and never the user's own."""
-    if not keep_raw and (RAW / 'files.json').exists():
+    if not keep_raw and is_listed(RAW):
         path.unlink(missing_ok=True)
 
 
@@ -170,7 +172,7 @@ def downloads(files: Sequence[tuple[Remote, Path]]) -> Iterator[Path]:
     The first is downloaded without a thread: the processes that encode it are forked meanwhile,
     and a fork is safest while there are no threads.
     """
-    if not (RAW / 'files.json').exists():
+    if not is_listed(RAW):
         yield from (path for _, path in files)
         return
     yield get(*files[0], tries)
@@ -204,9 +206,9 @@ def main() -> None:
         if not importlib.util.find_spec('pyarrow'):
             raise SystemExit("reading .parquet takes pyarrow; run: pip install '.[data]'")
     if download_only:
-        hub = (RAW / 'files.json').exists()
-        paths = download_all(files, repo, tries, files_at_once) if hub else files
-        print(f'{RAW}: {len(paths):,} files')
+        if is_listed(RAW):
+            download_all(files, repo, tries, files_at_once)
+        print(f'{RAW}: {len(files):,} files')
         return
 
     # 2) Encode what is missing
