@@ -196,8 +196,8 @@ def fetch(url: str, part: Path, counter: Counter, stop: threading.Event) -> None
             part.unlink()
             raise Damaged('the server resumed at another byte')
         # 3) Append
-        length = response.headers.get('Content-Length')
-        total = have + int(length) if length else None
+        length = response.headers.get('Content-Length', '')
+        total = have + int(length) if length.isdecimal() else None
         counter.show(have, total)
         with open(part, 'ab' if have else 'wb') as file:
             for block in response.iter_content(2**16):
@@ -356,16 +356,21 @@ def reason_of(error: requests.RequestException, url: str) -> str:
 # many files
 
 
-def download_all(files: Sequence[tuple[Remote, Path]], name: str, tries: int = 5) -> list[Path]:
+def download_all(
+    files: Sequence[tuple[Remote, Path]],
+    name: str,
+    tries: int = 5,
+    at_once: int = FILES_AT_ONCE,
+) -> list[Path]:
     """Download (remote, path) pairs into one folder, several at once, with one bar. Nothing is
     asked of the network if all exist."""
     if all(path.exists() for _, path in files):
-        return list(in_order(files, tries, tqdm(disable=True)))  # which checks them
+        return list(in_order(files, tries, tqdm(disable=True), at_once))  # which checks them
     folder = files[0][1].parent
     check_space(folder, bytes_left(files), name)
     total = sum(remote.size or 0 for remote, _ in files)
     with locked(folder), tqdm(total=total or None, desc=name, unit='B', unit_scale=True) as bar:
-        return list(in_order(files, tries, bar))
+        return list(in_order(files, tries, bar, at_once))
 
 
 def locked(folder: Path) -> disk.Lock:
@@ -400,7 +405,11 @@ def gigabytes(size: int) -> str:
 
 
 def get(
-    remote: Remote, path: Path, tries: int, bar: tqdm | None, stop: threading.Event | None = None
+    remote: Remote,
+    path: Path,
+    tries: int,
+    bar: tqdm | None = None,
+    stop: threading.Event | None = None,
 ) -> Path:
     """Download one of a set's files."""
     hint = f'get it by hand and put it at {path}, or move {path.parent} away to list the set anew'
@@ -412,28 +421,41 @@ def in_order(
     files: Sequence[tuple[Remote, Path]],
     tries: int = 5,
     bar: tqdm | None = None,
+    at_once: int = FILES_AT_ONCE,
     ahead: int | None = None,
 ) -> Iterator[Path]:
     """
-    The paths of downloaded files, in order. Threads download FILES_AT_ONCE of them, and at most
-    `ahead` more than were taken from here.
+    The paths of downloaded files, in order. Threads download `at_once` of them, and at most `ahead`
+    more than were taken from here.
 
     If one fails, or the caller ends, the others stop too; their next download resumes.
     """
     stop = threading.Event()
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    failures = []
 
-        def start(file: tuple[Remote, Path]):
-            return pool.submit(get, *file, tries, bar, stop)
+    def work(remote: Remote, path: Path) -> Path:
+        try:
+            return get(remote, path, tries, bar, stop)
+        except SystemExit as error:
+            failures.append(error)
+            stop.set()
+            raise
 
+    def take(waiting: deque) -> Path:
+        try:
+            return waiting.popleft().result()
+        except Stopped:  # because of a later file
+            raise failures[0] from None
+
+    with ThreadPoolExecutor(at_once) as pool:
         waiting = deque()
         try:
             for file in files:
-                waiting.append(start(file))
+                waiting.append(pool.submit(work, *file))
                 if ahead is not None and len(waiting) > ahead:
-                    yield waiting.popleft().result()
+                    yield take(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield take(waiting)
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -463,11 +485,16 @@ def parquet_files(
     return download_all(list(zip(remotes, paths))[:most], of, tries)
 
 
-def own_files(folder: Path) -> list[Path]:
-    """The user's parquet files in folder: all, unless a download began there with its list."""
-    if (folder / 'files.json').exists():
+def own_files(folder: Path, suffixes: Sequence[str] = ('.parquet',)) -> list[Path]:
+    """The files that the user put into folder. None if a download began there, with its list."""
+    if is_listed(folder):
         return []
-    return sorted(path for path in folder.glob('*') if path.suffix.lower() == '.parquet')
+    return sorted(path for path in folder.glob('*') if path.suffix.lower() in suffixes)
+
+
+def is_listed(folder: Path) -> bool:
+    """Whether a download into folder began, so that its files are not the user's."""
+    return (folder / 'files.json').exists()
 
 
 def by_hand(repo: str, folder: Path) -> str:
@@ -497,7 +524,7 @@ def listing(of: str, folder: Path, ask: Callable[[], list[Remote]]) -> list[Remo
 def list_split(repo: str, subset: str, split: str, tries: int, hint: str) -> list[Remote]:
     """The files of a split in the hub's own conversion to parquet, with size and hash."""
     url = f'{endpoint()}/api/datasets/{repo}/parquet/{subset}/{split}'
-    found, _ = persist(lambda: get_json(url, list), url, tries, 1.0, hint)
+    found, _ = persist(lambda: get_list(url), url, tries, 1.0, hint)
     urls = [of_the_hub(file) for file in found if isinstance(file, str)]
     if not urls or len(urls) < len(found):
         raise SystemExit(f'{url}: lists no files: {hint}')
@@ -511,27 +538,27 @@ def list_repo(repo: str, pattern: str, tries: int, hint: str) -> list[Remote]:
     found = {}
     while page:
         here = at_endpoint(page)
-        rows, page = persist(lambda here=here: get_json(here, list), here, tries, 1.0, hint)
+        rows, page = persist(lambda here=here: get_list(here), here, tries, 1.0, hint)
         for row in rows:
             path = row.get('path', '') if isinstance(row, dict) else ''
-            if re.fullmatch(pattern, path):
+            if re.fullmatch(pattern, path) and isinstance(row.get('size'), int):
                 sha256 = (row.get('lfs') or {}).get('oid')
                 url = f'{HUB}/datasets/{repo}/resolve/main/{path}'
-                found[path] = Remote(url, row.get('size'), sha256)
+                found[path] = Remote(url, row['size'], sha256)
     if not found:
         raise SystemExit(f'{start}: lists no files of this kind: {hint}')
     return [found[path] for path in sorted(found)]
 
 
-def get_json(url: str, kind: type) -> tuple:
-    """(the JSON at url, address of its next page or None). Unexpected if it is something else."""
+def get_list(url: str) -> tuple[list, str | None]:
+    """(the JSON list at url, address of its next page). Unexpected if it is something else."""
     with request('GET', url) as response:
         response.raise_for_status()
         try:
             found = json.loads(response.content)
         except ValueError:
             raise Unexpected('the server sent no JSON') from None
-        if not isinstance(found, kind):
+        if not isinstance(found, list):
             raise Unexpected(f'the server sent {found!r:.60}, expected a list')
         return found, response.links.get('next', {}).get('url')
 
@@ -545,10 +572,12 @@ def describe(url: str, tries: int, hint: str) -> Remote:
             if response.status_code in NO_HEAD:
                 return Remote(url)
             response.raise_for_status()
-            size = response.linked.get('X-Linked-Size') or response.headers.get('Content-Length')
+            named = response.headers.get('Content-Length', '')
+            named = response.linked.get('X-Linked-Size', named)
+            size = int(named) if named.isdecimal() else None
             tag = response.linked.get('X-Linked-Etag', '').strip('"')
             sha256 = tag if re.fullmatch('[0-9a-f]{64}', tag) else None
-            return Remote(url, int(size) if size else None, sha256)
+            return Remote(url, size, sha256)
 
     return persist(ask, here, tries, 1.0, hint)
 

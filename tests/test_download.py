@@ -4,18 +4,25 @@ import hashlib
 import http.server
 import json
 import os
+import runpy
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
 import numpy as np
 import pytest
-from conftest import one_line
+from conftest import ROOT, one_line
 
+import tokenizer as tokenizers
+from conversation import SPECIAL
 from data import download as downloads
+from shards import Data
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 BLOCK = 2**16  # bytes per write; a cut connection loses less than that
@@ -73,6 +80,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         step = plan.get('drip', len(body) or 1)
         for i in range(0, len(body), step):
             self.wfile.write(body[i : i + step])
+        if 'hold' in plan:  # the client is killed meanwhile
+            self.wfile.flush()
+            plan['hold'].wait(120)
         if plan.get('reset'):  # RST instead of FIN
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         self.close_connection = True
@@ -84,6 +94,7 @@ def server(monkeypatch):
     for name in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy', 'HF_TOKEN', 'HF_ENDPOINT'):
         monkeypatch.delenv(name, raising=False)
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
+    httpd.socket.listen(64)  # connections that wait; more are tried again after a second
     httpd.daemon_threads = True
     httpd.seen, httpd.tokens = [], []
     httpd.files, httpd.plans, httpd.redirects, httpd.headers = {}, {}, {}, {}
@@ -349,7 +360,7 @@ class Hub:
         """The tree of a repository, several pages long, with its shards and a README.md."""
         api = f'/api/datasets/{repo}/tree/main'
         rows = [dict(type='file', oid='1', size=5, path='README.md')]
-        for i, content in enumerate(contents):
+        for i, content in zip([*range(len(contents) - 1), 1822], contents):
             name = f'shard_{i:05d}.parquet'
             sha256 = self.add(f'/datasets/{repo}/resolve/main/{name}', content)
             lfs = dict(oid=sha256, size=len(content), pointerSize=1)
@@ -446,8 +457,10 @@ def test_a_bad_list_is_named(hub, tmp_path, pauses, content, words):
 
 def test_a_moved_file_stops_the_others(server, hub, tmp_path, pauses):
     paths = hub.split(*FULL, CONTENTS)
+    hold = threading.Event()
+    hub.httpd.plans[paths[0]] = [{'cut': 100, 'hold': hold}]  # is not waited for
     hub.httpd.plans[paths[2]] = [{'status': 404}]
-    hub.httpd.plans[paths[5]] = [{'cut': 100}, {'status': 404}]
+    threading.Timer(0.2, hold.set).start()
     folder = tmp_path / 'raw'
     with pytest.raises(SystemExit) as stop:
         downloads.parquet_files(*FULL, folder)
@@ -476,3 +489,221 @@ def test_a_second_process_waits_its_turn(hub, tmp_path):
     one_line(stop, tmp_path, 'in use by', 'wait until it ends')
     assert '--out_dir' not in str(stop.value)
     assert len(downloads.parquet_files(*FULL, tmp_path)) == 2
+
+
+# -----------------------------------------------------------------------------
+# FineWeb-Edu
+
+REPO = 'karpathy/fineweb-edu-100b-shuffle'
+LAST = 5  # the shard for validation
+
+
+def shard_texts(i):
+    rng = np.random.default_rng(i)
+    words = ['lighthouse', 'spëak', 'the', 'of', '你好🌍', '42', 'it is', '\n']
+    return [' '.join(rng.choice(words, size=5 + n % 40)) for n in range(30)] + ['']
+
+
+def put_shards(hub, oracle, repeats=1):
+    """The set on the hub, with each text `repeats` times."""
+    pyarrow, parquet = oracle('pyarrow'), oracle('pyarrow.parquet')
+    contents = []
+    for i in range(LAST + 1):
+        sink = pyarrow.BufferOutputStream()
+        texts = shard_texts(i) * repeats
+        parquet.write_table(pyarrow.table({'text': texts, 'x': [i] * len(texts)}), sink)
+        contents.append(sink.getvalue().to_pybytes())
+    hub.tree(REPO, contents, page=4)
+
+
+@pytest.fixture
+def fineweb(tmp_path, hub, oracle, monkeypatch):
+    """fineweb('--a=b') runs a copy of the script, in this process, on the shards of the hub."""
+    put_shards(hub, oracle)
+    folder = tmp_path / 'data' / 'fineweb_edu'
+    folder.mkdir(parents=True)
+    script = folder / 'prepare.py'
+    shutil.copyfile(ROOT / 'data' / 'fineweb_edu' / 'prepare.py', script)
+    bpe = tokenizers.train_bpe([''.join(shard_texts(0))], 300, SPECIAL)
+    bpe.save(tmp_path / 'tok.json')
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        args = ('--num_workers=1', *args)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, 'path', list(sys.path))
+            patch.setattr(sys, 'argv', [str(script), *args])
+            runpy.run_path(str(script), run_name='__main__')
+
+    run.folder, run.raw, run.bpe, run.hub = folder, folder / 'raw', bpe, hub
+    run.parquet, run.pyarrow = oracle('pyarrow.parquet'), oracle('pyarrow')
+    return run
+
+
+def texts_in(folder):
+    """{split: its documents}"""
+    data = Data(folder)
+    found = {}
+    for split in ('train', 'val'):
+        ids = data.split(split).read(0, 10**9)
+        starts = np.flatnonzero(ids == data.tokenizer.bos)
+        assert starts[0] == 0 and len(ids) == data.meta['splits'][split]['tokens']
+        found[split] = [data.tokenizer.decode(part) for part in np.split(ids, starts[1:])]
+    return found
+
+
+def content_of(folder):
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    assert not [name for name in names if name.endswith('.part')]
+    return {name: (folder / name).read_bytes() for name in names if name != 'prepare.py'}
+
+
+def test_fineweb(fineweb, server, capsys):
+    """Shard by shard; the last one of the set validates; a call with more shards continues."""
+    fineweb('--num_shards=2', '--keep_raw=False')
+    expected = dict(train=shard_texts(0)[:-1] + shard_texts(1)[:-1], val=shard_texts(LAST)[:-1])
+    assert texts_in(fineweb.folder) == expected
+    assert [path.name for path in fineweb.raw.iterdir()] == ['files.json']
+    assert f'{REPO}: 3 files to encode: ' in capsys.readouterr().out
+    first = content_of(fineweb.folder)
+    # again: nothing is downloaded, nothing changes
+    server.seen.clear()
+    fineweb('--num_shards=2', '--keep_raw=False')
+    assert server.seen == [] and content_of(fineweb.folder) == first
+    # more: only the others are
+    fineweb('--num_shards=4')
+    assert sorted(path.name for path in fineweb.raw.iterdir()) == [
+        'files.json',
+        'shard_00002.parquet',
+        'shard_00003.parquet',
+    ]
+    assert len(server.seen) == 2 and not (fineweb.folder / 'encoded').exists()
+    grown = content_of(fineweb.folder)
+    assert sorted(grown) == [
+        'meta.json', 'tok.json', *(f'train_{i:05d}.bin' for i in range(4)), 'val.bin'
+    ]  # fmt: skip
+    # the same bytes at once, by two processes
+    for name in grown:
+        (fineweb.folder / name).unlink()
+    fineweb('--num_shards=4', '--num_workers=2', '--files_at_once=1')
+    assert content_of(fineweb.folder) == grown
+
+
+def test_fineweb_takes_own_files_and_deletes_none(fineweb, server):
+    fineweb.raw.mkdir()
+    for name, texts in dict(a=shard_texts(1), b=shard_texts(2)).items():
+        fineweb.parquet.write_table(
+            fineweb.pyarrow.table({'text': texts}), fineweb.raw / f'{name}.parquet'
+        )
+    fineweb('--keep_raw=False')
+    assert texts_in(fineweb.folder) == dict(train=shard_texts(1)[:-1], val=shard_texts(2)[:-1])
+    assert len(list(fineweb.raw.glob('*.parquet'))) == 2 and server.seen == []
+    # a changed file is encoded anew
+    fineweb.parquet.write_table(
+        fineweb.pyarrow.table({'text': shard_texts(3)}), fineweb.raw / 'a.parquet'
+    )
+    fineweb()
+    assert texts_in(fineweb.folder)['train'] == shard_texts(3)[:-1]
+
+
+def test_fineweb_with_another_tokenizer(fineweb, server):
+    fineweb('--num_shards=1')
+    before = Data(fineweb.folder).tokenizer.hash
+    tokenizers.train_bpe([''.join(shard_texts(0))], 290, SPECIAL).save('other.json')
+    fineweb('--num_shards=1', '--tokenizer=other.json')
+    assert Data(fineweb.folder).tokenizer.hash != before
+    assert texts_in(fineweb.folder)['train'] == shard_texts(0)[:-1]
+
+
+def test_fineweb_for_a_tokenizer(fineweb, run_program, tmp_path):
+    """The tokenizer learns from the first shards, never from the one for validation."""
+    (tmp_path / 'tok.json').unlink()
+    with pytest.raises(SystemExit) as stop:
+        fineweb('--num_shards=2')
+    one_line(stop, '--tokenizer=tok.json', 'config/tokenizer_65536.py', '--download_only=True')
+    fineweb('--num_shards=2', '--download_only=True')
+    assert len(list(fineweb.raw.glob('*.parquet'))) == 3 and not content_of(fineweb.folder)
+    config = ROOT / 'config' / 'tokenizer_65536.py'
+    run_program('tokenizer.py', config, '--vocab_size=300', '--num_workers=1', cwd=tmp_path)
+    made = tokenizers.load('tok.json')
+    texts = [text for i in (0, 1) for text in shard_texts(i)]
+    assert made.hash == tokenizers.train_bpe(texts, 300, SPECIAL).hash
+    fineweb('--num_shards=2')
+    assert Data(fineweb.folder).tokenizer.hash == made.hash
+
+
+@pytest.mark.parametrize(
+    'columns, words',
+    [
+        (dict(txet=['a']), 'with a column "text"'),
+        (dict(text=[]), 'no text in it'),
+        (dict(text=['', '']), 'no text in it'),
+        (dict(text=[3]), '"text" must be a string'),
+    ],
+)
+def test_fineweb_names_a_bad_shard(fineweb, columns, words):
+    sink = fineweb.pyarrow.BufferOutputStream()
+    fineweb.parquet.write_table(fineweb.pyarrow.table(columns), sink)
+    hub = fineweb.hub
+    good = hub.httpd.files[f'/datasets/{REPO}/resolve/main/shard_00000.parquet']
+    hub.tree(REPO, [good, sink.getvalue().to_pybytes(), good])
+    with pytest.raises(SystemExit) as stop:
+        fineweb('--num_shards=2')
+    one_line(stop, fineweb.raw / 'shard_00001.parquet', words)
+    assert not list(fineweb.folder.glob('*.bin')) and not (fineweb.folder / 'meta.json').exists()
+
+
+def test_fineweb_errors(fineweb, monkeypatch):
+    for args, words in [
+        (['--num_shards=0'], '--num_shards=0: expected at least 1'),
+        (['--files_at_once=0'], '--files_at_once=0: expected at least 1'),
+        (['--num_workers=-1'], '--num_workers=-1: expected at least 0'),
+        (['--num_shards=6'], f'--num_shards=6: {REPO} has 6 files, so at most 5'),
+        (['--repo=karpathy/other'], f'files.json lists {REPO}, expected karpathy/other'),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            fineweb(*args)
+        one_line(stop, words)
+    usage = shutil.disk_usage(fineweb.folder)._replace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(SystemExit) as stop:
+        fineweb('--num_shards=2')
+    one_line(stop, f'{REPO}: 3 files to encode', 'free some space')
+    assert [path.name for path in fineweb.raw.iterdir()] == ['files.json']
+
+
+@pytest.mark.slow
+def test_fineweb_killed_and_called_again_gives_the_same_bytes(fineweb, server, oracle, tmp_path):
+    put_shards(fineweb.hub, oracle, repeats=1500)  # more ids than are collected before a write
+    # 1) What an undisturbed call writes
+    args = ['--num_shards=4', '--keep_raw=False', '--num_workers=2']
+    fineweb(*args)
+    expected = content_of(fineweb.folder)
+    for path in [*expected, 'raw/files.json']:
+        (fineweb.folder / path).unlink()
+    # 2) Kill a call in a download, one while another shard is encoded, one while all of them are
+    hold = threading.Event()
+    script = fineweb.folder / 'prepare.py'
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_ENDPOINT': server.address}
+    for number, is_there in [
+        (1, 'raw/shard_00001.parquet.part'),
+        (1822, 'encoded/shard_00001.parquet/meta.json'),
+        (9, 'encoded/shard_00003.parquet/train_00000.bin.part'),  # no download is held
+    ]:
+        path = f'/datasets/{REPO}/resolve/main/shard_{number:05d}.parquet'
+        fineweb.hub.httpd.plans[path] = [{'cut': 200, 'hold': hold}]
+        command = [sys.executable, script, *args]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+        deadline = time.monotonic() + 120
+        while not (fineweb.folder / is_there).exists():
+            assert process.poll() is None, is_there
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (fineweb.folder / 'meta.json').exists()
+    hold.set()
+    # 3) The next call completes it
+    fineweb(*args)
+    assert content_of(fineweb.folder) == expected
+    assert [path.name for path in fineweb.raw.iterdir()] == ['files.json']

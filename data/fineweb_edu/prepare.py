@@ -22,6 +22,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -33,7 +34,6 @@ import tokenizer as tokenizers
 from configurator import configure
 from data.documents import SUFFIXES, documents
 from data.download import (
-    FILES_AT_ONCE,
     Remote,
     by_hand,
     bytes_left,
@@ -41,9 +41,11 @@ from data.download import (
     download_all,
     get,
     in_order,
+    is_listed,
     list_repo,
     listing,
     locked,
+    own_files,
 )
 from data.writing import write_text
 from shards import Writer, refuse_to_replace
@@ -60,6 +62,7 @@ tokenizer = 'tok.json'  # of tokenizer.py; or gpt2
 download_only = False  # do not encode: to train a tokenizer first
 keep_raw = True  # False deletes each downloaded file once it is encoded
 num_workers = 0  # processes that encode; 0 is one per core
+files_at_once = 8  # downloads at the same time, and files that wait to be encoded
 tries = 5  # attempts at each download
 
 # -----------------------------------------------------------------------------
@@ -68,9 +71,9 @@ tries = 5  # attempts at each download
 
 def raw_files() -> list[tuple[Remote, Path]]:
     """The training files and then the one for validation: those of the hub, or the user's own."""
-    # 1) A download begins with the list, so without it the files are the user's
-    own = sorted(path for path in RAW.glob('*') if path.suffix.lower() in SUFFIXES)
-    if own and not (RAW / 'files.json').exists():
+    # 1) The user's
+    own = own_files(RAW, SUFFIXES)
+    if own:
         if len(own) < 2:
             raise SystemExit(f'{RAW}: 1 file, expected at least 2: the last one is for validation')
         chosen = [*own[:-1][:num_shards], own[-1]]
@@ -127,7 +130,7 @@ class Encoded:
             self.finish()
             self.path = self.paths[split]
             notes = {'repo': repo}
-            folder = ENCODED / self.path.stem
+            folder = ENCODED / self.path.name
             self.writer = Writer(folder, self.tokenizer, shard_tokens=2**40, notes=notes)
         self.writer.write('train', ids, num_bytes)
 
@@ -140,9 +143,14 @@ class Encoded:
         facts['shards'][0] |= dict(raw=name, raw_size=size, bytes=facts['bytes'])
         self.writer.__exit__(None, None, None)
         self.writer = None
-        if not keep_raw and (RAW / 'files.json').exists():  # never the user's own
-            self.path.unlink()
+        delete_raw(self.path)
         self.bar.update()
+
+
+def delete_raw(path: Path) -> None:
+    """Delete an encoded file if that is asked for, and never the user's own."""
+    if not keep_raw and is_listed(RAW):
+        path.unlink(missing_ok=True)
 
 
 def key_of(path: Path) -> tuple[str, int]:
@@ -152,7 +160,8 @@ def key_of(path: Path) -> tuple[str, int]:
 def encode(files: Sequence[tuple[Remote, Path]], bpe, bar: tqdm) -> None:
     """Encode raw files, downloaded where missing, into folders of their own."""
     out = Encoded(bpe, [path for _, path in files], bar)
-    write_text(out, named_documents(downloads(files)), num_workers or os.cpu_count())
+    with closing(downloads(files)) as paths:  # an error ends the downloads too
+        write_text(out, named_documents(paths), num_workers or os.cpu_count())
     out.finish()
 
 
@@ -163,12 +172,12 @@ def downloads(files: Sequence[tuple[Remote, Path]]) -> Iterator[Path]:
     The first is downloaded without a thread: the processes that encode it are forked meanwhile,
     and a fork is safest while there are no threads.
     """
-    if not (RAW / 'files.json').exists():
+    if not is_listed(RAW):
         yield from (path for _, path in files)
         return
+    yield get(*files[0], tries)
     silent = tqdm(disable=True)
-    yield get(*files[0], tries, silent)
-    yield from in_order(files[1:], tries, silent, ahead=FILES_AT_ONCE)
+    yield from in_order(files[1:], tries, silent, files_at_once, ahead=files_at_once)
 
 
 def named_documents(paths: Iterator[Path]) -> Iterator[tuple[str, str]]:
@@ -191,16 +200,16 @@ def main() -> None:
     # 1) Check, and download only
     refuse_to_replace(FOLDER)
     check_settings()
+    bpe = None if download_only else open_tokenizer()
     files = raw_files()
     if any(path.suffix == '.parquet' for _, path in files):
         if not importlib.util.find_spec('pyarrow'):
             raise SystemExit("reading .parquet takes pyarrow; run: pip install '.[data]'")
     if download_only:
-        hub = (RAW / 'files.json').exists()
-        paths = download_all(files, repo, tries) if hub else files
-        print(f'{RAW}: {len(paths):,} files')
+        if is_listed(RAW):
+            download_all(files, repo, tries, files_at_once)
+        print(f'{RAW}: {len(files):,} files')
         return
-    bpe = open_tokenizer()
 
     # 2) Encode what is missing
     keys = [(path.name, remote.size) for remote, path in files]
@@ -220,6 +229,8 @@ def main() -> None:
             out.adopt('train', *found[key])
         out.adopt('val', *found[keys[-1]])
     shutil.rmtree(ENCODED, ignore_errors=True)
+    for _, path in files:
+        delete_raw(path)
     ids = ', '.join(f'{split} {facts["tokens"]:,} ids' for split, facts in out.splits.items())
     print(f'{FOLDER}: {len(files):,} shards, {ids}')
 
@@ -227,11 +238,14 @@ def main() -> None:
 def check_settings() -> None:
     if num_shards < 1:
         raise SystemExit(f'--num_shards={num_shards}: expected at least 1')
+    if files_at_once < 1:
+        raise SystemExit(f'--files_at_once={files_at_once}: expected at least 1')
     if num_workers < 0:
         raise SystemExit(f'--num_workers={num_workers}: expected at least 0, which is one per core')
 
 
 def open_tokenizer():
+    """The tokenizer of the setting."""
     if tokenizer == 'gpt2':
         return tokenizers.gpt2(FOLDER)
     if not Path(tokenizer).is_file():
@@ -240,7 +254,10 @@ def open_tokenizer():
             'python data/fineweb_edu/prepare.py --num_shards=8 --download_only=True && '
             'python tokenizer.py config/tokenizer_65536.py'
         )
-    return tokenizers.load(tokenizer)
+    bpe = tokenizers.load(tokenizer)
+    if bpe.bos is None:
+        raise SystemExit(f'--tokenizer={tokenizer}: it has no <|bos|>, which begins each document')
+    return bpe
 
 
 def estimate_space(missing: Sequence[tuple[Remote, Path]]) -> None:
@@ -248,7 +265,7 @@ def estimate_space(missing: Sequence[tuple[Remote, Path]]) -> None:
     sizes = [remote.size or 0 for remote, _ in missing]
     raw = bytes_left(missing)
     if not keep_raw:  # a few of them at a time
-        raw = min(raw, (FILES_AT_ONCE + 2) * max(sizes))
+        raw = min(raw, (files_at_once + 2) * max(sizes))
     check_space(
         RAW, int(raw + IDS_PER_BYTE * sum(sizes)), f'{repo}: {len(missing):,} files to encode'
     )

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import console
 from configurator import configure
 from data.documents import SUFFIXES, documents
-from data.download import parquet_files
+from data.download import own_files, parquet_files
 from data.writing import write_text
 from shards import Writer
 from tokenizer import gpt2
@@ -39,11 +39,8 @@ tries = 5  # attempts at each download
 
 def raw_files() -> list[Path]:
     """The user's own files in raw/, else those of the hub, downloaded where missing."""
-    own = sorted(path for path in RAW.glob('*') if path.suffix.lower() in SUFFIXES)
-    # a download begins with the list, so without it the files are the user's
-    if own and not (RAW / 'files.json').exists():
-        return own
-    return parquet_files(repo, 'plain_text', 'train', RAW, tries=tries)
+    own = own_files(RAW, SUFFIXES)
+    return own or parquet_files(repo, 'plain_text', 'train', RAW, tries=tries)
 
 
 def split_documents(files: list[Path]) -> Iterator[tuple[str, str]]:
