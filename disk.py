@@ -91,11 +91,13 @@ class Lock:
     it between hosts. Therefore the file also holds host, process and a time, renewed every
     minute; another host's lock that was not renewed for five minutes is taken over.
 
-    SystemExit if another process has the lock, OSError if the file cannot be written.
+    SystemExit if another process has the lock, OSError if the file cannot be written. hint: what to
+    do instead of waiting.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, hint: str = ', or take another --out_dir'):
         self.path = Path(path)
+        self.hint = hint
         self.works = True  # False: this file system has no locks
         self.mutex = threading.Lock()  # between the thread and release()
         self.released = threading.Event()
@@ -132,8 +134,8 @@ class Lock:
             file.close()
             hint = f'; if that is gone, wait {LEFT_BEHIND // 60} minutes or remove {self.path}'
             raise SystemExit(
-                f'{self.path.parent} is in use by {describe(holder)}: wait until it ends, or take '
-                f'another --out_dir{hint if elsewhere else ""}'
+                f'{self.path.parent} is in use by {describe(holder)}: wait until it ends'
+                f'{self.hint}{hint if elsewhere else ""}'
             )
 
     def lock(self, file: BinaryIO) -> bool:

@@ -14,6 +14,8 @@ for val. A shard holds raw ids (see id_dtype) and nothing else. Beside the shard
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -105,6 +107,25 @@ class Writer:
             shard['largest_id'] = max(shard['largest_id'], int(part.max()))
             shard['sha256'].update(part.tobytes())
 
+    def adopt(self, split: str, path: Path, facts: dict) -> None:
+        """
+        Append a whole shard that another Writer made: path, and its entry in that one's meta.json
+        with 'bytes'. The file is linked, or copied where the disk has no hard links. A split has
+        shards that are written or adopted, not both.
+        """
+        found = self.splits.setdefault(split, {'tokens': 0, 'bytes': 0, 'shards': []})
+        shard = dict(facts, name=f'{split}_{len(found["shards"]):05d}.bin')
+        found['tokens'] += shard['tokens']
+        found['bytes'] += shard['bytes']
+        found['shards'].append(shard)
+        part = self.folder / (shard['name'] + '.part')
+        with disk.writing(part):
+            part.unlink(missing_ok=True)  # of a killed process; it may be a link to another shard
+            try:
+                os.link(path, part)
+            except OSError:
+                shutil.copyfile(path, part)
+
     def add(self, name: str, content: bytes) -> None:
         """Add another file to the folder, such as problems.jsonl."""
         refuse_to_replace(self.folder, [name])
@@ -136,7 +157,8 @@ class Writer:
             if len(facts['shards']) == 1:
                 facts['shards'][0]['name'] = f'{split}.bin'
         for shard in shards:
-            shard['sha256'] = shard['sha256'].hexdigest()
+            if not isinstance(shard['sha256'], str):  # an adopted one has it
+                shard['sha256'] = shard['sha256'].hexdigest()
         names = [shard['name'] for shard in shards] + list(self.files)
 
         # 3) Remove meta.json, so that Data refuses the folder; UNFINISHED lists our files instead
@@ -384,6 +406,30 @@ class Mixture:
         hashes = [data.hash for data, _ in self.parts]
         return None if None in hashes else hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
+    def shares(self) -> list[dict]:
+        """
+        For each part: its name, how often an epoch reads it, and the share of an epoch's documents
+        and tokens that is its own. Reads the data once, to count its documents.
+        """
+        found = []
+        for data, repeats in self.parts:
+            ids = data.split('train')
+            documents = 0
+            for start in range(0, len(ids), 2**22):
+                documents += int(np.count_nonzero(ids.read(start, 2**22) == data.tokenizer.bos))
+            found.append((data.name, repeats, repeats * documents, repeats * len(ids)))
+        all_documents = sum(documents for _, _, documents, _ in found) or 1  # 0 without a bos
+        all_tokens = sum(tokens for _, _, _, tokens in found)
+        return [
+            dict(
+                name=name,
+                repeats=repeats,
+                documents=round(documents / all_documents, 4),
+                tokens=round(tokens / all_tokens, 4),
+            )
+            for name, repeats, documents, tokens in found
+        ]
+
     def split(self, name: str) -> 'Shards':
         """The shards of all parts, copy by copy: first every part, then those that an epoch
         reads at least twice, and so on. Only 'train' repeats; data for evaluation is read once."""
@@ -484,8 +530,8 @@ def check_tokenizer(data: Data | Mixture, tokenizer_hash: str, path: str | Path)
     if data.tokenizer.hash != tokenizer_hash:
         raise SystemExit(
             f'{data.name} was made with another tokenizer than {path}; prepare it again with '
-            f'--tokenizer={path}, which data/custom/prepare.py (for any text) and '
-            'data/tinyworld/prepare.py accept'
+            f'--tokenizer={path}, which data/custom/prepare.py (for any text), '
+            'data/tinyworld/prepare.py and those of the sets of conversations accept'
         )
 
 

@@ -752,8 +752,10 @@ def begin_log(run, resume, seconds_before):
             return False
 
     # 2) What will run, and the first line of the log
+    parts = []
     if run.master:
-        introduce(run)
+        parts = run.data.shares() if isinstance(run.data, shards.Mixture) else []
+        introduce(run, parts)
     if run.master and not eval_only:
         if not resume:
             runlog.set_aside(out_dir)
@@ -761,6 +763,8 @@ def begin_log(run, resume, seconds_before):
             config=dict(run.config), sources=run.config.sources, command=valid_text(sys.argv[1:]),
             machine=runtime.machine_facts(run.machine.device),
         )  # fmt: skip
+        if parts:
+            facts['mixture'] = parts
         runlog.start_log(run.log.path, facts, run.first_step if resume else None)
         if wandb_log:
             run.log.start_wandb(wandb_project, wandb_run_name or out_dir, dict(run.config))
@@ -801,8 +805,8 @@ def attention_kernel(run):
     return runtime.attention_kernel(q, k, k, mask, c.dropout)
 
 
-def introduce(run):
-    """What will run, on what, and why."""
+def introduce(run, parts):
+    """What will run, on what, and why. parts: those of a mixture, with their shares."""
     machine = run.machine
     attention = "torch's attention"
     if machine.device.startswith('cuda'):
@@ -817,6 +821,11 @@ def introduce(run):
         f'{run.raw_model.num_params():,} parameters, {run.num_steps:,} steps ({run.why_num_steps}) '
         f'of {run.tokens_per_step:,} tokens'
     )
+    for part in parts:
+        print(
+            f'{part["name"]} x {part["repeats"]}: {part["documents"]:.1%} of the documents, '
+            f'{part["tokens"]:.1%} of the tokens'
+        )
     if activation_memory_budget < 1 and not machine.compile:
         print('activation_memory_budget has no effect: the model is not compiled')
     if run.data.meta is None:

@@ -73,7 +73,7 @@ def write_text(
     collector = Collector(out)
     counts = {'train': 0, 'val': 0}
     for (split, begins, text), ids in zip(parts, encoded):
-        counts[split] += begins
+        counts[split] = counts.get(split, 0) + begins
         if begins and tokenizer.bos is not None:
             ids = np.append(np.uint16(tokenizer.bos), ids)
         collector.add(split, ids, len(text.encode('utf-8')))

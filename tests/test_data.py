@@ -1,10 +1,7 @@
 """
-The prepare scripts, run offline on small files in a copy of the repository; reading and writing;
-downloads.
+The prepare scripts, run offline on small files in a copy of the repository; reading and writing.
 """
 
-import hashlib
-import http.server
 import json
 import os
 import re
@@ -12,7 +9,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +20,6 @@ import tasks
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
 from data import documents as reading
-from data import download as downloads
 from data import writing
 from data.documents import Example, Examples
 from data.documents import documents as read_documents
@@ -271,11 +266,13 @@ def test_openwebtext_from_parquet(tree, oracle):
         list(read_documents(folder / 'raw' / '00000.parquet'))
 
 
-def test_openwebtext_errors(tree, refused):
+def test_openwebtext_errors(tree, refused, monkeypatch):
     folder = tree / 'data' / 'openwebtext'
     write_gpt2_files(folder)
-    line = refused('openwebtext', '--tries=1', f'--url={DEAD}')
+    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
+    line = refused('openwebtext', '--tries=1')
     assert 'download failed' in line and line.endswith(f'into {folder / "raw"}')
+    (folder / 'raw').mkdir()
     (folder / 'raw' / 'a.txt').write_text('one document', encoding='utf-8')
     assert 'val_every=0' in refused('openwebtext', '--val_every=0')
     assert 'num_workers=-1' in refused('openwebtext', '--num_workers=-1')
@@ -289,12 +286,12 @@ def test_openwebtext_resumes_its_list(tree, refused):
     raw = tree / 'data' / 'openwebtext' / 'raw'
     raw.mkdir()
     write_gpt2_files(raw.parent)
-    (raw / '00000.parquet').write_bytes(b'here')
-    (raw / 'files.json').write_text(json.dumps([DEAD, DEAD + '2']), encoding='utf-8')
+    (raw / '00000.parquet').write_bytes(b'PAR1PAR1')
+    of = 'Skylion007/openwebtext/plain_text/train'
+    files = dict(of=of, files=[[DEAD, 8, None], [DEAD + '2', 9, None]])
+    (raw / 'files.json').write_text(json.dumps(files), encoding='utf-8')
     line = refused('openwebtext', '--tries=1')
-    assert line.startswith(DEAD + '2: download failed') and line.endswith(
-        str(raw / '00001.parquet')
-    )
+    assert line.startswith(DEAD + '2: download failed') and str(raw / '00001.parquet') in line
 
 
 def test_custom_bpe(tree):
@@ -740,15 +737,12 @@ def test_scripts_list_their_settings(tree, execute, capsys):
     names = {path.parent.name for path in tree.glob('data/*/prepare.py')} - {
         'tinyworld'
     }  # test_tinyworld.py's
-    known = dict(custom='val_fraction', openwebtext='val_every')
-    settings = {
-        **known,
-        'shakespeare': 'tries',
-        'shakespeare_char': 'tries',
-        'stdlib': 'vocab_size',
-    }
-    assert names <= set(settings)
-    for name, setting in ((name, settings[name]) for name in names):
+    known = dict(
+        custom='val_fraction', openwebtext='val_every', stdlib='vocab_size', spelling='seed',
+        identity='seed',
+    )  # fmt: skip
+    assert set(known) <= names
+    for name, setting in ((name, known.get(name, 'tries')) for name in names):
         with pytest.raises(SystemExit) as done:
             execute(name, '--help')
         assert done.value.code == 0 and f'  --{setting}=' in capsys.readouterr().out
@@ -801,143 +795,6 @@ def test_a_long_document_has_one_bos(tmp_path):
         writing.write_text(out, [('train', text), ('val', 'short')])
     splits, _ = read(tmp_path)
     assert splits['train'].tolist() == [tokenizer.bos, *tokenizer.encode(text)]
-
-
-# -----------------------------------------------------------------------------
-# Downloads
-
-CONTENT = np.random.default_rng(0).bytes(300_000)
-BLOCK = 2**16  # bytes per write; a cut connection loses less than that
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT. The test plans the faults of each answer in server.plan."""
-
-    protocol_version = 'HTTP/1.1'
-
-    def log_message(self, *args):
-        self.server.seen.append((self.path, self.headers.get('Range')))
-
-    def do_GET(self):
-        plan = self.server.plan.pop(0) if self.server.plan else {}
-        if 'status' in plan:
-            self.send_response(plan['status'])
-            self.send_header('Content-Length', '0')
-            self.end_headers()
-            return
-        content, start = plan.get('content', CONTENT), 0
-        wanted = self.headers.get('Range')
-        if wanted and plan.get('ranges', True):
-            start = int(wanted.removeprefix('bytes=').rstrip('-'))
-            if start >= len(content):
-                self.send_response(416)
-                self.send_header('Content-Range', f'bytes */{len(content)}')
-                self.send_header('Content-Length', '0')
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header('Content-Range', f'bytes {start}-{len(content) - 1}/{len(content)}')
-        else:
-            self.send_response(200)
-        self.send_header('Content-Length', str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start : start + plan.get('cut', len(content))])
-        self.close_connection = True
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """server(plan...) -> url; plan: a dict for each request."""
-    for name in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy'):
-        monkeypatch.delenv(name, raising=False)
-    httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
-    httpd.seen, httpd.plan = [], []
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={'poll_interval': 0.01})
-    thread.start()
-
-    def start(*plan):
-        httpd.plan = list(plan)
-        httpd.seen.clear()
-        return f'http://127.0.0.1:{httpd.server_port}/file'
-
-    start.seen = httpd.seen
-    yield start
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
-
-
-def ranges(server):
-    return [wanted for _, wanted in server.seen]
-
-
-def test_a_cut_download_is_resumed(server, tmp_path):
-    url = server({'cut': 2 * BLOCK}, {'status': 503}, {'cut': BLOCK + 5}, {})
-    path = downloads.download(
-        url, tmp_path / 'new folder' / 'file.bin', len(CONTENT), SHA256, pause=0
-    )
-    assert path.read_bytes() == CONTENT and [file.name for file in path.parent.iterdir()] == [
-        'file.bin'
-    ]
-    assert ranges(server) == [None, *(f'bytes={blocks * BLOCK}-' for blocks in (2, 2, 3))]
-    assert downloads.download(DEAD, path, sha256=SHA256) == path  # it exists: no request
-
-
-def test_a_killed_download_is_resumed_by_the_next_run(server, tmp_path):
-    url = server({'cut': BLOCK})
-    with pytest.raises(SystemExit, match='download failed'):
-        downloads.download(url, tmp_path / 'file.bin', tries=1)
-    assert not (tmp_path / 'file.bin').exists()
-    assert (tmp_path / 'file.bin.part').read_bytes() == CONTENT[:BLOCK]
-    downloads.download(server({}), tmp_path / 'file.bin')
-    assert (tmp_path / 'file.bin').read_bytes() == CONTENT and ranges(server) == [f'bytes={BLOCK}-']
-
-
-def test_killed_between_the_last_byte_and_the_new_name(server, tmp_path):
-    (tmp_path / 'file.bin.part').write_bytes(CONTENT)
-    downloads.download(server(), tmp_path / 'file.bin', sha256=SHA256)
-    assert (tmp_path / 'file.bin').read_bytes() == CONTENT and len(server.seen) == 1
-
-
-def test_a_server_that_cannot_resume_sends_everything(server, tmp_path):
-    (tmp_path / 'file.bin.part').write_bytes(b'x' * 1000)
-    downloads.download(server({'ranges': False}), tmp_path / 'file.bin', sha256=SHA256)
-    assert (tmp_path / 'file.bin').read_bytes() == CONTENT
-
-
-def test_a_damaged_part_is_fetched_anew(server, tmp_path):
-    for part in (b'x' * 1000, b'x' * 400_000):
-        (tmp_path / 'file.bin').unlink(missing_ok=True)
-        (tmp_path / 'file.bin.part').write_bytes(part)
-        downloads.download(server(), tmp_path / 'file.bin', sha256=SHA256, pause=0)
-        assert (tmp_path / 'file.bin').read_bytes() == CONTENT and len(server.seen) == 2
-
-
-def test_another_file_than_expected_is_refused(server, tmp_path):
-    wrong = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
-    with pytest.raises(SystemExit, match=f'sha256 is .*, expected {SHA256}.*by hand and put it at'):
-        downloads.download(
-            server({'content': wrong}, {'content': wrong}), tmp_path / 'f', None, SHA256, 2, 0
-        )
-    with pytest.raises(SystemExit, match='300000 bytes, expected 5'):
-        downloads.download(server(), tmp_path / 'f', 5, tries=1)
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / 'f').write_bytes(wrong)
-    with pytest.raises(SystemExit, match=r'f: sha256 is .*delete it'):
-        downloads.download(server(), tmp_path / 'f', sha256=SHA256)
-    assert server.seen == []
-
-
-def test_a_permanent_error_is_not_tried_again(server, tmp_path):
-    with pytest.raises(SystemExit, match='HTTP status 404') as error:
-        downloads.download(server({'status': 404}), tmp_path / 'f', pause=0)
-    assert len(server.seen) == 1 and str(error.value).endswith(f'put it at {tmp_path / "f"}')
-    with pytest.raises(SystemExit, match='HTTP status 500'):
-        downloads.download(
-            server(*[{'status': 500}] * 3), tmp_path / 'f', tries=3, pause=0, hint='do without'
-        )
-    assert len(server.seen) == 3
 
 
 def test_half_an_emoji_in_a_problem_is_written(tree, execute):

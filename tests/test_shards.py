@@ -150,6 +150,38 @@ def test_the_hash_differs_for_other_data_of_the_same_tokenizer(tmp_path):
     assert Data(tmp_path / 'b').hash is None
 
 
+@pytest.mark.parametrize('links', [True, False])
+def test_adopted_shards_are_those_of_other_folders(tmp_path, monkeypatch, links):
+    """They may be adopted again, also by the folder that they are in."""
+    if not links:  # as on exFAT
+
+        def fail(*args):
+            raise OSError(errno.EPERM, 'Operation not permitted')
+
+        monkeypatch.setattr(os, 'link', fail)
+    found = []
+    for i, ids in enumerate([[1, 2], [3], [4, 5, 6]]):
+        write(tmp_path / str(i), ids)
+        facts = facts_of(tmp_path / str(i))['splits']['train']
+        found.append((tmp_path / str(i) / 'train.bin', dict(facts['shards'][0], bytes=len(ids))))
+    (tmp_path / 'all').mkdir()
+    (tmp_path / 'all' / 'train_00000.bin.part').write_bytes(b'of a killed process')
+    for count in (2, 1, 2):
+        with Writer(tmp_path / 'all', BYTES) as out:
+            for source in found[:count]:
+                out.adopt('train', *source)
+            out.adopt('val', *found[2])
+        data = Data(tmp_path / 'all')
+        expected = [1, 2, 3][: count + 1]
+        assert data.split('train').read(0, 9).tolist() == expected
+        assert data.split('val').read(0, 9).tolist() == [4, 5, 6]
+        facts = data.meta['splits']['train']
+        assert (facts['tokens'], facts['bytes']) == (len(expected), len(expected))
+        name = facts['shards'][0]['name']
+        found[0] = (tmp_path / 'all' / name, facts['shards'][0])
+    assert not list((tmp_path / 'all').glob('*.part'))
+
+
 @pytest.mark.parametrize('first, second', [(7, 100), (100, 7), (5, 20)])
 def test_shards_of_earlier_data_are_removed(tmp_path, first, second):
     for name in ('train_notes.bin', 'trainer.bin', 'input.txt'):

@@ -11,7 +11,6 @@ are used instead; with vocab.bpe and encoder.json beside this file no network is
 document begins with <|endoftext|>. Memory holds a few thousand documents at a time.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -24,32 +23,24 @@ from tqdm import tqdm
 import console
 from configurator import configure
 from data.documents import SUFFIXES, documents
-from data.download import download
+from data.download import own_files, parquet_files
 from data.writing import write_text
 from shards import Writer
 from tokenizer import gpt2
 
 FOLDER = Path(__file__).resolve().parent
 RAW = FOLDER / 'raw'
-HUB = 'https://huggingface.co/api/datasets'
 
-url = f'{HUB}/Skylion007/openwebtext/parquet/plain_text/train'  # the list of its files
+repo = 'Skylion007/openwebtext'  # a data set on Hugging Face with the subset plain_text
 val_every = 2000  # one document in this many is for validation: 0.05 %
 num_workers = 0  # processes that encode; 0 is one per core
 tries = 5  # attempts at each download
 
 
 def raw_files() -> list[Path]:
-    """The user's own files in raw/, else those of the list at `url`, downloaded where missing."""
-    listing = RAW / 'files.json'
-    own = sorted(path for path in RAW.glob('*') if path.suffix.lower() in SUFFIXES)
-    # a download begins with the list, so without it the files are the user's
-    if own and not listing.exists():
-        return own
-    hint = f'put .parquet, .jsonl or .txt files with the documents into {RAW}'
-    content = download(url, listing, tries=tries, hint=hint).read_text(encoding='utf-8')
-    urls = json.loads(content)
-    return [download(file, RAW / f'{i:05d}.parquet', tries=tries) for i, file in enumerate(urls)]
+    """The user's own files in raw/, else those of the hub, downloaded where missing."""
+    own = own_files(RAW, SUFFIXES)
+    return own or parquet_files(repo, 'plain_text', 'train', RAW, tries=tries)
 
 
 def split_documents(files: list[Path]) -> Iterator[tuple[str, str]]:
