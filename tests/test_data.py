@@ -740,6 +740,7 @@ def test_scripts_list_their_settings(tree, execute, capsys):
     known = dict(custom='val_fraction', openwebtext='val_every')
     settings = {
         **known,
+        'fineweb_edu': 'num_shards',
         'shakespeare': 'tries',
         'shakespeare_char': 'tries',
         'stdlib': 'vocab_size',

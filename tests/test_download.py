@@ -679,25 +679,25 @@ def test_fineweb_errors(fineweb, monkeypatch):
 
 @pytest.mark.slow
 def test_fineweb_killed_and_called_again_gives_the_same_bytes(fineweb, server, oracle, tmp_path):
-    put_shards(fineweb.hub, oracle, repeats=1500)  # more ids than are collected before a write
+    put_shards(fineweb.hub, oracle, repeats=2500)  # more ids than are collected before a write
     # 1) What an undisturbed call writes
     args = ['--num_shards=4', '--keep_raw=False', '--num_workers=2']
     fineweb(*args)
     expected = content_of(fineweb.folder)
     for path in [*expected, 'raw/files.json']:
         (fineweb.folder / path).unlink()
-    # 2) Kill a call in a download, one while another shard is encoded, one while all of them are
+    # 2) Kill calls that wait for a download: before others are encoded, after, and in between
     hold = threading.Event()
     script = fineweb.folder / 'prepare.py'
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_ENDPOINT': server.address}
-    for number, is_there in [
-        (1, 'raw/shard_00001.parquet.part'),
-        (1822, 'encoded/shard_00001.parquet/meta.json'),
-        (9, 'encoded/shard_00003.parquet/train_00000.bin.part'),  # no download is held
+    for number, num_workers, is_there in [
+        (1, 2, 'raw/shard_00001.parquet.part'),
+        (1822, 2, 'encoded/shard_00001.parquet/meta.json'),
+        (1822, 1, 'encoded/shard_00003.parquet/train_00000.bin.part'),
     ]:
         path = f'/datasets/{REPO}/resolve/main/shard_{number:05d}.parquet'
         fineweb.hub.httpd.plans[path] = [{'cut': 200, 'hold': hold}]
-        command = [sys.executable, script, *args]
+        command = [sys.executable, script, *args, f'--num_workers={num_workers}']
         process = subprocess.Popen(command, cwd=tmp_path, env=environment)
         deadline = time.monotonic() + 120
         while not (fineweb.folder / is_there).exists():
