@@ -423,10 +423,14 @@ def test_only_the_first_files(server, hub, tmp_path):
     assert len(list((tmp_path / 'raw').glob('*.parquet'))) == 2 and len(fetched) == 12 + 2
 
 
-def test_a_server_that_names_no_sizes(server, hub, tmp_path):
-    hub.split(*FULL, CONTENTS[:2], linked=False)
+def test_a_mirror_that_names_itself_and_no_sizes(server, hub, tmp_path):
+    paths = hub.split(*FULL, CONTENTS[:2], linked=False)
+    urls = [server.address + path for path in paths]
+    hub.httpd.files['/api/datasets/owner/set/parquet/main/train'] = json.dumps(urls).encode()
     found = downloads.parquet_files(*FULL, tmp_path / 'raw')
     assert [path.read_bytes() for path in found] == CONTENTS[:2]
+    listed = json.loads((tmp_path / 'raw' / 'files.json').read_bytes())['files']
+    assert [url for url, *_ in listed] == [downloads.HUB + path for path in paths]
 
 
 def test_own_files_need_no_network(server, hub, tmp_path):
@@ -455,16 +459,15 @@ def test_a_bad_list_is_named(hub, tmp_path, pauses, content, words):
     assert not (tmp_path / 'raw').exists()
 
 
-def test_a_moved_file_stops_the_others(server, hub, tmp_path, pauses):
+def test_a_moved_file_stops_the_others(server, hub, tmp_path):
     paths = hub.split(*FULL, CONTENTS)
-    hold = threading.Event()
-    hub.httpd.plans[paths[0]] = [{'cut': 100, 'hold': hold}]  # is not waited for
+    hub.httpd.plans[paths[0]] = [{'cut': 100}] * 5  # 15 seconds of tries, were it not stopped
     hub.httpd.plans[paths[2]] = [{'status': 404}]
-    threading.Timer(0.2, hold.set).start()
     folder = tmp_path / 'raw'
     with pytest.raises(SystemExit) as stop:
         downloads.parquet_files(*FULL, folder)
     one_line(stop, paths[2], 'HTTP status 404', folder / '00002.parquet', 'list the set anew')
+    hub.httpd.plans.clear()
     found = downloads.parquet_files(*FULL, folder)
     assert [path.read_bytes() for path in found] == CONTENTS
     assert not list(folder.glob('*.part'))
@@ -650,6 +653,8 @@ def test_fineweb_names_a_bad_shard(fineweb, columns, words):
     with pytest.raises(SystemExit) as stop:
         fineweb('--num_shards=2')
     one_line(stop, fineweb.raw / 'shard_00001.parquet', words)
+    running = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in running if name.startswith('ThreadPoolExecutor')]
     assert not list(fineweb.folder.glob('*.bin')) and not (fineweb.folder / 'meta.json').exists()
 
 
@@ -674,25 +679,25 @@ def test_fineweb_errors(fineweb, monkeypatch):
 
 @pytest.mark.slow
 def test_fineweb_killed_and_called_again_gives_the_same_bytes(fineweb, server, oracle, tmp_path):
-    put_shards(fineweb.hub, oracle, repeats=1500)  # more ids than are collected before a write
+    put_shards(fineweb.hub, oracle, repeats=2500)  # more ids than are collected before a write
     # 1) What an undisturbed call writes
     args = ['--num_shards=4', '--keep_raw=False', '--num_workers=2']
     fineweb(*args)
     expected = content_of(fineweb.folder)
     for path in [*expected, 'raw/files.json']:
         (fineweb.folder / path).unlink()
-    # 2) Kill a call in a download, one while another shard is encoded, one while all of them are
+    # 2) Kill calls that wait for a download: before others are encoded, after, and in between
     hold = threading.Event()
     script = fineweb.folder / 'prepare.py'
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_ENDPOINT': server.address}
-    for number, is_there in [
-        (1, 'raw/shard_00001.parquet.part'),
-        (1822, 'encoded/shard_00001.parquet/meta.json'),
-        (9, 'encoded/shard_00003.parquet/train_00000.bin.part'),  # no download is held
+    for number, num_workers, is_there in [
+        (1, 2, 'raw/shard_00001.parquet.part'),
+        (1822, 2, 'encoded/shard_00001.parquet/meta.json'),
+        (1822, 1, 'encoded/shard_00003.parquet/train_00000.bin.part'),
     ]:
         path = f'/datasets/{REPO}/resolve/main/shard_{number:05d}.parquet'
         fineweb.hub.httpd.plans[path] = [{'cut': 200, 'hold': hold}]
-        command = [sys.executable, script, *args]
+        command = [sys.executable, script, *args, f'--num_workers={num_workers}']
         process = subprocess.Popen(command, cwd=tmp_path, env=environment)
         deadline = time.monotonic() + 120
         while not (fineweb.folder / is_there).exists():

@@ -48,7 +48,7 @@ from data.download import (
     own_files,
 )
 from data.writing import write_text
-from shards import Writer, refuse_to_replace
+from shards import Writer, id_dtype, refuse_to_replace
 
 FOLDER = Path(__file__).resolve().parent
 RAW = FOLDER / 'raw'
@@ -93,6 +93,7 @@ def raw_files() -> list[tuple[Remote, Path]]:
 def finished(bpe) -> dict[tuple, tuple[Path, dict]]:
     """{(name, size) of a raw file: (the file with its ids, the facts of that)} of earlier calls
     with this tokenizer."""
+    id_size = id_dtype(bpe.vocab_size).itemsize
     found = {}
     for path in [FOLDER / 'meta.json', *sorted(ENCODED.glob('*/meta.json'))]:
         if not path.exists():
@@ -103,7 +104,7 @@ def finished(bpe) -> dict[tuple, tuple[Path, dict]]:
         for facts in meta['splits'].values():
             for shard in facts['shards']:
                 ids = path.parent / shard['name']
-                if ids.exists() and ids.stat().st_size == 2 * shard['tokens']:
+                if ids.exists() and ids.stat().st_size == id_size * shard['tokens']:
                     found[shard['raw'], shard['raw_size']] = ids, shard
     return found
 
