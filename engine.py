@@ -70,6 +70,7 @@ class KVCache:
         """T new tokens per row: their positions (B, T) and, for each, which slots it attends to,
         (B, 1, T, width)."""
         device = self.lengths.device
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
         self.places = torch.arange(T, device=device)[None] + self.lengths[:, None]  # (B, T)
         mask = torch.arange(self.width, device=device) <= self.places[:, None, :, None]
         return self.places, mask
@@ -77,9 +78,11 @@ class KVCache:
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """Store a layer's new keys and values (B, n_kv_head, T, D). Returns those of all slots that
         are read, (B, n_kv_head, width, D) each, in the dtype of k."""
-        slots = self.places[:, None, :, None].expand_as(k)
-        keys = self.keys[layer].scatter_(2, slots, k.to(self.keys.dtype))
-        values = self.values[layer].scatter_(2, slots, v.to(self.values.dtype))
+        keys = self.keys[layer]
+        values = self.values[layer]
+        # not scatter_(), which on a CPU takes 40 times as long for 16 rows in bf16
+        keys.transpose(1, 2)[self.rows, self.places] = k.transpose(1, 2).to(keys.dtype)
+        values.transpose(1, 2)[self.rows, self.places] = v.transpose(1, 2).to(values.dtype)
         return keys[:, :, : self.width].to(k.dtype), values[:, :, : self.width].to(v.dtype)
 
     def reserve(self, slots: int):
