@@ -861,6 +861,16 @@ def test_two_ranks_without_data_say_so_once(run_program, tmp_path):
     )
 
 
+def test_ranks_do_not_wait_for_the_download_of_a_tokenizer(run_program, tmp_path):
+    """Trap 6. nanoGPT's files come without a tokenizer; GPT-2's table may be missing."""
+    ids = np.arange(100, dtype='<u2').tobytes()
+    data = bare_folder(tmp_path / 'data', train=ids, val=ids)
+    args = (*TINY, f'--dataset={data}', '--max_iters=1', '--sample_prompts=hi', '--eval_iters=1')
+    done = run_program('train.py', *args, f'--out_dir={tmp_path / "out"}', ranks=2)
+    assert done.stdout.count('sample_prompts is left out') == 1
+    assert not any('prompt' in row for row in log_of(tmp_path / 'out'))
+
+
 def test_wrong_checkpoints(train, tmp_path, corpora):
     out = tmp_path / 'out'
     assert train(*SHORT, '--max_iters=2', out=out).returncode == 0
