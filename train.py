@@ -811,6 +811,7 @@ def attention_kernel(run):
 
 def introduce(run, parts):
     """What will run, on what, and why. parts: those of a mixture, with their shares."""
+    # 1) Settings and machine
     machine = run.machine
     attention = "torch's attention"
     if machine.device.startswith('cuda'):
@@ -821,6 +822,7 @@ def introduce(run, parts):
         f'{machine.device} x {run.ranks.world_size}, {machine.dtype} ({machine.why_dtype}), '
         f'{how} ({machine.why_compile}), {attention}, {torch.get_num_threads()} threads'
     )
+    # 2) Size and data
     print(
         f'{run.raw_model.num_params():,} parameters, {run.num_steps:,} steps ({run.why_num_steps}) '
         f'of {run.tokens_per_step:,} tokens'
@@ -830,6 +832,7 @@ def introduce(run, parts):
             f'{part["name"]} x {part["repeats"]}: {part["documents"]:.1%} of the documents, '
             f'{part["tokens"]:.1%} of the tokens'
         )
+    # 3) What may surprise
     if activation_memory_budget < 1 and not machine.compile:
         print('activation_memory_budget has no effect: the model is not compiled')
     if run.data.meta is None:

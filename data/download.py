@@ -433,6 +433,7 @@ def in_order(
     stop = threading.Event()
     failures = []
 
+    # 1) What a thread does, and how its result is taken
     def work(remote: Remote, path: Path) -> Path:
         try:
             return get(remote, path, tries, bar, stop)
@@ -447,6 +448,7 @@ def in_order(
         except Stopped:  # because of a later file
             raise failures[0] from None
 
+    # 2) Start the downloads, in order, and take them in order
     with ThreadPoolExecutor(at_once) as pool:
         waiting = deque()
         try:

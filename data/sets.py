@@ -234,6 +234,7 @@ def write_set(
     lines = []
     report = []
 
+    # 1) Rows to conversations and problems
     def examples() -> Iterator[tuple[str, Example]]:
         """What write_conversations takes; a line is kept of each problem as it passes."""
         for part in parts:
@@ -255,11 +256,13 @@ def write_set(
             if not used:
                 raise SystemExit(f'{report[-1]}: expected rows to use')
 
+    # 2) Write them
     with Writer(folder, tokenizer, notes={'kind': 'conversations'}) as out:
         write_conversations(out, examples())
         if lines:
             random.Random(42).shuffle(lines)
             out.add('problems.jsonl', b''.join(lines))
+    # 3) Report
     print('\n'.join(report))
     ids = [f'{split} {facts["tokens"]:,} ids' for split, facts in out.splits.items()]
     print(f'{folder}: {", ".join(ids)}, {len(lines):,} problems')
