@@ -311,7 +311,7 @@ class GPT(nn.Module):
         targets = targets.flatten()
         logits_bytes = 4 * len(targets) * self.config.vocab_size
         pieces = ceil_to(logits_bytes, LOGITS_BYTES) // LOGITS_BYTES
-        # Compiled code keeps half as many bytes for the whole as for the pieces (docs/gpu.md)
+        # Compiled code keeps the logits in 16 bits, so pieces would save little (docs/gpu.md)
         if pieces == 1 or torch.compiler.is_compiling():
             return self.nll(x, targets).view(inputs.shape)
         # Compute the logits piece by piece, and again in backward: less memory, a little more time

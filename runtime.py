@@ -299,7 +299,7 @@ def kernels_to_try(device: str) -> tuple[list[SDPBackend], str]:
     """
     The attention kernels for training on this card, in the order to try them, and why.
 
-    cuDNN's takes half of Flash's time or less on Hopper and is not faster on an A100
+    cuDNN's takes about half of Flash's time on Hopper and more than Flash on an A100
     (huggingface/transformers#48163). Before cuDNN 9.15.1 its results can be wrong where a row is
     not a multiple of 128 tokens (pytorch/pytorch#169849). Which version there is depends on the
     wheel of torch and on LD_LIBRARY_PATH.

@@ -775,7 +775,7 @@ def begin_log(run, resume, seconds_before):
 
 def usable_prompts(run):
     """{prompt: ids} of sample_prompts, without those that the model cannot continue."""
-    if run.data.meta is None and run.ranks.world_size > 1:
+    if sample_prompts and run.data.meta is None and run.ranks.world_size > 1:
         # encoding may have to download GPT-2's table, for which the other ranks would wait
         print('sample_prompts is left out: the data has no tokenizer')
         return {}
