@@ -249,6 +249,15 @@ def letters_of(text: str) -> list[str]:
 GRADERS = {f.__name__: f for f in (number, exact, contains, letter, spelled, story)}
 
 
+# Graders that problems may name although this machine cannot run them: name -> the reason
+CANNOT_RUN = {'code': 'nothing runs programs that a model wrote'}
+
+
+def why_not(problem: dict) -> str | None:
+    """Why the problem's grader cannot run on this machine; None if it can."""
+    return CANNOT_RUN.get(problem['grader'])
+
+
 def grade(problem: dict, text: str) -> float:
     """How right the text is as an answer to the problem, 0.0 to 1.0."""
     return GRADERS[problem['grader']](problem, text)
@@ -300,26 +309,41 @@ def centred(accuracy: float, baseline: float) -> float:
 
 
 def load(
-    path: str | Path, split: str | None = None, skills: Sequence[str] = (), limit: int = 0
+    paths: str | Path | Sequence[Path],
+    split: str | None = None,
+    skills: Sequence[str] = (),
+    limit: int = 0,
 ) -> list[dict]:
     """
-    Problems of a file, in its order.
+    Problems of a file or of several, in their order.
 
         split     'train' or 'val'; None: both
         skills    only these; empty: all
         limit     at most this many of each skill, the first ones; 0: all
 
-    SystemExit for a file, split or skill that does not exist. Also for any bad line of the file,
-    even of another split or skill; that message begins with file:line.
+    SystemExit for a file, split or skill that does not exist, and for a skill of two files. Also
+    for any bad line of a file, even of another split or skill; that message begins with file:line.
     """
     # 1) Read and check every line
-    path = Path(path)
-    if not path.is_file():
-        raise SystemExit(
-            f'{path}: no such file, expected one problem per line; '
-            'run: python data/tinyworld/prepare.py'
-        )
-    problems = [checked(row, where) for where, row in read_rows(path)]
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    problems = []
+    file_of = {}  # skill -> the file that has it
+    for path in paths:
+        if not Path(path).is_file():
+            raise SystemExit(
+                f'{path}: no such file, expected one problem per line; '
+                'run: python data/tinyworld/prepare.py'
+            )
+        for where, row in read_rows(path):
+            problem = checked(row, where)
+            skill = problem['skill']
+            if file_of.setdefault(skill, path) != path:
+                raise SystemExit(
+                    f"{where}: the skill '{console.printable(skill)}' is in {file_of[skill]} too; "
+                    'evaluate one file after the other'
+                )
+            problems.append(problem)
+    path = ', '.join(map(str, paths))
 
     # 2) Are the split and the skills there?
     problems = [problem for problem in problems if split in (None, problem['split'])]
@@ -350,7 +374,8 @@ def checked(problem: dict, where: str) -> dict:
     for name in ('split', 'skill', 'grader'):
         if not isinstance(problem.get(name), str):
             raise SystemExit(f'{where}: {name} is {problem.get(name)!r}, expected text')
-    for name, allowed in {'split': SPLITS, 'grader': tuple(GRADERS)}.items():
+    graders = (*GRADERS, *CANNOT_RUN)
+    for name, allowed in {'split': SPLITS, 'grader': graders}.items():
         if problem[name] not in allowed:
             raise SystemExit(
                 f'{where}: {name} is {problem[name]!r}, expected one of {", ".join(allowed)}'
@@ -360,6 +385,8 @@ def checked(problem: dict, where: str) -> dict:
     problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
 
     # 2) Can the grader use it, and tell right from wrong?
+    if why_not(problem):
+        return problem
     grader = f"the grader '{problem['grader']}'"
     try:
         grade_of_nothing = grade(problem, '')

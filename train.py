@@ -316,7 +316,7 @@ def converse(run):
     problems = []
     if run.data.problems and eval_problems:
         problems = tasks.load(run.data.problems, 'val', limit=eval_problems)
-    return evaluate.Skills(run.engine, run.chat, problems, max_new_tokens)
+    return evaluate.Skills(run.engine, problems, max_new_tokens)
 
 
 def assistant_text(run):

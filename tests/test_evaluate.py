@@ -302,9 +302,13 @@ def engine(trained):
     return Engine(trained, TOKENIZER, CHAT, calculate)
 
 
+def attempt(engine, problems, *how, **more):
+    return evaluate.attempt(engine, evaluate.read(engine, problems), evaluate.How(*how, **more))
+
+
 def test_a_model_that_knows_all_answers_scores_1(trained, engine):
     trained.train()
-    measure = evaluate.Skills(engine, CHAT, PROBLEMS, 30)
+    measure = evaluate.Skills(engine, PROBLEMS, 30)
     assert measure() == measure() == {'facts': 1, 'spelling': 1, 'sums': 1, 'choice': 1, 'mean': 1}
     assert trained.training  # as it was found
     trained.eval()
@@ -315,7 +319,7 @@ def test_wrong_answers_are_counted(engine):
     b, the mean of 1/2, 1/3 and 1/4, is what guessing scores."""
     wrong = [{**known, 'answer': 'zebra'} for known in PROBLEMS[:3]]
     changed = [*PROBLEMS[:3], *wrong, *PROBLEMS[3:6], {**PROBLEMS[6], 'answer': 'A'}, *PROBLEMS[7:]]
-    numbers = evaluate.Skills(engine, CHAT, changed, 30)()
+    numbers = evaluate.Skills(engine, changed, 30)()
     b = (1 / 2 + 1 / 3 + 1 / 4) / 3
     centred = (2 / 3 - b) / (1 - b)
     expected = {
@@ -329,49 +333,54 @@ def test_wrong_answers_are_counted(engine):
 
 
 def test_attempts_hold_answers_grades_and_endings(engine):
-    made = {
-        a.problem['messages'][0]['content']: a for a in evaluate.attempt(engine, CHAT, PROBLEMS, 30)
-    }
+    made = {a.problem['messages'][0]['content']: a for a in attempt(engine, PROBLEMS, 30)}
     assert made['Who is Anna?'][1:] == (['Anna is the baker.'], [1.0], [True])
     assert made['What is 12*7?'].answers == ['It is <<12*7=84>>84.']
     visible = problem('sums', 'What is 12*7?', 'exact', 'It is 84.')  # graded without the call
-    assert evaluate.attempt(engine, CHAT, [visible], 30)[0].grades == [1.0]
+    assert attempt(engine, [visible], 30)[0].grades == [1.0]
     chosen = made[PROBLEMS[6]['messages'][0]['content']]
     assert chosen[1:] == (['B'], [1.0], [])  # no ending
-    (short,) = evaluate.attempt(engine, CHAT, PROBLEMS[:1], 3)
+    (short,) = attempt(engine, PROBLEMS[:1], 3)
     assert short.grades == [0.0] and short.ended == [False]
     assert 'Anna is the baker.'.startswith(short.answers[0])
 
 
-def test_answers_come_in_order_each_from_its_own_stream(engine):
+def generate(engine, problems, how, first=0):
+    """The samples of each problem, in order. The first problem has the number `first`."""
+    questions = [q._replace(number=q.number + first) for q in evaluate.read(engine, problems)]
+    found = {q.number: samples for q, samples in evaluate.generated(engine, questions, how)}
+    return [found[q.number] for q in questions]
+
+
+def test_each_answer_comes_from_its_own_stream(engine):
     """They depend neither on the other problems nor on the number of rows."""
+    how = evaluate.How(12, 3, 1.5, 5)
     one_by_one = [
-        evaluate.answer(engine, CHAT, [p], 12, 3, 1.5, 5, [number])[0]
-        for number, p in enumerate(PROBLEMS, start=10)
+        generate(engine, [p], how, number)[0] for number, p in enumerate(PROBLEMS, start=10)
     ]
     small = Engine(engine.model, TOKENIZER, CHAT, calculate, max_rows=4)
-    together = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 5, range(10, 19))
+    together = generate(small, PROBLEMS, how, 10)
     assert [[s.ids for s in said] for said in together] == [
         [s.ids for s in said] for said in one_by_one
     ]
-    other = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 6, range(10, 19))
+    other = generate(small, PROBLEMS, how._replace(seed=6), 10)
     assert [[s.ids for s in said] for said in together] != [[s.ids for s in said] for said in other]
-    greedy = evaluate.answer(engine, CHAT, PROBLEMS[:3], 30)
+    greedy = generate(engine, PROBLEMS[:3], evaluate.How(30))
     assert [s.text for (s,) in greedy] == ['Anna is the baker.', 'Ben is the farmer.', 'I am Pip.']
 
 
 def test_no_skill_takes_the_name_of_another_number(engine):
     for name in ('val', 'value', 'mean', 'step', 'loss', 'accuracy', 'reward', 'text'):
         with pytest.raises(SystemExit, match=f"a skill is named '{name}'"):
-            evaluate.Skills(engine, CHAT, [{**PROBLEMS[0], 'skill': name}], 30)
-    assert evaluate.Skills(engine, CHAT, [], 30)() == {}
+            evaluate.Skills(engine, [{**PROBLEMS[0], 'skill': name}], 30)
+    assert evaluate.Skills(engine, [], 30)() == {}
 
 
 def test_a_question_beyond_the_context_is_named_first(engine):
     long = problem('facts', 'who ' * 100, 'exact', 'me')
     told = "a problem of 'facts' takes .* tokens .*who who.*, expected at most the 96"
     with pytest.raises(SystemExit, match=told):
-        evaluate.Skills(engine, CHAT, [*PROBLEMS, long], 30)
+        evaluate.Skills(engine, [*PROBLEMS, long], 30)
 
 
 # ---- multiple choice
@@ -388,6 +397,12 @@ def naive(model, known):
         product = math.prod(float(probabilities[start + i, t]) for i, t in enumerate(ids))
         scores.append(math.log(product))
     return scores
+
+
+def likelihoods(engine, problems):
+    """The log-probabilities of each problem's choices, in order."""
+    scored = evaluate.likelihoods(engine, evaluate.read(engine, problems))
+    return [scores for _, scores in sorted(scored, key=lambda found: found[0].number)]
 
 
 def some_choices(seed, spoken):
@@ -409,32 +424,30 @@ def some_choices(seed, spoken):
 def test_the_likelihood_of_each_choice_against_a_naive_one(max_rows, spoken):
     known = list(some_choices(3, spoken))
     model = tiny(seed=1).eval()
-    scores = evaluate.likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), CHAT, known)
+    scores = likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), known)
     assert [len(own) for own in scores] == [len(p['choices']) for p in known]
     expected = [naive(model, p) for p in known]
     assert all(own == pytest.approx(right, abs=1e-4) for own, right in zip(scores, expected))
     assert len({right.index(max(right)) for right in expected}) > 2
-    assert evaluate.likelihoods(Engine(model, TOKENIZER, CHAT), CHAT, []) == []
+    assert likelihoods(Engine(model, TOKENIZER, CHAT), []) == []
 
 
 def test_letters_of_one_token_share_a_row():
     model, rows = tiny().eval(), []
     hidden, model.hidden = model.hidden, lambda ids: rows.append(len(ids)) or hidden(ids)
-    evaluate.likelihoods(
-        Engine(model, TOKENIZER, CHAT), CHAT, [choice('Snow?', ['red', 'white', 'old'], 'B')]
-    )
+    likelihoods(Engine(model, TOKENIZER, CHAT), [choice('Snow?', ['red', 'white', 'old'], 'B')])
     assert rows == [1]
 
 
 def test_the_likeliest_of_the_spoken_answers_is_graded_by_its_letter(engine):
     known = choice('Snow?', ['red', 'white'], 'B')
     for spoken, grade in ((['xxx', 'B'], 1.0), (['B', 'xxx'], 0.0)):
-        made = evaluate.attempt(engine, CHAT, [{**known, 'spoken': spoken}], 5)[0]
+        made = attempt(engine, [{**known, 'spoken': spoken}], 5)[0]
         assert made.grades == [grade] and made.answers == ['B' if grade else 'A']
 
 
 def test_choices_are_sampled_where_several_answers_are_wanted(engine):
-    attempts = evaluate.attempt(engine, CHAT, PROBLEMS[6:], 5, samples=4, temperature=0.1)
+    attempts = attempt(engine, PROBLEMS[6:], 5, samples=4, temperature=0.1)
     assert [made.answers for made in attempts] == [['B'] * 4, ['A'] * 4, ['D'] * 4]
     assert all(made.ended == [True] * 4 for made in attempts)
 
@@ -442,16 +455,14 @@ def test_choices_are_sampled_where_several_answers_are_wanted(engine):
 def test_a_choice_that_cannot_be_encoded_is_named():
     model = tiny()
     with pytest.raises(SystemExit, match="a choice of 'choice' cannot be encoded"):
-        evaluate.answer_ids(
-            Engine(model, CharTokenizer('A1'), CHAT), choice('Snow?', ['1', 'A'], 'B')
-        )
+        evaluate.read(Engine(model, CharTokenizer('A1'), CHAT), [choice('Snow?', ['1', 'A'], 'B')])
 
 
 def test_a_choice_beyond_the_context_is_named(engine):
     known = choice('Snow?', ['red', 'white'], 'B')
-    evaluate.prompts(engine, CHAT, [known])
+    evaluate.Skills(engine, [known], 30)
     with pytest.raises(SystemExit, match="a problem of 'choice' takes .* tokens"):
-        evaluate.prompts(engine, CHAT, [{**known, 'spoken': ['B', 'it is ' * 100]}])
+        evaluate.Skills(engine, [{**known, 'spoken': ['B', 'it is ' * 100]}], 30)
 
 
 # ---- scores
@@ -503,7 +514,7 @@ def test_a_chosen_answer_has_no_ending():
 
 def test_ranks_share_the_problems_and_have_the_same_score(engine, monkeypatch):
     """The ranks run one after the other; their sums are added by hand."""
-    alone = evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
+    alone = attempt(engine, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
     expected = evaluate.tally(alone, 2)
     monkeypatch.setattr(evaluate.dist, 'is_initialized', lambda: True)
     for world_size in (2, 4, 12):  # the last has ranks without a problem
@@ -511,9 +522,7 @@ def test_ranks_share_the_problems_and_have_the_same_score(engine, monkeypatch):
         shares = []
         for rank in range(world_size):
             monkeypatch.setattr(evaluate.dist, 'get_rank', lambda r=rank: r)
-            shares.append(
-                evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
-            )
+            shares.append(attempt(engine, PROBLEMS, 30, samples=2, temperature=1.0, seed=3))
         key = lambda made: PROBLEMS.index(made.problem)
         assert sorted(itertools.chain(*shares), key=key) == alone
         assert all(
@@ -615,7 +624,8 @@ def given(run_folder):
 
     def arguments(*more):
         path = run_folder / 'numbers.json'
-        path.unlink(missing_ok=True)
+        for file in [path, *run_folder.glob('answers*')]:
+            file.unlink(missing_ok=True)
         of_run = [
             f'--out_dir={run_folder}',
             f'--problems={run_folder / "problems.jsonl"}',
