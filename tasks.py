@@ -330,9 +330,11 @@ def load(
     file_of = {}  # skill -> the file that has it
     for path in paths:
         if not Path(path).is_file():
+            script = Path(path).parent / 'prepare.py'
+            if not script.is_file():
+                script = 'data/tinyworld/prepare.py'
             raise SystemExit(
-                f'{path}: no such file, expected one problem per line; '
-                'run: python data/tinyworld/prepare.py'
+                f'{path}: no such file, expected one problem per line; run: python {script}'
             )
         for where, row in read_rows(path):
             problem = checked(row, where)
