@@ -770,7 +770,9 @@ def line(name: str, score: Score) -> str:
     return f'{name:<20}{score.problems:>9}' + ''.join(map(percent, shares))
 
 
-def say_summary(numbers: dict[str, float], not_run: dict[str, str]) -> None:
+def say_summary(
+    scores: dict[str, Score], numbers: dict[str, float], not_run: dict[str, str]
+) -> None:
     """What was not run, the mean of the skills, and ChatCORE or what it lacks."""
     for name, why in not_run.items():
         say(f'{name:<20} not run: {why}')
@@ -779,6 +781,10 @@ def say_summary(numbers: dict[str, float], not_run: dict[str, str]) -> None:
     for name, score in numbers.items():
         if name.startswith('ChatCORE'):
             say(f'{name}: {score:.4f}')
+    lacking = [name for name in CHATCORE if name not in scores]
+    if lacking and scores.keys() & CHATCORE.keys() - {'counting'}:
+        sets = dict.fromkeys(folder for _, folder in CHATCORE.values())
+        say(f'ChatCORE also takes {", ".join(lacking)}: --problems={",".join(sets)}')
 
 
 def percent(share: float | None) -> str:
@@ -843,7 +849,7 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
     if scores:
         numbers['mean'] = mean(scores)
         numbers |= chatcore(scores)
-    say_summary(numbers, missing | not_run)
+    say_summary(scores, numbers, missing | not_run)
 
     # 3) Write
     if ranks.rank == 0:

@@ -439,6 +439,23 @@ def test_letters_of_one_token_share_a_row():
     assert rows == [1]
 
 
+def test_passes_hold_rows_of_similar_length_and_few_tokens(monkeypatch):
+    """The longest rows come first, so a lack of memory shows at once."""
+    monkeypatch.setattr(evaluate, 'PREFILL_TOKENS', 200)
+    model = tiny().eval()
+    shapes = []
+    handle = model.transformer.wte.register_forward_pre_hook(
+        lambda _, arguments: shapes.append(tuple(arguments[0].shape))
+    )
+    found = likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=8), list(some_choices(3, False)))
+    handle.remove()
+    assert len(found) == sum(rows for rows, _ in shapes) == 40
+    assert all(rows <= 8 and (rows * length <= 200 or rows == 1) for rows, length in shapes)
+    assert any(1 < rows < 8 for rows, _ in shapes[:-1]) and max(shapes)[0] <= 8
+    lengths = [length for _, length in shapes]
+    assert lengths == sorted(lengths, reverse=True)
+
+
 def test_the_likeliest_of_the_spoken_answers_is_graded_by_its_letter(engine):
     known = choice('Snow?', ['red', 'white'], 'B')
     for spoken, grade in ((['xxx', 'B'], 1.0), (['B', 'xxx'], 0.0)):
@@ -544,6 +561,92 @@ def tallies(shares, monkeypatch):
             evaluate.runtime, 'add_up', lambda numbers: [sum(column) for column in zip(*said)]
         )
         return [evaluate.tally(share, 2) for share in shares]
+
+
+# ---- answers that are kept
+
+SAMPLED = evaluate.How(30, 2, 1.0, 3)
+GREEDY = evaluate.How(30)
+ABOUT = ['0' * 64, 'cpu', 'float32']
+
+
+@pytest.fixture
+def questions(engine):
+    return evaluate.read(engine, PROBLEMS)
+
+
+@pytest.mark.parametrize('how', [GREEDY, SAMPLED])
+def test_answers_are_found_again_on_any_number_of_ranks(
+    engine, questions, tmp_path, monkeypatch, how
+):
+    """Two ranks answer; then one, two and three of them find all, and grade anew."""
+    path = tmp_path / 'answers.jsonl'
+    expected = evaluate.attempt(engine, questions, how)
+    monkeypatch.setattr(evaluate.dist, 'is_initialized', lambda: True)
+
+    def share(rank, world_size):
+        monkeypatch.setattr(evaluate.dist, 'get_rank', lambda: rank)
+        monkeypatch.setattr(evaluate.dist, 'get_world_size', lambda: world_size)
+        kept = evaluate.Kept(path, ABOUT, rank)
+        return evaluate.attempt(engine, questions, how, kept)
+
+    for rank in range(2):
+        assert share(rank, 2) == expected[rank::2]
+    assert {file.name for file in tmp_path.iterdir()} == {'answers.jsonl', 'answers.1.jsonl'}
+    monkeypatch.setattr(evaluate, 'respond', lambda engine, waiting, how: iter(waiting and 1 / 0))
+    for world_size in (1, 2, 3):
+        shares = [share(rank, world_size) for rank in range(world_size)]
+        assert shares == [expected[rank::world_size] for rank in range(world_size)]
+    for name in tasks.GRADERS:
+        monkeypatch.setitem(tasks.GRADERS, name, lambda problem, text: 0.25)
+    assert {grade for made in share(0, 1) for grade in made.grades} == {0.25}
+
+
+def test_an_answer_to_something_else_is_not_found(engine, questions, tmp_path):
+    def kept(*about):
+        return evaluate.Kept(tmp_path / 'answers.jsonl', about)
+
+    for how in (GREEDY, SAMPLED):
+        evaluate.attempt(engine, questions, how, kept(*ABOUT))
+    text, choice = questions[0], questions[-1]
+    know = kept(*ABOUT).get
+    assert know(text, GREEDY) and know(text, SAMPLED) and know(choice, GREEDY)
+    # 1) Another checkpoint, device, dtype; another question, other choices
+    for i in range(3):
+        other = [*ABOUT]
+        other[i] = 'x'
+        assert not kept(*other).get(text, GREEDY)
+    assert not know(text._replace(prompt=text.prompt[1:]), GREEDY)
+    assert not know(choice._replace(choices=choice.choices[1:]), GREEDY)
+    # 2) Other settings, as far as they matter
+    for name in evaluate.How._fields:
+        changed = {name: getattr(SAMPLED, name) + 1}
+        assert not know(text, SAMPLED._replace(**changed))
+    assert not know(text._replace(number=100), SAMPLED)
+    assert know(text._replace(number=100), GREEDY._replace(seed=9))
+    assert know(choice, GREEDY._replace(max_tokens=5)) and not know(text, evaluate.How(5))
+
+
+def test_lines_that_are_no_answers_do_not_count(engine, questions, tmp_path):
+    path = tmp_path / 'answers.jsonl'
+    path.write_bytes(b'\x00\xff\n[[[[\n{}\n7\n' + b'[' * 10**5 + b'\n{"checkpoint": "')
+    kept = evaluate.Kept(path, ABOUT)
+    assert kept.rows == {}
+    expected = evaluate.attempt(engine, questions, GREEDY, kept)
+    before = path.read_bytes()
+    path.write_bytes(before[:-9])  # killed within the last line
+    assert len(evaluate.Kept(path, ABOUT).rows) == len(questions) - 1
+    assert evaluate.attempt(engine, questions, GREEDY, evaluate.Kept(path, ABOUT)) == expected
+    assert path.read_bytes().startswith(before[:-9] + b'\n{')
+    assert len(evaluate.Kept(path, ABOUT).rows) == len(questions)
+
+
+def test_answers_that_cannot_be_kept_are_given_anyway(engine, questions, tmp_path, capsys):
+    kept = evaluate.Kept(tmp_path / 'none' / 'answers.jsonl', ABOUT)
+    expected = evaluate.attempt(engine, questions, GREEDY)
+    assert evaluate.attempt(engine, questions, GREEDY, kept) == expected
+    [line] = capsys.readouterr().err.splitlines()
+    assert 'cannot be written' in line and 'start over' in line
 
 
 # ---- the reference of DPO
@@ -715,6 +818,64 @@ def test_limit_1_works_on_every_task(given, run_program, run_folder):
     } == {name: (1, 1) for name in ('facts', 'spelling', 'sums', 'choice')}
 
 
+@pytest.mark.parametrize('sampled', [[], ['--num_samples=2', '--temperature=1.5']])
+def test_a_killed_evaluation_continues(table, run_folder, tmp_path, monkeypatch, sampled):
+    more = [*sampled, f'--answers={tmp_path / "a.jsonl"}', '--max_new_tokens=20', '--batch_size=2']
+    _, undisturbed = table(*more)
+    whole = (tmp_path / 'a.jsonl').read_bytes()
+    (tmp_path / 'a.jsonl').unlink()
+    append = evaluate.disk.append_line
+    lines = []
+
+    def killed(path, row):
+        if len(lines) == 4:
+            raise KeyboardInterrupt
+        lines.append(row)
+        append(path, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.disk, 'append_line', killed)
+        with pytest.raises(KeyboardInterrupt):
+            table(*more)
+    out, continued = table(*more)
+    assert 'a.jsonl: has 4 of 9 answers' in out
+    assert continued == undisturbed
+    assert (tmp_path / 'a.jsonl').read_bytes() == whole
+
+
+def test_scores_are_appended_for_the_report(table, run_folder):
+    path = run_folder / 'scores.jsonl'
+    path.unlink(missing_ok=True)
+    expected = [table('--limit=1')[1], table('--limit=2', '--skills=facts')[1]]
+    assert evaluate.disk.read_lines(path) == expected
+    assert [row['skills']['facts']['problems'] for row in expected] == [1, 2]
+
+
+def test_a_question_beyond_the_context_counts_as_wrong(table, tmp_path):
+    long = problem('facts', 'who ' * 100, 'exact', 'me')
+    path = tmp_path / 'problems.jsonl'
+    rows = [PROBLEMS[0], long, {**PROBLEMS[6], 'skill': 'facts'}]
+    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    out, numbers = table(f'--problems={path}', '--max_new_tokens=30')
+    assert numbers['skills']['facts']['accuracy'] == pytest.approx(2 / 3)
+    assert 'facts: 1 of 3 problems are longer than the 96 tokens' in out
+
+
+def test_a_skill_that_cannot_be_graded_here_is_reported(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, 'why_not', lambda p: 'no sand' if p['grader'] == 'code' else None)
+    monkeypatch.setitem(tasks.GRADERS, 'code', lambda problem, text: 0.0)
+    path = tmp_path / 'problems.jsonl'
+    rows = [problem('humaneval', 'def f():', 'code', 'pass'), PROBLEMS[0]]
+    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    out, numbers = table(f'--problems={path}', '--max_new_tokens=30')
+    assert list(numbers['skills']) == ['facts'] and numbers['mean'] == 1
+    assert numbers['not_run'] == {'humaneval': 'no sand'}
+    assert 'not run: no sand' in out
+    # alone: no score, no error
+    out, numbers = table(f'--problems={path}', '--skills=humaneval')
+    assert numbers['skills'] == {} and 'mean' not in numbers and 'not run: no sand' in out
+
+
 @pytest.mark.slow
 def test_two_ranks_print_the_table_of_one(table, given, run_program, run_folder):
     more = [
@@ -791,6 +952,26 @@ def test_micro_batches_of_text_are_as_small_as_in_training(model, folders, monke
         assert numbers['val'] == pytest.approx(naive_loss(model, ids, 50), abs=1e-6)
         assert max(seen) == largest
     handle.remove()
+
+
+def test_problems_of_several_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, '__file__', str(tmp_path / 'evaluate.py'))
+    data = tmp_path / 'data'
+    for name in ('arc', 'mmlu', 'spelling/small'):
+        (data / name).mkdir(parents=True)
+        (data / name / 'prepare.py').write_text('', encoding='utf-8')
+    for name in ('arc', 'spelling/small'):
+        (data / name / 'problems.jsonl').write_text('', encoding='utf-8')
+    files = [data / 'arc/problems.jsonl', data / 'spelling/small/problems.jsonl']
+    assert evaluate.find_problems('') == ([], {})
+    assert evaluate.find_problems('arc, spelling/small,arc') == (files, {})
+    found, missing = evaluate.find_problems(f'mmlu,{files[1]}')
+    assert found == files[1:]
+    assert missing == {'mmlu': 'no problems.jsonl yet; run: python data/mmlu/prepare.py'}
+    with pytest.raises(SystemExit, match='^mmlu: no problems.jsonl yet; run: python data/mmlu/'):
+        evaluate.find_problems('mmlu')
+    with pytest.raises(SystemExit, match="problems is 'acr', expected a .jsonl file, or a set of"):
+        evaluate.find_problems('arc,acr')
 
 
 def test_problems_are_found_beside_the_data(tmp_path, monkeypatch):

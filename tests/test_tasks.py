@@ -359,6 +359,22 @@ NAMES = ['Tom', "Mary Ann O'Neil-Smith", 'Zoë']
 STORY = dict(grader='story', people=['Tom'], names=NAMES, thing='ball')
 
 
+def test_several_files_are_read_as_one(tmp_path):
+    rows = [problem(skill=skill) for skill in ('a', 'b', 'a')]
+    (tmp_path / 'other').mkdir()
+    first, second = write(tmp_path, rows), write(tmp_path / 'other', [problem(skill='c')])
+    assert [p['skill'] for p in tasks.load([first, second], 'val', limit=1)] == ['a', 'b', 'c']
+    assert [p['skill'] for p in tasks.load([first, second], 'val', ['c'])] == ['c']
+    with pytest.raises(SystemExit, match=f"{second.name}:1: the skill 'a' is in .*; evaluate one"):
+        tasks.load([first, write(tmp_path / 'other', [problem(skill='a')])])
+
+
+def test_a_grader_that_cannot_run_here_is_kept_and_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, 'why_not', lambda p: 'no sand' if p['grader'] == 'number' else None)
+    [kept] = tasks.load(write(tmp_path, [problem(grader='number', answer='not checked')]))
+    assert tasks.why_not(kept) == 'no sand'
+
+
 def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
     rows = [
         problem(**STORY), problem(**STORY | dict(people=[], thing='')), problem(baseline=0),
@@ -452,6 +468,15 @@ def test_a_missing_key_is_named(tmp_path, missing):
     path = write(tmp_path, [row])
     with pytest.raises(SystemExit, match=f'problems.jsonl:1: .*{missing}'):
         tasks.load(path)
+
+
+def test_the_script_that_makes_a_missing_file_is_named(tmp_path):
+    script = tmp_path / 'prepare.py'
+    for said in ('data/tinyworld/prepare.py', str(script)):
+        with pytest.raises(SystemExit, match='no such file') as stop:
+            tasks.load(tmp_path / 'problems.jsonl')
+        assert stop.value.code.endswith(f'run: python {said}')
+        script.write_text('', encoding='utf-8')
 
 
 def test_missing_skills_splits_and_files_are_named(tmp_path):
