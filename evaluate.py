@@ -411,11 +411,11 @@ def attempt(
         else:
             waiting.append(question)
 
-    # 2) Answer the others. The bar's rate, from which it estimates the rest, is that of this run
+    # 2) Answer the others. The bar's estimate comes from the mean rate of this run
     shown = title and rank == 0
     bar = tqdm(
-        respond(engine, waiting, how), title, len(mine), initial=len(attempts), leave=False,
-        unit=' problems', disable=None if shown else True,
+        respond(engine, waiting, how), console.printable(title), len(mine), initial=len(attempts),
+        unit=' problems', smoothing=0, leave=False, disable=None if shown else True,
     )  # fmt: skip
     for question, response in bar:
         if kept:
@@ -888,4 +888,8 @@ if __name__ == '__main__':
     ranks = runtime.join()
     with runtime.errors_once(ranks):
         config = configure(globals())
-    main(config, ranks)
+    try:
+        main(config, ranks)
+    except KeyboardInterrupt:
+        say('stopped; the same command continues', file=sys.stderr)
+        raise SystemExit(130) from None
