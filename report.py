@@ -276,9 +276,10 @@ def measured_in(row: dict) -> Iterator[tuple[str, Measured]]:
         yield name, Measured(step, 0, 'not run')
 
     # 3) Numbers of the whole call
-    for name in ('CORE', 'ChatCORE', 'ChatCORE without counting'):
-        if number(row, name) is not None and not temperature:
-            yield name, Measured(step, total, f'{row[name]:.4f}')
+    for key in ('core', 'ChatCORE', 'ChatCORE without counting'):
+        if number(row, key) is not None and not temperature:
+            name = key.replace('core', 'CORE')
+            yield name, Measured(step, total, f'{row[key]:.4f}')
     if number(row, 'bits_per_byte') is not None:
         name = f'bits per byte of {row.get("data")}'
         yield name, Measured(step, 0, short(row['bits_per_byte']))
