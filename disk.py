@@ -96,7 +96,7 @@ def append_line(path: str | Path, row: dict) -> None:
 def read_lines(path: str | Path) -> list[dict]:
     """The rows of such a file, without lines that are no JSON objects; [] without a file."""
     rows = []
-    for line in Path(path).read_bytes().split(b'\n') if Path(path).exists() else []:
+    for line in Path(path).read_bytes().split(b'\n') if Path(path).is_file() else []:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):  # half a line, or [[[[…

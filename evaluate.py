@@ -631,7 +631,7 @@ def find_problems(names: str) -> tuple[list[Path], dict[str, str]]:
     files = []
     missing = {}
     for name in filter(None, map(str.strip, names.split(','))):
-        if name.endswith('.jsonl'):
+        if name.endswith('.jsonl') or Path(name).is_file():
             files.append(Path(name))  # tasks.load says if there is none
         elif found := problems_in(name):
             files.append(found)

@@ -4,10 +4,12 @@ evaluate.py. A tiny model has learned what to answer, so the scores are known by
 """
 
 import json
+import re
 import runpy
 
 import pytest
 import torch
+from conftest import ROOT
 from test_sets import HUMANEVAL, arc_row, ask, mmlu_row, sets  # noqa: F401  a fixture
 
 import checkpoint
@@ -187,3 +189,61 @@ def test_scores_are_those_computed_by_hand(sets, run, monkeypatch):  # noqa: F81
     out, numbers, _ = scores('--skills=arc_easy,arc_challenge,gsm8k,humaneval')
     assert not [name for name in numbers if name.startswith('ChatCORE')]
     assert 'ChatCORE also takes mmlu, counting: --problems=arc,mmlu,gsm8k,humaneval,spelling' in out
+
+
+# ---- docs/benchmarks.md
+
+PAGE = (ROOT / 'docs' / 'benchmarks.md').read_text(encoding='utf-8')
+
+
+def blocks(language):
+    return re.findall(rf'^```{language}\n(.*?)^```', PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_a_new_benchmark_as_the_page_shows_it(sets, run):  # noqa: F811
+    """The page's script and its line of JSON, and a model that answers two of three correctly."""
+    [script] = blocks('python')
+    [line] = blocks('json')
+    (sets / 'boolq').mkdir()
+    (sets / 'boolq/prepare.py').write_text(script, encoding='utf-8')
+    rows = [
+        dict(passage='Snow is white.', question='is snow white', answer=True),
+        dict(passage='Coal is black.', question='is coal white', answer=False),
+        dict(passage='Coal is black.', question='is it', answer=None),
+    ]
+    sets.put('boolq/raw/validation', rows)
+    shown = sets.prepare('boolq')
+    assert '2 rows used for val, 1 left out (1: no answer)' in shown
+
+    mine = sets.folder / 'mine.jsonl'
+    mine.write_text(line, encoding='utf-8')
+    files = [sets / 'boolq/problems.jsonl', mine]
+    questions = [problem['messages'][0]['content'] for problem in tasks.load(files)]
+    [snow] = [question for question in questions if 'is snow white?' in question]
+    assert snow.startswith('Snow is white.\n\nis snow white?\n- no=A\n- yes=B\n')
+    said = dict.fromkeys(questions, 'B') | {questions[2]: 'It is Paris.'}
+    checkpoint.save(sets.folder / 'ckpt.pt', train(list(said.items())))
+    _, numbers = run(sets.folder, f'--problems={files[0]},{files[1]}')
+    found = {name: (score['problems'], score['accuracy'], score['baseline'])
+             for name, score in numbers['skills'].items()}  # fmt: skip
+    assert found == {'boolq': (2, 0.5, 0.5), 'capitals': (1, 1, 0)}
+
+
+def test_published_numbers_of_the_page_agree_with_our_chatcore():
+    """Their mean is computed here as evaluate.py computes it."""
+    table = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        for cells in (row.strip('|').split('|') for row in PAGE.splitlines() if row.startswith('|'))
+    }
+    names = dict(
+        arc_easy='ARC-Easy', arc_challenge='ARC-Challenge', mmlu='MMLU', gsm8k='GSM8K',
+        humaneval='HumanEval',
+    )  # fmt: skip
+    for column in (1, 2):
+        scores = {
+            skill: evaluate.Score(1, float(table[name][column]), 0, 0, None)
+            for skill, name in names.items()
+        }
+        [(name, mean)] = evaluate.chatcore(scores).items()
+        assert name == 'ChatCORE without counting'
+        assert f'{mean:.4f}'[1:] == table['ChatCORE, of these five'][column]

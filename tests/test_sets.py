@@ -54,7 +54,7 @@ class Sets:
 
     def prepare(self, name, *args):
         """Run a script. Returns what it printed."""
-        if name not in ('humaneval', 'core'):
+        if name not in ('humaneval', 'core', 'boolq'):
             args = (f'--tokenizer={self.tokenizer}', *args)
         self.capture.readouterr()
         with pytest.MonkeyPatch.context() as patch:
