@@ -255,7 +255,7 @@ def likelihoods(
             rows.setdefault((*question.prompt, *ids[:-1]), []).append(candidate)
     listed = sorted(rows.items(), key=lambda row: len(row[0]), reverse=True)
 
-    # 2) Forward passes
+    # 2) Forward passes, of at most max_rows rows and PREFILL_TOKENS tokens
     found = [{} for _ in questions]  # index of a choice -> its log-probability
     while listed:
         count = max(1, min(engine.max_rows, PREFILL_TOKENS // len(listed[0][0])))
@@ -317,14 +317,12 @@ def respond(
         yield question, dict(answers=[letter], texts=[letter], ended=[])
     others = [question for question in questions if not question.is_choice(how)]
     for question, samples in generated(engine, others, how):
-        yield (
-            question,
-            dict(
-                answers=[engine.chat.transcript(sample.ids) for sample in samples],
-                texts=[sample.text for sample in samples],
-                ended=[sample.finish_reason == 'stop' for sample in samples],
-            ),
+        response = dict(
+            answers=[engine.chat.transcript(sample.ids) for sample in samples],
+            texts=[sample.text for sample in samples],
+            ended=[sample.finish_reason == 'stop' for sample in samples],
         )
+        yield question, response
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -332,6 +330,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 RESPONSE = ('answers', 'texts', 'ended')  # see respond()
+BEGINNING = b'{"checkpoint"'  # of each line of a file of answers
 
 
 class Kept:
@@ -396,7 +395,7 @@ def attempt(
     asked for. A question longer than the model's context gets the grade 0. kept: where answers are
     looked up and written. title: of a progress bar on rank 0; '': none.
     """
-    # 1) This rank's questions; those that need no answer any more
+    # 1) This rank's questions, sorted into those with and without an answer
     rank, world_size = rank_and_world_size()
     mine = questions[rank::world_size]
     attempts = {}  # number of a question -> Attempt
@@ -624,9 +623,9 @@ def problems_beside(dataset: str) -> Path:
 
 def find_problems(names: str) -> tuple[list[Path], dict[str, str]]:
     """
-    (files of problems, {name: why there is none}) for a list of names with commas. A name is that
-    of a data set, arc, or of a file, mine.jsonl. SystemExit for a name that is neither, and if
-    there is no file at all.
+    (files of problems, {name: why there is none}) for a list of names with commas. A name is a data
+    set, such as arc, or a file, such as mine.jsonl. SystemExit for any other name, and if there is
+    no file at all.
     """
     files = []
     missing = {}
@@ -677,6 +676,14 @@ def open_kept(
     may differ."""
     device, dtype = machine
     file = Path(settings.answers or path.parent / 'answers.jsonl')
+    if file.is_file():
+        with open(file, 'rb') as opened:
+            beginning = opened.read(len(BEGINNING))
+        if beginning not in (b'', BEGINNING):
+            raise SystemExit(
+                f'{file} was not written by evaluate.py, which would append to it; '
+                'move it away, or give another --answers'
+            )
     about = [checkpoint.identity(path)['sha256'], device.partition(':')[0], dtype]
     return Kept(file, about, ranks.rank)
 
@@ -717,12 +724,14 @@ def score_skills(
     scores = {}
     not_run = {}
     for name, of_skill in questions.items():
+        # 1) Answer and grade
         why = why_not(of_skill)
         if why:
             not_run[name] = why
             continue
         attempts = attempt(engine, of_skill, how, kept, name)
         score = tally(attempts, how.samples)
+        # 2) Show
         if not scores:
             say(header(score))
         scores[name] = score
@@ -734,8 +743,8 @@ def score_skills(
 def why_not(questions: list[Question]) -> str | None:
     """Why a skill cannot be graded here, or None. All ranks get an answer or none does."""
     reasons = {tasks.why_not(question.problem) for question in questions} - {None}
-    [ranks] = runtime.add_up([float(bool(reasons))])
-    return next(iter(reasons), 'another rank cannot grade it') if ranks else None
+    [refusing] = runtime.add_up([float(bool(reasons))])
+    return next(iter(reasons), 'another rank cannot grade it') if refusing else None
 
 
 def say_what_is_known(

@@ -906,7 +906,10 @@ def test_wrong_settings_are_named(table, run_folder):
         (['--split=test'], "no problems in its split 'test'"),
         (['--num_samples=4'], 'num_samples is 4 at temperature 0'),
         (['--limit=-1'], 'limit is -1, expected at least'),
+        ([f'--answers={run_folder / "problems.jsonl"}'], 'was not written by evaluate.py'),
+        (['--problems=acr'], "problems is 'acr', expected a .jsonl file"),
         # before the model is loaded
+        (['--out_dir=none', '--answers=no/such/x.jsonl'], 'no/such/x.jsonl cannot be written'),
         (['--out_dir=none', '--seed=-1'], 'seed is -1, expected at least 0'),
         (['--out_dir=none', '--json=no/such/x.json'], 'no/such/x.json cannot be written'),
         ([f'--out_dir={run_folder / "plain.pt"}'], '<|user_start|>'),
