@@ -638,7 +638,7 @@ def find_problems(names: str) -> tuple[list[Path], dict[str, str]]:
             missing[name] = f'no problems.jsonl yet; run: python data/{name}/prepare.py'
         else:
             raise SystemExit(
-                f"problems is '{name}', expected a .jsonl file, or a set of data/ such as arc or "
+                f"problems is '{name}', expected a .jsonl file, or a set of data/ such as "
                 f'{", ".join(dict.fromkeys(folder for _, folder in CHATCORE.values()))}'
             )
     if missing and not files:
