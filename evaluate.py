@@ -12,8 +12,8 @@ the validation loss, the same number for any micro-batch size and any number of 
 
 Problems are those of tasks.py. The engine generates an answer, which is graded. If a problem has
 choices and answers are greedy, no text is generated: the likeliest choice is graded.
-
-Left out on purpose: problems whose answer is a program, which would have to run (see tools.py).
+If an answer is a program, sandbox.py runs it; where programs cannot be confined, a line says why
+the skill was not run.
 """
 
 import math
@@ -255,13 +255,13 @@ def rank_and_world_size() -> tuple[int, int]:
 
 def attempt(
     engine: Engine, chat: Chat, problems: Sequence[dict], max_tokens: int, samples: int = 1,
-    temperature: float = 0.0, seed: int = 0,
+    temperature: float = 0.0, seed: int = 0, grade: Callable = tasks.grade_all,
 ) -> list[Attempt]:  # fmt: skip
     """
     Answer and grade this rank's share of the problems: rank r has r, r + world_size, and so on.
 
     A problem with choices is answered by likelihood, unless a temperature or several samples are
-    asked for. Problems answered by likelihood come first in the result.
+    asked for. Problems answered by likelihood come first in the result. grade: see tasks.grader.
     """
     # 1) This rank's problems: those to answer by likelihood, and the others
     rank, world_size = rank_and_world_size()
@@ -284,11 +284,13 @@ def attempt(
     # 3) Text. A problem's number is its index among all, so its samples are the same on any rank
     asked = [problems[i] for i in generated]
     made = answer(engine, chat, asked, max_tokens, samples, temperature, seed, generated)
-    for problem, of_problem in zip(asked, made):
+    of_each = [problem for problem in asked for _ in range(samples)]
+    grades = grade(of_each, [sample.text for of_problem in made for sample in of_problem])
+    for i, (problem, of_problem) in enumerate(zip(asked, made)):
         texts = [chat.transcript(sample.ids) for sample in of_problem]
-        grades = [tasks.grade(problem, sample.text) for sample in of_problem]
         ended = [sample.finish_reason == 'stop' for sample in of_problem]
-        attempts.append(Attempt(problem, texts, grades, ended))
+        own = grades[i * samples : (i + 1) * samples]
+        attempts.append(Attempt(problem, texts, own, ended))
     return attempts
 
 
@@ -363,13 +365,18 @@ class Skills:
     Evaluation by problems, answered greedily. Call it, as often as you like, to get
     {skill: accuracy, …, 'mean': see mean()}, or {} without problems.
 
-    SystemExit if a skill has the name of another number in the log, or a problem is too long.
+    SystemExit if a skill has the name of another number in the log, a problem is too long, or
+    answers cannot be graded here.
     """
 
-    def __init__(self, engine: Engine, chat: Chat, problems: Sequence[dict], max_tokens: int):
+    def __init__(
+        self, engine: Engine, chat: Chat, problems: Sequence[dict], max_tokens: int,
+        allow_unsafe_code: bool = False,
+    ):  # fmt: skip
         self.engine = engine
         self.chat = chat
         self.max_tokens = max_tokens
+        self.grade = tasks.grader(problems, allow_unsafe_code)
         self.skills = by_skill(problems)
         for name in self.skills:
             if name in runlog.RESERVED or name.startswith('val'):
@@ -382,7 +389,7 @@ class Skills:
     def __call__(self) -> dict[str, float]:
         # All skills in one call, which makes fuller batches
         together = [problem for problems in self.skills.values() for problem in problems]
-        attempts = attempt(self.engine, self.chat, together, self.max_tokens)
+        attempts = attempt(self.engine, self.chat, together, self.max_tokens, grade=self.grade)
         scores = {
             name: tally([made for made in attempts if made.problem['skill'] == name])
             for name in self.skills
@@ -492,9 +499,13 @@ def score_skills(
     first answers with --show."""
     scores = {}
     for name, of_skill in by_skill(problems).items():
+        reason = tasks.why_not_graded(of_skill, settings.allow_unsafe_code)
+        if reason:
+            say(f'{name}: not run: {reason}')
+            continue
         attempts = attempt(
             engine, engine.chat, of_skill, settings.max_new_tokens, settings.num_samples,
-            settings.temperature, settings.seed,
+            settings.temperature, settings.seed, tasks.grader(of_skill, settings.allow_unsafe_code),
         )  # fmt: skip
         score = tally(attempts, settings.num_samples)
         if not scores:
@@ -596,6 +607,7 @@ if __name__ == '__main__':
     max_new_tokens = 256  # longest answer
     seed = 0  # the same seed gives the same answers; used if the temperature is above 0
     batch_size = 64  # rows at once, at most; if memory runs out, lower it
+    allow_unsafe_code = False  # run a model's programs where they cannot be confined (sandbox.py)
     # what is shown
     show = 0  # print this many problems of each skill with their answers
     json = ''  # a file for the numbers; '' is none

@@ -401,11 +401,13 @@ def answer_calls(entry_point: str, reads, writes) -> None:
 def check(reads, writes) -> str:
     """Run the tests. Returns 'passed', or why they failed."""
     candidate = Candidate(reads, writes)
+    raised = ''
     try:
         runpy.run_path('program.py', {'candidate': candidate})
     except BaseException as error:  # SystemExit too: only tests that reach their end pass
-        return candidate.failure or f'{type(error).__name__}: {error}'
-    return candidate.failure or ('passed' if candidate.calls else 'the tests call nothing')
+        raised = f'{type(error).__name__}: {error}'
+    never_called = '' if candidate.calls else 'the tests do not call the program'
+    return candidate.failure or raised or never_called or 'passed'
 
 
 class Candidate:
