@@ -13,6 +13,8 @@ the validation loss, the same number for any micro-batch size and any number of 
 
 Problems are those of tasks.py. The engine generates an answer, which is graded. If a problem has
 choices and answers are greedy, no text is generated: the likeliest choice is graded.
+If an answer is a program, sandbox.py runs it; where programs cannot be confined, a line says why
+the skill was not run.
 
 Each answer is appended to answers.jsonl beside the checkpoint as soon as it is complete. After a
 kill the same command continues there, on any number of ranks. The scores are appended to
@@ -386,47 +388,50 @@ class Kept:
 
 def attempt(
     engine: Engine, questions: Sequence[Question], how: How, kept: Kept | None = None,
-    title: str = '',
+    title: str = '', grade: Callable = tasks.grade_all,
 ) -> list[Attempt]:  # fmt: skip
     """
     Answer and grade this rank's share of the questions: rank r has r, r + world_size, and so on.
 
     A problem with choices is answered by likelihood, unless a temperature or several samples are
     asked for. A question longer than the model's context gets the grade 0. kept: where answers are
-    looked up and written. title: of a progress bar on rank 0; '': none.
+    looked up and written. title: of a progress bar on rank 0; '': none. grade: see tasks.grader.
     """
     # 1) This rank's questions, sorted into those with and without an answer
     rank, world_size = rank_and_world_size()
     mine = questions[rank::world_size]
-    attempts = {}  # number of a question -> Attempt
+    responses = {}  # number of a question -> what was answered
     waiting = []
     for question in mine:
-        response = kept.get(question, how) if kept else None
+        known = kept.get(question, how) if kept else None
         if question.tokens > engine.context:
             nothing = [''] * how.samples
-            attempts[question.number] = Attempt(question.problem, nothing, [0.0] * how.samples, [])
-        elif response:
-            attempts[question.number] = graded(question.problem, response)
+            known = dict(answers=nothing, texts=nothing, ended=[])
+        if known:
+            responses[question.number] = known
         else:
             waiting.append(question)
 
     # 2) Answer the others. The bar's estimate comes from the mean rate of this run
     shown = title and rank == 0
     bar = tqdm(
-        respond(engine, waiting, how), console.printable(title), len(mine), initial=len(attempts),
+        respond(engine, waiting, how), console.printable(title), len(mine), initial=len(responses),
         unit=' problems', smoothing=0, leave=False, disable=None if shown else True,
     )  # fmt: skip
     for question, response in bar:
         if kept:
             kept.put(question, how, response)
-        attempts[question.number] = graded(question.problem, response)
-    return [attempts[question.number] for question in mine]
+        responses[question.number] = response
 
-
-def graded(problem: dict, response: dict) -> Attempt:
-    """Grades are never read from a file: a grader may have changed since."""
-    grades = [tasks.grade(problem, text) for text in response['texts']]
-    return Attempt(problem, response['answers'], grades, response['ended'])
+    # 3) Grade. Grades are not kept: a grader may change
+    answered = [(question.problem, responses[question.number]) for question in mine]
+    pairs = [(problem, text) for problem, response in answered for text in response['texts']]
+    grades = iter(grade([problem for problem, _ in pairs], [text for _, text in pairs]))
+    return [
+        Attempt(problem, response['answers'], [next(grades) for _ in response['texts']],
+                response['ended'])
+        for problem, response in answered
+    ]  # fmt: skip
 
 
 # -----------------------------------------------------------------------------
@@ -532,12 +537,17 @@ class Skills:
     Evaluation by problems, answered greedily. Call it, as often as you like, to get
     {skill: accuracy, …, 'mean': see mean()}, or {} without problems.
 
-    SystemExit if a skill has the name of another number in the log, or a problem is too long.
+    SystemExit if a skill has the name of another number in the log, a problem is too long, or
+    answers cannot be graded here.
     """
 
-    def __init__(self, engine: Engine, problems: Sequence[dict], max_tokens: int):
+    def __init__(
+        self, engine: Engine, problems: Sequence[dict], max_tokens: int,
+        allow_unsafe_code: bool = False,
+    ):  # fmt: skip
         self.engine = engine
         self.how = How(max_tokens)
+        self.grade = tasks.grader(problems, allow_unsafe_code)
         self.names = list(by_skill(problems))
         for name in self.names:
             if name in runlog.RESERVED or name.startswith('val'):
@@ -557,7 +567,7 @@ class Skills:
 
     def __call__(self) -> dict[str, float]:
         # All skills in one call, which makes fuller batches
-        attempts = attempt(self.engine, self.questions, self.how)
+        attempts = attempt(self.engine, self.questions, self.how, grade=self.grade)
         scores = {
             name: tally([made for made in attempts if made.problem['skill'] == name])
             for name in self.names
@@ -725,11 +735,13 @@ def score_skills(
     not_run = {}
     for name, of_skill in questions.items():
         # 1) Answer and grade
-        why = why_not(of_skill)
+        problems = [question.problem for question in of_skill]
+        why = why_not(problems, settings.allow_unsafe_code)
         if why:
             not_run[name] = why
             continue
-        attempts = attempt(engine, of_skill, how, kept, name)
+        grade = tasks.grader(problems, settings.allow_unsafe_code)
+        attempts = attempt(engine, of_skill, how, kept, name, grade)
         score = tally(attempts, how.samples)
         # 2) Show
         if not scores:
@@ -740,11 +752,11 @@ def score_skills(
     return scores, not_run
 
 
-def why_not(questions: list[Question]) -> str | None:
-    """Why a skill cannot be graded here, or None. All ranks get an answer or none does."""
-    reasons = {tasks.why_not(question.problem) for question in questions} - {None}
-    [refusing] = runtime.add_up([float(bool(reasons))])
-    return next(iter(reasons), 'another rank cannot grade it') if refusing else None
+def why_not(problems: list[dict], allow_unsafe_code: bool) -> str:
+    """Why a skill cannot be graded here; '' if it can. All ranks get a reason or none does."""
+    why = tasks.why_not_graded(problems, allow_unsafe_code)
+    [refusing] = runtime.add_up([float(bool(why))])
+    return why or ('another rank cannot grade it' if refusing else '')
 
 
 def say_what_is_known(
@@ -885,6 +897,7 @@ if __name__ == '__main__':
     max_new_tokens = 256  # longest answer
     seed = 0  # the same seed gives the same answers; used if the temperature is above 0
     batch_size = 64  # rows at once, at most; if memory runs out, lower it
+    allow_unsafe_code = False  # run a model's programs where they cannot be confined (sandbox.py)
     # what is shown
     show = 0  # print this many problems of each skill with their answers
     json = ''  # a file for the numbers; '' is only a line in scores.jsonl beside the checkpoint

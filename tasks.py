@@ -12,6 +12,8 @@ A problem is a line of problems.jsonl, a dict:
                 choose the likeliest letter instead of generating text
     spoken      with choices: a longer answer for each, whose likelihood is compared instead
     baseline    what guessing scores, if not 1 / (number of choices)
+    entry_point, test, calls, prompt
+                for the grader code, which runs what the model wrote: see there
 
     >>> problem = {'split': 'val', 'skill': 'sums', 'grader': 'number', 'answer': 5,
     ...            'messages': [{'role': 'user', 'content': '2 + 3?'}]}
@@ -20,20 +22,24 @@ A problem is a line of problems.jsonl, a dict:
 
 To add a skill, add lines to the file. To add a grader, write a function and add it to GRADERS.
 
-Left out on purpose: generating, tokenizing, downloading; graders that would have to run a program
-(see tools.py).
+Left out on purpose: generating, tokenizing, downloading.
 """
 
+import functools
+import keyword
+import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
 import regex
 
 import console
+import sandbox
 from conversation import read_messages, read_rows
 from data.tinyworld.grade import story
 
@@ -245,22 +251,111 @@ def letters_of(text: str) -> list[str]:
     return regex.findall(LETTER, composed(text).casefold())
 
 
+def code(problem: dict, text: str, allow_unsafe_code: bool = False) -> float:
+    """
+    The program in the text passes its tests, which sandbox.py runs. The problem holds
+
+        entry_point    the name of the function to write
+        test           a program that checks it by this name. If it defines check(candidate), as in
+                       HumanEval, that is called too
+        calls          in place of test: [[arguments], value] for each call, such as [[[2, 3], 5]]
+        prompt         the beginning of the program, if the model was asked to complete one
+    """
+    program = program_of(problem, text)
+    tests = tests_of(problem)
+    return float(sandbox.run(program, problem['entry_point'], tests, allow_unsafe_code).passed)
+
+
+def program_of(problem: dict, text: str) -> str:
+    """
+    The program that an answer gives:
+
+        'Here it is:\n```python\ndef f(x):…```'    the prompt's imports and the first block: a chat
+        'def f(x):…'                              the prompt's imports and the text
+        '    return x\n\nprint(f(1))'              the prompt and the text, up to the first line
+                                                  that is not indented: a base model
+    """
+    prompt = problem.get('prompt', '')
+    block = re.search(r'```(?:python)?[ \t]*\n(.*?)(?:```|\Z)', text, re.DOTALL)
+    whole = block[1] if block else text
+    if block or re.search(rf'^def {problem["entry_point"]}\b', text, re.MULTILINE):
+        return '\n'.join([*imports_of(prompt), whole])
+    end = re.search(r'\n(?=[^\s)\]}])', text)  # a bracket may close at the left margin
+    return prompt + (text[: end.start()] if end else text) + '\n'
+
+
+def imports_of(prompt: str) -> list[str]:
+    """The imports at the beginning of a program."""
+    found = []
+    for line in prompt.splitlines():
+        if line.startswith(('import ', 'from ')):
+            found.append(line)
+        elif line.strip() and not line.startswith('#'):
+            break
+    return found
+
+
+def tests_of(problem: dict) -> str:
+    """The problem's tests, as sandbox.run() takes them. They can use what the prompt defines."""
+    name = problem['entry_point']
+    calls = [
+        f'assert candidate(*{arguments!r}) == {value!r}'
+        for arguments, value in problem.get('calls', ())
+    ]
+    test = problem.get('test', '\n'.join(calls))
+    check = f'check({name})' if re.search(r'^def check\(', test, re.MULTILINE) else ''
+    return '\n'.join([problem.get('prompt', ''), f'{name} = candidate', test, check])
+
+
 # A new grader is a function above, and its name here
-GRADERS = {f.__name__: f for f in (number, exact, contains, letter, spelled, story)}
+GRADERS = {f.__name__: f for f in (number, exact, contains, letter, spelled, story, code)}
 
 
-# Graders that problems may name although this machine cannot run them: name -> the reason
-CANNOT_RUN = {'code': 'nothing runs programs that a model wrote'}
-
-
-def why_not(problem: dict) -> str | None:
-    """Why the problem's grader cannot run on this machine; None if it can."""
-    return CANNOT_RUN.get(problem['grader'])
-
-
-def grade(problem: dict, text: str) -> float:
-    """How right the text is as an answer to the problem, 0.0 to 1.0."""
+def grade(problem: dict, text: str, allow_unsafe_code: bool = False) -> float:
+    """How right the text is as an answer to the problem, 0.0 to 1.0. allow_unsafe_code: run a
+    program even where sandbox.py cannot confine it."""
+    if problem['grader'] == 'code':
+        return code(problem, text, allow_unsafe_code)
     return GRADERS[problem['grader']](problem, text)
+
+
+def grade_all(
+    problems: Sequence[dict], texts: Sequence[str], allow_unsafe_code: bool = False
+) -> list[float]:
+    """The grade of each text as an answer to the problem beside it. Programs run on all cores, an
+    answer that was given several times runs once."""
+    answers = {(id(problem), text): problem for problem, text in zip(problems, texts)}
+    distinct = [text for _, text in answers]
+    one = functools.partial(grade, allow_unsafe_code=allow_unsafe_code)
+    workers = min(16, os.cpu_count() or 1) if has_code(problems) else 1
+    with ThreadPoolExecutor(workers) as pool:
+        grades = dict(zip(answers, pool.map(one, answers.values(), distinct)))
+    return [grades[id(problem), text] for problem, text in zip(problems, texts)]
+
+
+def has_code(problems: Sequence[dict]) -> bool:
+    return any(problem['grader'] == 'code' for problem in problems)
+
+
+def why_not_graded(problems: Sequence[dict], allow_unsafe_code: bool) -> str:
+    """Why answers to these problems cannot be graded on this machine, in one line; '' if they
+    can."""
+    if allow_unsafe_code or not has_code(problems):
+        return ''
+    reason = sandbox.why_unavailable()
+    return reason and (
+        f'the answers are programs, which cannot be confined here ({reason}); '
+        '--allow_unsafe_code=True runs them without'
+    )
+
+
+def grader(problems: Sequence[dict], allow_unsafe_code: bool = False) -> Callable:
+    """grade_all for these problems: (problems, texts) -> grades. SystemExit if they cannot be
+    graded here."""
+    reason = why_not_graded(problems, allow_unsafe_code)
+    if reason:
+        raise SystemExit(f'{problems[0]["skill"]}: {reason}')
+    return functools.partial(grade_all, allow_unsafe_code=allow_unsafe_code)
 
 
 # -----------------------------------------------------------------------------
@@ -376,8 +471,7 @@ def checked(problem: dict, where: str) -> dict:
     for name in ('split', 'skill', 'grader'):
         if not isinstance(problem.get(name), str):
             raise SystemExit(f'{where}: {name} is {problem.get(name)!r}, expected text')
-    graders = (*GRADERS, *CANNOT_RUN)
-    for name, allowed in {'split': SPLITS, 'grader': graders}.items():
+    for name, allowed in {'split': SPLITS, 'grader': tuple(GRADERS)}.items():
         if problem[name] not in allowed:
             raise SystemExit(
                 f'{where}: {name} is {problem[name]!r}, expected one of {", ".join(allowed)}'
@@ -385,10 +479,11 @@ def checked(problem: dict, where: str) -> dict:
     check_choices(problem, where)
     check_extras(problem, where)
     problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
+    if problem['grader'] == 'code':
+        check_code(problem, where)
+        return problem  # a program for each line of the file would take minutes
 
     # 2) Can the grader use it, and tell right from wrong?
-    if why_not(problem):
-        return problem
     grader = f"the grader '{problem['grader']}'"
     try:
         grade_of_nothing = grade(problem, '')
@@ -448,6 +543,28 @@ def check_story(problem: dict, where: str) -> None:
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise SystemExit(f'{where}: no story can name {name!r:.60}, expected words')
+
+
+def check_code(problem: dict, where: str) -> None:
+    """Check the keys of a problem whose answer is a program."""
+    name = problem.get('entry_point')
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise SystemExit(f'{where}: entry_point is {name!r:.60}, expected the name of a function')
+    if not isinstance(problem.get('prompt', ''), str):
+        raise SystemExit(f'{where}: prompt is {problem["prompt"]!r:.60}, expected text')
+    test = problem.get('test')
+    calls = problem.get('calls')
+    if test is None and isinstance(calls, list) and calls and all(map(is_call, calls)):
+        return
+    if calls is not None or not isinstance(test, str) or not test.strip():
+        raise SystemExit(
+            f'{where}: test is {test!r:.60} and calls is {calls!r:.60}, expected a program as test '
+            'or a list of [[arguments], value] as calls'
+        )
+
+
+def is_call(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], list)
 
 
 def is_texts(value) -> bool:

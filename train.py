@@ -127,7 +127,8 @@ log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
 eval_problems = 50  # held-out problems per skill at each evaluation of a chat; 0 is off
-max_new_tokens = 160  # longest answer to those, and longest sample
+max_new_tokens = 160  # longest answer, and longest sample
+allow_unsafe_code = False  # run answers that sandbox.py cannot confine
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
 wandb_project = 'flatgpt'  # its project
@@ -140,6 +141,7 @@ MAY_CHANGE = {
     'eval_problems', 'max_new_tokens', 'sample_prompts', 'max_skips', 'wandb_log', 'wandb_project',
     'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'batch_size',
     'gradient_accumulation_steps', 'cpu_micro_batch_size', 'activation_memory_budget',
+    'allow_unsafe_code',
 }  # fmt: skip
 # A later stage takes these from the stage before, unless they are given
 RECIPE = {
@@ -261,7 +263,7 @@ def sft(run):
 
 def dpo(run):
     """Pairs of answers, of which the first is better. The reference is the model that the run
-    started from; only its log-probability of each answer is kept."""
+    started from; only its log-probabilities are kept."""
     skills = converse(run)
     steps = batches.Pairs(run.data.split('train'), run.chat, run.shape)
     val_shape = run.shape._replace(rows_per_step=0)
@@ -280,7 +282,7 @@ def dpo(run):
 
 
 def rl(run):
-    """Questions with a known answer: ask each several times, do more of what beats the mean."""
+    """Ask each question several times, do more of what beats the mean."""
     skills = converse(run)
     if not run.data.problems:
         raise SystemExit(
@@ -297,8 +299,8 @@ def rl(run):
     # answers are short, so a micro-batch has batch_size rows on a CPU too
     shape = run.shape._replace(batch_size=batch_size)
     steps = batches.Rollouts(
-        generate, tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
-        runtime.add_up, run.notes.append, run.machine.device,
+        generate, tasks.grader(problems, allow_unsafe_code), problems, run.chat, shape,
+        rl_samples, rl_tokens, runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
     # one shape for all forward passes, so that answers are the same bit for bit
     run.writer = Engine(
@@ -316,11 +318,11 @@ def converse(run):
     problems = []
     if run.data.problems and eval_problems:
         problems = tasks.load(run.data.problems, 'val', limit=eval_problems)
-    return evaluate.Skills(run.engine, problems, max_new_tokens)
+    return evaluate.Skills(run.engine, problems, max_new_tokens, allow_unsafe_code)
 
 
 def assistant_text(run):
-    """The evaluation of conversations: the loss of what the assistant says in held-out ones."""
+    """The loss of what the assistant says in held-out conversations."""
     val = run.validation(batches.Packed, run.chat)
     return evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
 

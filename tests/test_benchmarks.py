@@ -14,6 +14,7 @@ from test_sets import HUMANEVAL, arc_row, ask, mmlu_row, sets  # noqa: F401  a f
 
 import checkpoint
 import evaluate
+import sandbox
 import tasks
 from conversation import SPECIAL, Chat
 from model import GPT, PRESETS, GPTConfig
@@ -45,10 +46,12 @@ GSM8K = [
     ('Two and two?', 'It is 4.\n#### 4', '#### 4\nTwo and seven?\n#### 9'),
     ('Two and six?', 'It is 8.\n#### 8', 'It is eight.'),  # wrong: no number
 ]
-TEST = 'def check(f):\n    pass\n'
+TEST = 'def check(f):\n    assert f() in (1, 2)\n'
+ONE = 'def one():\n    """ One. """\n'
+TWO = 'def two():\n    """ Two. """\n'
 CODE = [
-    (('HumanEval/0', 'def one():\n', '    return 1\n', TEST, 'one'), 'return 1'),
-    (('HumanEval/1', 'def two():\n', '    return 2\n', TEST, 'two'), 'return 3'),  # wrong
+    (('HumanEval/0', ONE, '    return 1\n', TEST, 'one'), 'def one():\n    return 1'),
+    (('HumanEval/1', TWO, '    return 2\n', TEST, 'two'), 'def two():\n    return 3'),  # wrong
 ]
 SCORES = {
     'arc_easy': (3, 2 / 3), 'arc_challenge': (2, 1 / 2), 'mmlu': (3, 1 / 3), 'gsm8k': (5, 4 / 5),
@@ -81,7 +84,7 @@ def taught(problems):
     """(question, what the model learns to answer) for each problem."""
     said = {row['question']: letter for row, letter in [*ARC_EASY, *ARC_HARD, *MMLU]}
     said |= {question: answer for question, _, answer in GSM8K}
-    said |= {row[1].strip(): answer for row, answer in CODE}
+    said |= {row[1].partition('\n')[0]: answer for row, answer in CODE}
     counted = 0
     for problem in problems:
         question = problem['messages'][0]['content']
@@ -147,23 +150,22 @@ def test_scores_are_those_computed_by_hand(sets, run, monkeypatch):  # noqa: F81
     folder = sets.folder / 'run'
     folder.mkdir()
     checkpoint.save(folder / 'ckpt.pt', train(list(taught(problems))))
-    # a stand-in, so that the test needs no sandbox
-    monkeypatch.setitem(tasks.GRADERS, 'code', lambda p, text: float(p['answer'].strip() in text))
-    monkeypatch.setattr(tasks, 'why_not', lambda problem: None)
+    if sandbox.why_unavailable():  # a stand-in where programs cannot run
+        monkeypatch.setattr(tasks, 'why_not_graded', lambda problems, allow: '')
+        monkeypatch.setattr(tasks, 'code', lambda p, text, allow: float(p['answer'] in text + '\n'))
 
     def scores(*more):
         for file in folder.glob('answers*'):
             file.unlink()
         out, numbers = run(folder, f'--problems={",".join(map(str, files))}', *more)
-        found = numbers['skills'].items()
-        return (
-            out,
-            numbers,
-            {name: (s['problems'], pytest.approx(s['accuracy'])) for name, s in found},
-        )
+        found = {
+            name: (score['problems'], pytest.approx(score['accuracy']))
+            for name, score in numbers['skills'].items()
+        }
+        return out, numbers, found
 
     # 1) All problems, whatever the batch size
-    for size in (64, 1, 3):
+    for size in (64, 3):
         out, numbers, found = scores('--limit=0', f'--batch_size={size}')
         assert found == SCORES
         assert numbers['ChatCORE without counting'] == pytest.approx(sum(FIVE) / 5, abs=1e-12)

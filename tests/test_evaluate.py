@@ -862,18 +862,18 @@ def test_a_question_beyond_the_context_counts_as_wrong(table, tmp_path):
 
 
 def test_a_skill_that_cannot_be_graded_here_is_reported(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, 'why_not', lambda p: 'no sand' if p['grader'] == 'code' else None)
-    monkeypatch.setitem(tasks.GRADERS, 'code', lambda problem, text: 0.0)
+    monkeypatch.setattr(tasks.sandbox, 'why_unavailable', lambda: 'no sand')
     path = tmp_path / 'problems.jsonl'
-    rows = [problem('humaneval', 'def f():', 'code', 'pass'), PROBLEMS[0]]
+    code = dict(entry_point='f', calls=[[[], 1]])
+    rows = [problem('humaneval', 'def f():', 'code', 'pass', **code), PROBLEMS[0]]
     path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     out, numbers = table(f'--problems={path}', '--max_new_tokens=30')
     assert list(numbers['skills']) == ['facts'] and numbers['mean'] == 1
-    assert numbers['not_run'] == {'humaneval': 'no sand'}
-    assert 'not run: no sand' in out
+    assert 'no sand' in numbers['not_run']['humaneval']
+    assert 'humaneval            not run: the answers are programs' in out
     # alone: no score, no error
     out, numbers = table(f'--problems={path}', '--skills=humaneval')
-    assert numbers['skills'] == {} and 'mean' not in numbers and 'not run: no sand' in out
+    assert numbers['skills'] == {} and 'mean' not in numbers and 'not run: ' in out
 
 
 @pytest.mark.slow

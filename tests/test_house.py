@@ -24,7 +24,7 @@ CORE = [path for path in CODE if path.parent == ROOT]
 
 LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
-    'leaf': 'model moe tokenizer conversation optim tools configurator runtime runlog',
+    'leaf': 'model moe tokenizer conversation optim tools sandbox configurator runtime runlog',
     'lower': 'shards',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'upper': 'evaluate',
@@ -461,8 +461,9 @@ def test_only_the_configurator_evaluates(path):
     assert not list(evaluates_and_pickles_nothing(parse(path), name_of(path)))
 
 
-# data/download.py reads HF_ENDPOINT and HF_TOKEN, as all programs that use the hub do
-READ_THE_ENVIRONMENT = ('runtime.py', 'console.py', 'data/download.py')
+# data/download.py reads HF_ENDPOINT and HF_TOKEN, as all programs that use the hub do; sandbox.py
+# empties the environment
+READ_THE_ENVIRONMENT = ('runtime.py', 'console.py', 'data/download.py', 'sandbox.py')
 
 
 @each([path for path in CODE if name_of(path) not in READ_THE_ENVIRONMENT])

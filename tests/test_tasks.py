@@ -369,12 +369,6 @@ def test_several_files_are_read_as_one(tmp_path):
         tasks.load([first, write(tmp_path / 'other', [problem(skill='a')])])
 
 
-def test_a_grader_that_cannot_run_here_is_kept_and_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, 'why_not', lambda p: 'no sand' if p['grader'] == 'number' else None)
-    [kept] = tasks.load(write(tmp_path, [problem(grader='number', answer='not checked')]))
-    assert tasks.why_not(kept) == 'no sand'
-
-
 def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
     rows = [
         problem(**STORY), problem(**STORY | dict(people=[], thing='')), problem(baseline=0),

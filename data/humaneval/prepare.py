@@ -6,7 +6,9 @@ $ python data/humaneval/prepare.py
 
 Writes problems.jsonl beside this file. A line has the chat's question (messages) and its plain form
 (text), which are both the beginning of a program; and task_id, prompt, entry_point, test, and as
-its answer the reference solution. Its grader is code, which runs what a model wrote.
+its answer the reference solution. Its grader is code, which runs what the model wrote (sandbox.py):
+
+$ python evaluate.py --problems=humaneval --num_samples=4 --temperature=0.8
 
 Without a network: put the .parquet file into raw/test beside this file.
 """
