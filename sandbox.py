@@ -125,8 +125,9 @@ def run_boxes(program: str, entry_point: str, tests: str, confined: bool) -> Res
         # 1) One pipe carries calls, one carries values
         read_calls, write_calls = os.pipe()
         read_values, write_values = os.pipe()
-        model_job = dict(role='model', code=program, entry_point=entry_point, confined=confined)
-        checker_job = dict(role='checker', code=tests, confined=confined)
+        job = dict(confined=confined, cpu_seconds=CPU_SECONDS, wall_seconds=WALL_SECONDS)
+        model_job = dict(job, role='model', code=program, entry_point=entry_point)
+        checker_job = dict(job, role='checker', code=tests)
         try:
             model = stack.enter_context(box(model_job, read_calls, write_values))
             checker = stack.enter_context(box(checker_job, read_values, write_calls))
@@ -193,7 +194,7 @@ def launch() -> None:
         else:
             os.chdir(job['folder'])
         Path('program.py').write_text(job['code'], encoding='utf-8', errors='surrogatepass')
-        set_limits()
+        set_limits(job['cpu_seconds'])
         child = os.fork()
     except OSError as error:
         sys.exit(f'{error.filename or "sandbox"}: {error.strerror}')
@@ -201,17 +202,17 @@ def launch() -> None:
     # 3) The process inside runs the program, the outer one waits for it
     if child == 0:
         enter(job, null)
-    if not wait_for(child):
-        os.write(1, f'no end within {WALL_SECONDS} seconds'.encode())
+    if not wait_for(child, job['wall_seconds']) and job['role'] == 'checker':
+        os.write(1, f'no end within {job["wall_seconds"]} seconds'.encode())
 
 
-def wait_for(child: int) -> bool:
+def wait_for(child: int, seconds: float) -> bool:
     """Wait until the child ends, the time is over or the caller is gone. Then kill it, and with it
     all processes of the box. Returns whether it ended by itself."""
     line = select.poll()
     line.register(0)  # readable when the caller has closed stdin
     ended = False
-    deadline = time.monotonic() + WALL_SECONDS
+    deadline = time.monotonic() + seconds
     while not ended and time.monotonic() < deadline and not line.poll(5):
         # WNOWAIT: a child that has ended keeps its number until waitpid() below
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -344,11 +345,11 @@ def filter_system_calls() -> None:
     call('prctl', PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0)
 
 
-def set_limits() -> None:
+def set_limits(cpu_seconds: int) -> None:
     import resource  # does not exist on Windows
 
     limits = dict(
-        CPU=CPU_SECONDS, AS=MEMORY, NPROC=PROCESSES, NOFILE=OPEN_FILES, FSIZE=SCRATCH, CORE=0,
+        CPU=cpu_seconds, AS=MEMORY, NPROC=PROCESSES, NOFILE=OPEN_FILES, FSIZE=SCRATCH, CORE=0,
         MSGQUEUE=0, MEMLOCK=0,
     )  # fmt: skip
     for name, most in limits.items():
