@@ -5,6 +5,7 @@ What a model scores: its loss over held-out data, and how well it answers proble
     $ python evaluate.py --out_dir=out/tinyworld/rl --skills=facts,one_step --show=3
     $ python evaluate.py --num_samples=16 --temperature=1    # pass@1, 2, 4, 8 and 16
     $ python evaluate.py --data=data/tinyworld/pretrain      # validation loss and bits per byte too
+    $ python evaluate.py --core=data/core/eval_bundle        # CORE: 22 tasks for base models
     $ torchrun --standalone --nproc_per_node=8 evaluate.py   # the same numbers from eight GPUs
 
 A validation reader is a reader whose first step holds all evaluation rows. The loss of that step is
@@ -40,6 +41,7 @@ import runtime
 import tasks
 from batches import Reader, Shape, Stream
 from conversation import Chat
+from core import Core, core_numbers, load_bundle  # `core` is a setting below
 from engine import Engine, Sample, Sampling, evaluating
 from model import GPT
 from shards import Data, check_tokenizer, mixture
@@ -401,6 +403,7 @@ def check(settings: SimpleNamespace, ranks: runtime.Ranks) -> None:
     """SystemExit for a setting out of range, or a --json file that cannot be written."""
     least = dict(
         limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0, batch_size=1, show=0,
+        core_limit=0,
     )  # fmt: skip
     for name, low in least.items():
         value = getattr(settings, name)
@@ -445,7 +448,7 @@ def open_problems(
     (engine that can chat, problems to ask).
 
     If the model cannot chat or the problems cannot be used: (None, []) and a line that says so if
-    only --data was given, else SystemExit.
+    only --data or --core was given, else SystemExit.
     """
     try:
         chat = Chat(tokenizer)
@@ -454,7 +457,7 @@ def open_problems(
         problems = tasks.load(source, settings.split, names, settings.limit)
         prompts(engine, chat, problems)  # report a problem that is too long now
     except SystemExit as error:
-        if settings.problems or settings.skills or not settings.data:
+        if settings.problems or settings.skills or not (settings.data or settings.core):
             raise
         say(f'no problems: {error}', file=sys.stderr)
         return None, []
@@ -557,6 +560,10 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
         if not settings.problems:
             source = problems_beside(state['config'].get('dataset', ''))
         engine, problems = open_problems(settings, source, model, tokenizer)
+        core = None
+        if settings.core:
+            bundle = load_bundle(settings.core, settings.core_limit)
+            core = Core(model, tokenizer, bundle, settings.batch_size, ranks.rank, ranks.world_size)
     stage, step, split = state['stage'], state['step'], settings.split
     say(f'{path}: stage {stage}, step {step}; {source}, split {split}; on {device}, {dtype}')
 
@@ -567,6 +574,8 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
             numbers = text_numbers(model, data, split, settings.batch_size, device, ranks)
             listed = ', '.join(f'{name} {x:.4f}' for name, x in numbers.items())
             say(f'{settings.data}, split {split}: {listed}', flush=True)
+        results = core.run() if core else []
+        numbers |= core_numbers(results)
         scores = score_skills(settings, engine, problems)
     if scores:
         numbers['mean'] = mean(scores)
@@ -576,7 +585,9 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
     if settings.json and ranks.rank == 0:
         about = dict(checkpoint=str(path), stage=stage, step=step, source=str(source))
         skills = {name: score._asdict() for name, score in scores.items()}
-        write_numbers(settings.json, {**about, **config, **numbers, 'skills': skills})
+        core_tasks = {result.name: result._asdict() for result in results}
+        details = dict(skills=skills, core_bundle=settings.core, core_tasks=core_tasks)
+        write_numbers(settings.json, {**about, **config, **numbers, **details})
     runtime.leave()
 
 
@@ -590,6 +601,8 @@ if __name__ == '__main__':
     skills = ''  # which skills, separated by commas; '' is all
     limit = 500  # problems of each skill, the first ones; 0 is all
     data = ''  # a data folder: measure loss, perplexity and bits per byte on it too; '' is none
+    core = ''  # the bundle of CORE, data/core/eval_bundle: measure it too; '' is none
+    core_limit = 0  # examples of each of its tasks; 0 is all
     # how problems are answered
     num_samples = 1  # answers to each problem; several show pass@k, and need a temperature
     temperature = 0.0  # 0: always the likeliest token
