@@ -96,7 +96,7 @@ KINDS = {
 }
 
 
-def load_bundle(folder: str | Path = BUNDLE, limit: int = 0) -> list[Task]:
+def load_bundle(folder: str | Path, limit: int = 0) -> list[Task]:
     """The tasks of a bundle, each with its first `limit` examples after shuffling; 0: with all.
     SystemExit, one line, for whatever is missing or wrong."""
     folder = Path(folder)
@@ -180,11 +180,19 @@ def read_baselines(path: Path, wanted: set[str]) -> dict[str, float]:
     return found
 
 
-# A line of core.yaml: a dash where a task begins, a key, its value, a comment. Values are quoted,
-# lists in brackets, or plain
+# A line of core.yaml
 ENTRY = re.compile(
-    r"""\s*(-(?=\s|$))?\s*(?:(\w+):(?:\s+("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\[[^]]*\]|[^\s"'[#][^#]*?))?)?"""
-    r'\s*(?:(?<!\S)\#.*)?'
+    r"""
+    \s* (- (?= \s | $))? \s*          # a dash begins a task
+    (?: (\w+): (?: \s+ (              # a key, and its value:
+          " (?: [^"\\] | \\. )* "      # in quotes, with escapes
+        | ' (?: [^'] | '' )* '        # in quotes, which are doubled inside
+        | \[ [^]]* \]                 # a list
+        | [^\s"'[#] [^#]*?            # plain
+    ))? )?
+    \s* (?: (?<! \S) \# .* )?         # a comment
+    """,
+    re.VERBOSE,
 )
 
 
@@ -375,19 +383,14 @@ def make_tree(rows: Sequence[Row]) -> Tree:
     )
 
 
-def make_trees(rows: Sequence[Row], block_size: int) -> Iterator[Tree]:
-    """Trees of at most block_size tokens, in the order of the rows. A row that was cut has one of
-    its own."""
-    tree = make_tree(rows[:1])
+def group(rows: Sequence[Row], block_size: int) -> Iterator[Sequence[Row]]:
+    """Rows, in order, that make trees of at most block_size tokens."""
     first = 0
     for end in range(2, len(rows) + 1):
-        larger = make_tree(rows[first:end])
-        if len(larger.ids) > block_size:
-            yield tree
+        if len(make_tree(rows[first:end]).ids) > block_size:
+            yield rows[first : end - 1]
             first = end - 1
-            larger = make_tree(rows[first:end])
-        tree = larger
-    yield tree
+    yield rows[first:]
 
 
 class Branches:
@@ -432,21 +435,24 @@ def batches(trees: Sequence[Tree], max_rows: int) -> Iterator[list[int]]:
 @torch.no_grad()
 def score(model: GPT, examples: Sequence[Sequence[Row]], max_rows: int = 64) -> list[list[Answer]]:
     """An Answer for each row of each example."""
+    # 1) Trees. Equal rows become one, so that rounding cannot make their losses differ
     trees = []
-    owners = []  # of each tree, the index of its example
+    names = []  # for each tree, those of its rows: (index of the example, ids)
     for index, rows in enumerate(examples):
-        for tree in make_trees(rows, model.config.block_size):
-            trees.append(tree)
-            owners.append(index)
-    found = [[] for _ in trees]
+        distinct = {row.ids.tobytes(): row for row in rows}
+        for together in group(list(distinct.values()), model.config.block_size):
+            trees.append(make_tree(together))
+            names.append([(index, row.ids.tobytes()) for row in together])
+
+    # 2) Batches
+    found = {}
     with evaluating(model), runtime.any_shape(model.transformer.wte.weight.device):
         for batch in batches(trees, max_rows):
             for index, answers in zip(batch, score_batch(model, [trees[i] for i in batch])):
-                found[index] = answers
-    by_example = [[] for _ in examples]
-    for owner, answers in zip(owners, found):
-        by_example[owner] += answers
-    return by_example
+                found.update(zip(names[index], answers))
+    return [
+        [found[index, row.ids.tobytes()] for row in rows] for index, rows in enumerate(examples)
+    ]
 
 
 def score_batch(model: GPT, trees: Sequence[Tree]) -> list[list[Answer]]:

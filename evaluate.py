@@ -374,7 +374,7 @@ class Skills:
         self.max_tokens = max_tokens
         self.skills = by_skill(problems)
         for name in self.skills:
-            if name in runlog.RESERVED or name.startswith('val'):
+            if name in runlog.RESERVED or name.startswith(('val', 'core')):
                 raise SystemExit(
                     f'a skill is named {name!r}, which names another number in the log; '
                     'give it another name'
