@@ -188,7 +188,7 @@ ENTRY = re.compile(
           " (?: [^"\\] | \\. )* "      # in quotes, with escapes
         | ' (?: [^'] | '' )* '        # in quotes, which are doubled inside
         | \[ [^]]* \]                 # a list
-        | [^\s"'[#] [^#]*?            # plain
+        | [^\s"'[#] (?: [^#] | (?<= \S) \# )*?   # plain
     ))? )?
     \s* (?: (?<! \S) \# .* )?         # a comment
     """,

@@ -556,14 +556,14 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
         data = Data(settings.data) if settings.data else None
         if data:
             check_tokenizer(data, tokenizer.hash, path)
-        source = Path(settings.problems)
-        if not settings.problems:
-            source = problems_beside(state['config'].get('dataset', ''))
-        engine, problems = open_problems(settings, source, model, tokenizer)
         core = None
         if settings.core:
             bundle = load_bundle(settings.core, settings.core_limit)
             core = Core(model, tokenizer, bundle, settings.batch_size, ranks.rank, ranks.world_size)
+        source = Path(settings.problems)
+        if not settings.problems:
+            source = problems_beside(state['config'].get('dataset', ''))
+        engine, problems = open_problems(settings, source, model, tokenizer)
     stage, step, split = state['stage'], state['step'], settings.split
     say(f'{path}: stage {stage}, step {step}; {source}, split {split}; on {device}, {dtype}')
 
