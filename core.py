@@ -42,6 +42,7 @@ BUNDLE = Path(__file__).resolve().parent / 'data' / 'core' / 'eval_bundle'
 HINT = 'run: python data/core/prepare.py'
 BLOCK = 64  # examples that are batched with each other; a block runs on one rank
 TOKENS = 2**14  # of a forward pass, with padding, at most
+CPU_TOKENS = 2**11  # the same on a CPU, where 2**14 took up to twice as long
 LOGITS = 2**25  # numbers in a piece of the logits, at most
 
 # {task: (examples in the prompt, percent that guessing scores)} of published scores: DCLM's
@@ -422,12 +423,12 @@ class Answer(NamedTuple):
     exact: bool  # each of them is the likeliest
 
 
-def batches(trees: Sequence[Tree], max_rows: int) -> Iterator[list[int]]:
+def batches(trees: Sequence[Tree], max_rows: int, max_tokens: int) -> Iterator[list[int]]:
     """Indices of the trees, batched by length, the longest first."""
     order = sorted(range(len(trees)), key=lambda i: -len(trees[i].ids))
     while order:
         longest = len(trees[order[0]].ids)
-        rows = max(1, min(max_rows, TOKENS // longest))
+        rows = max(1, min(max_rows, max_tokens // longest))
         yield order[:rows]
         order = order[rows:]
 
@@ -446,8 +447,10 @@ def score(model: GPT, examples: Sequence[Sequence[Row]], max_rows: int = 64) -> 
 
     # 2) Batches
     found = {}
-    with evaluating(model), runtime.any_shape(model.transformer.wte.weight.device):
-        for batch in batches(trees, max_rows):
+    device = model.transformer.wte.weight.device
+    max_tokens = CPU_TOKENS if device.type == 'cpu' else TOKENS
+    with evaluating(model), runtime.any_shape(device):
+        for batch in batches(trees, max_rows, max_tokens):
             for index, answers in zip(batch, score_batch(model, [trees[i] for i in batch])):
                 found.update(zip(names[index], answers))
     return [

@@ -285,7 +285,7 @@ def test_batches_and_pieces_change_nothing_but_rounding(bundle, tokenizer, monke
     for task in core.load_bundle(bundle):
         expected = losses_of(model, tokenizer, task)
         for tokens, logits, rows in ((2**14, 2**25, 1), (2**14, 1, 3), (1, 2**10, 64), (300, 1, 7)):
-            monkeypatch.setattr(core, 'TOKENS', tokens)
+            monkeypatch.setattr(core, 'CPU_TOKENS', tokens)
             monkeypatch.setattr(core, 'LOGITS', logits)
             found = losses_of(model, tokenizer, task, max_rows=rows)
             for some, others in zip(found, expected, strict=True):
@@ -336,7 +336,7 @@ def test_memory_is_bounded_and_shared_tokens_are_computed_once(bundle, tokenizer
 
     monkeypatch.setattr(model, 'hidden', spy_hidden)
     monkeypatch.setattr(model, 'logits', spy_logits)
-    monkeypatch.setattr(core, 'TOKENS', 600)
+    monkeypatch.setattr(core, 'CPU_TOKENS', 600)
     monkeypatch.setattr(core, 'LOGITS', 10 * tokenizer.vocab_size)
     (task,) = [task for task in core.load_bundle(bundle) if task.name == 'solved']
     indices = range(len(task.examples))
