@@ -434,7 +434,8 @@ def core(data: shards.Data, machine: Machine, figures: dict) -> dict:
     # 1) The model, and a task to warm up
     torch.manual_seed(seed)
     shape = dict(vocab_size=max(vocab_size, ONE_TOKEN_PER_BYTE.vocab_size), block_size=CONTEXT)
-    model = GPT(dataclasses.replace(make_config(), **shape)).to(machine.device).eval()
+    number = torch.float64 if machine.dtype == 'float64' else torch.float32
+    model = GPT(dataclasses.replace(make_config(), **shape)).to(machine.device, number).eval()
     rng = np.random.default_rng(seed)
     listed = [random_task(name, rng) for name in ('copa', *CORE_TASKS)]
 
