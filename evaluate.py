@@ -6,6 +6,7 @@ What a model scores: its loss over held-out data, and how well it answers proble
     $ python evaluate.py --num_samples=16 --temperature=1    # pass@1, 2, 4, 8 and 16
     $ python evaluate.py --data=data/tinyworld/pretrain      # validation loss and bits per byte too
     $ python evaluate.py --problems=arc,mmlu,gsm8k,humaneval # benchmarks: see docs/benchmarks.md
+    $ python evaluate.py --core=data/core/eval_bundle        # CORE: 22 tasks for base models
     $ torchrun --standalone --nproc_per_node=8 evaluate.py   # the same numbers from eight GPUs
 
 A validation reader is a reader whose first step holds all evaluation rows. The loss of that step is
@@ -48,6 +49,7 @@ import runtime
 import tasks
 from batches import Reader, Shape, Stream
 from conversation import Chat
+from core import Core, core_numbers, load_bundle  # `core` is a setting below
 from engine import PREFILL_TOKENS, Engine, Sample, Sampling, evaluating
 from model import GPT
 from shards import Data, check_tokenizer, mixture
@@ -550,7 +552,7 @@ class Skills:
         self.grade = tasks.grader(problems, allow_unsafe_code)
         self.names = list(by_skill(problems))
         for name in self.names:
-            if name in runlog.RESERVED or name.startswith('val'):
+            if name in runlog.RESERVED or name.startswith(('val', 'core')):
                 raise SystemExit(
                     f'a skill is named {name!r}, which names another number in the log; '
                     'give it another name'
@@ -586,6 +588,7 @@ def check(settings: SimpleNamespace, ranks: runtime.Ranks) -> None:
     """SystemExit for a setting out of range, or a --json file that cannot be written."""
     least = dict(
         limit=0, num_samples=1, temperature=0, max_new_tokens=1, seed=0, batch_size=1, show=0,
+        core_limit=0,
     )  # fmt: skip
     for name, low in least.items():
         value = getattr(settings, name)
@@ -663,7 +666,7 @@ def open_problems(
     (engine that can chat, {skill: questions to ask}).
 
     If the model cannot chat or the problems cannot be used: (None, {}) and a line that says so if
-    only --data was given, else SystemExit.
+    only --data or --core was given, else SystemExit.
     """
     try:
         chat = Chat(tokenizer)
@@ -672,7 +675,7 @@ def open_problems(
         problems = tasks.load(files, settings.split, names, settings.limit)
         questions = {name: read(engine, found) for name, found in by_skill(problems).items()}
     except SystemExit as error:
-        if settings.problems or settings.skills or not settings.data:
+        if settings.problems or settings.skills or not (settings.data or settings.core):
             raise
         say(f'no problems: {error}', file=sys.stderr)
         return None, {}
@@ -852,6 +855,10 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
         data = Data(settings.data) if settings.data else None
         if data:
             check_tokenizer(data, tokenizer.hash, path)
+        core = None
+        if settings.core:
+            bundle = load_bundle(settings.core, settings.core_limit)
+            core = Core(model, tokenizer, bundle, settings.batch_size, ranks.rank, ranks.world_size)
         files = files or [problems_beside(state['config'].get('dataset', ''))]
         engine, questions = open_problems(settings, files, model, tokenizer)
         kept = open_kept(settings, path, (device, dtype), ranks)
@@ -866,6 +873,8 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
             numbers = text_numbers(model, data, split, settings.batch_size, device, ranks)
             listed = ', '.join(f'{name} {x:.4f}' for name, x in numbers.items())
             say(f'{settings.data}, split {split}: {listed}', flush=True)
+        results = core.run() if core else []
+        numbers |= core_numbers(results)
         scores, not_run = score_skills(settings, engine, questions, kept)
     if scores:
         numbers['mean'] = mean(scores)
@@ -876,7 +885,9 @@ def main(config: dict, ranks: runtime.Ranks) -> None:
     if ranks.rank == 0:
         about = dict(checkpoint=str(path), stage=stage, step=step, source=source)
         skills = {name: score._asdict() for name, score in scores.items()}
-        facts = {**about, **config, **numbers, 'skills': skills, 'not_run': missing | not_run}
+        core_tasks = {result.name: result._asdict() for result in results}
+        details = dict(skills=skills, core_bundle=settings.core, core_tasks=core_tasks)
+        facts = {**about, **config, **numbers, **details, 'not_run': missing | not_run}
         write_numbers(settings, path.parent, facts)
     runtime.leave()
 
@@ -891,6 +902,8 @@ if __name__ == '__main__':
     skills = ''  # which skills, separated by commas; '' is all
     limit = 500  # problems of each skill, the first ones; 0 is all
     data = ''  # a data folder: measure loss, perplexity and bits per byte on it too; '' is none
+    core = ''  # the bundle of CORE, data/core/eval_bundle: measure it too; '' is none
+    core_limit = 0  # examples of each of its tasks; 0 is all
     # how problems are answered
     num_samples = 1  # answers to each problem; several show pass@k, and need a temperature
     temperature = 0.0  # 0: always the likeliest token

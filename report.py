@@ -276,10 +276,13 @@ def measured_in(row: dict) -> Iterator[tuple[str, Measured]]:
         yield name, Measured(step, 0, 'not run')
 
     # 3) Numbers of the whole call
-    for key in ('core', 'ChatCORE', 'ChatCORE without counting'):
-        if number(row, key) is not None and not temperature:
-            name = key.replace('core', 'CORE')
-            yield name, Measured(step, total, f'{row[key]:.4f}')
+    core_tasks = fields_of(row, 'core_tasks')
+    examples = sum(number(fields_of(core_tasks, name), 'examples') or 0 for name in core_tasks)
+    if number(row, 'core') is not None:
+        yield 'CORE', Measured(step, examples, f'{row["core"]:.4f}')
+    for name in ('ChatCORE', 'ChatCORE without counting'):
+        if number(row, name) is not None and not temperature:
+            yield name, Measured(step, total, f'{row[name]:.4f}')
     if number(row, 'bits_per_byte') is not None:
         name = f'bits per byte of {row.get("data")}'
         yield name, Measured(step, 0, short(row['bits_per_byte']))

@@ -27,6 +27,7 @@ LAYERS = {
     'leaf': 'model moe tokenizer conversation optim tools sandbox configurator runtime runlog',
     'lower': 'shards',
     'middle': 'batches tasks engine checkpoint pretrained plan',
+    'high': 'core',
     'upper': 'evaluate',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }
@@ -36,8 +37,9 @@ MAY_IMPORT = {
     'leaf': ('base',),
     'lower': ('base', 'leaf'),
     'middle': ('base', 'leaf', 'lower'),
-    'upper': ('base', 'leaf', 'lower', 'middle'),
-    'program': ('base', 'leaf', 'lower', 'middle', 'upper'),
+    'high': ('base', 'leaf', 'lower', 'middle'),
+    'upper': ('base', 'leaf', 'lower', 'middle', 'high'),
+    'program': ('base', 'leaf', 'lower', 'middle', 'high', 'upper'),
 }
 PACKAGES = {'torch', 'numpy', 'tiktoken', 'requests', 'tqdm', 'regex'}
 UNIX_ONLY = {'fcntl', 'resource', 'termios', 'pwd', 'grp', 'readline', 'tty', 'pty', 'syslog'}

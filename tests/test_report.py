@@ -594,7 +594,11 @@ def test_benchmarks_have_a_column_for_each_stage_that_was_measured(run_folder, p
     sampled = scores(40, gsm8k=0.3, more=dict(temperature=1.0))
     sampled['skills']['gsm8k']['passed'] = {'1': 0.3, '8': 0.6}
     lines = {
-        'pretrain': [scores(40, more=dict(core=0.2219, bits_per_byte=0.81234, data='data/a|b'))],
+        'pretrain': [
+            scores(40, more=dict(core=0.2219, bits_per_byte=0.81234, data='data/a|b'))
+            | {'core_tasks': {'copa': {'examples': 100}}},
+            scores(40, more=dict(core=0.9, core_tasks={'copa': {'examples': 10}})),
+        ],
         'sft': [
             scores(20, arc_easy=0.1, gsm8k=0.1),  # an earlier step
             scores(40, arc_easy=0.3876, more=dict(ChatCORE=0.0884, not_run={'humaneval': 'why'})),
