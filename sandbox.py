@@ -197,7 +197,7 @@ def launch() -> None:
         set_limits(job['cpu_seconds'])
         child = os.fork()
     except OSError as error:
-        sys.exit(f'{error.filename or "sandbox"}: {error.strerror}')
+        sys.exit(f'{error.filename or "set-up"}: {error.strerror}')
 
     # 3) The process inside runs the program, the outer one waits for it
     if child == 0:
