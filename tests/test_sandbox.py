@@ -116,7 +116,7 @@ def test_a_right_program_passes(boxes, code, tests):
     ('def g(x):\n    return 4', TESTS, 'the program ended'),
     (RIGHT, 'assert True', 'do not call'),
     (RIGHT, 'candidate(2)\nraise SystemExit(0)', 'SystemExit: 0'),
-    (RIGHT, 'candidate(len)', 'is no literal'),
+    (RIGHT, 'candidate(len)', 'is not a literal'),
     (RIGHT, 'candidate(2)\nimport os\nos._exit(0)', 'the tests ended early'),
 ], ids=range(8))  # fmt: skip
 def test_why_a_program_fails(boxes, code, tests, why):
