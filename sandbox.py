@@ -444,9 +444,7 @@ class Candidate:
                 return value
             case ('error', str(name), str(text)):
                 raise exception(name, text)
-        self.failure = (
-            self.failure or 'the program ended, or returned a value that is not a literal'
-        )
+        self.failure = self.failure or 'the program ended, or its value is not a literal'
         raise RuntimeError(self.failure)
 
 

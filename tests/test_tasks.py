@@ -269,6 +269,7 @@ CODE = dict(grader='code', answer=None, prompt=PROMPT, entry_point='f', test='as
 @pytest.mark.parametrize('text, program', [
     ('So:\n```python\ndef f(x):\n    return 2 * x\n```\nOr:\n```python\nf = 1\n```',
      IMPORTS + 'def f(x):\n    return 2 * x\n'),
+    ('```bash\nls\n```\n  ```python \nf = "```"\n  ```\n', IMPORTS + 'f = "```"\n'),
     ('```\ndef f(x):\n    return 2 * x', IMPORTS + 'def f(x):\n    return 2 * x'),
     ('y = 1\n\ndef f(x):\n    return 2 * x', IMPORTS + 'y = 1\n\ndef f(x):\n    return 2 * x'),
     ('    return 2 * x\n', PROMPT + '    return 2 * x\n\n'),
