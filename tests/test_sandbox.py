@@ -533,13 +533,13 @@ def humaneval(oracle):
 
 @pytest.mark.slow
 def test_the_reference_solutions_pass(boxes, humaneval):
-    """As completions and as answers of a chat; and no function that does nothing passes."""
-    completions = [problem['answer'] for problem in humaneval]
-    blocks = [f'So:\n```python\n{p["prompt"]}{p["answer"]}\n```\nDone.' for p in humaneval]
-    idle = ['    pass\n'] * len(humaneval)
-    assert len(humaneval) == 164
-    for answers, grade in ((completions, 1.0), (blocks, 1.0), (idle, 0.0)):
-        assert tasks.grade_all(humaneval, answers) == [grade] * 164
+    """In turn as a completion and as the answer of a chat; a function that does nothing fails."""
+    answers = [problem['answer'] for problem in humaneval]
+    for i in range(0, len(humaneval), 2):
+        answers[i] = f'So:\n```python\n{humaneval[i]["prompt"]}{answers[i]}\n```\nDone.'
+    assert tasks.grade_all(humaneval, answers) == [1.0] * 164
+    some = humaneval[::4]
+    assert tasks.grade_all(some, ['    pass\n'] * len(some)) == [0.0] * len(some)
 
 
 @pytest.mark.parametrize('number', [32, 38, 50])
