@@ -309,6 +309,8 @@ def f(x):
         try:
             os.kill(number, 0)
             return 4
+        except PermissionError:
+            return 4
         except ProcessLookupError:
             pass'''),
     ('signals its parent', '''
