@@ -1,5 +1,5 @@
-"""
-Runs a program that a model wrote, and tells whether it passes its tests. Linux only.
+r"""
+Runs a program that a model wrote, and tells whether it passes its tests. Needs Linux 5.14.
 
     >>> run('def double(x):\n    return 2 * x', 'double', 'assert candidate(4) == 8')
     Result(passed=True, why='')
@@ -19,22 +19,23 @@ the tests do not see a list that was changed in place.
 A box is a new Python in namespaces of its own. Each takes something away:
 
     user       no rights outside the box, whatever the process holds inside
-    mount      of all files only the system's libraries and Python's remain, read-only, and an
-               empty folder in memory. There is no /proc and no /dev
-    PID        no other process has a number, so none can be signalled or traced. When the first
-               process of the namespace ends, the kernel kills all others
+    mount      the only files are the libraries of the system and of Python, read-only, and those
+               in an empty folder in memory. There is no /proc and no /dev
+    PID        processes outside have no number, so they cannot be signalled or traced. When the
+               first process of the namespace ends, the kernel kills all others
     network    no interface is up: no address can be reached
     IPC, UTS   no shared memory, message queues or host name of others
 
-A filter of system calls (seccomp) refuses those that reach what has no namespace: sockets to the
-host of a virtual machine, the kernel's keys, memory that no limit counts.
+A filter (seccomp) refuses the system calls for which there is no namespace or limit: sockets to the
+host of a virtual machine, the kernel's keys, memory outside all processes.
 
 Limits cap time, memory, processes, files and what crosses the pipe. The environment is empty;
 stdin, stdout and stderr are /dev/null. A caller that is root becomes another user first, because
 some limits do not hold for root.
 
 Not defended against: faults of the kernel, measuring the load of the machine, and memory in total,
-which is bounded for each process alone. On a shared machine run all of it in a container as well.
+which is limited for each process alone; where memory runs out, the kernel ends a box first. On a
+machine that must not fail, run all of it in a container as well.
 
 Left out on purpose: other languages, packages besides the standard library, programs that read
 stdin or keep state between runs.
@@ -63,7 +64,7 @@ from typing import NamedTuple
 CPU_SECONDS = 4  # of each process. It decides, rather than the clock: no test depends on the load
 WALL_SECONDS = 20  # of all of a box; for programs that wait
 MEMORY = 512 << 20  # bytes of address space of a process
-PROCESSES = 16  # of a box, threads included
+PROCESSES = 8  # of a box, threads included
 OPEN_FILES = 32
 SCRATCH = 16 << 20  # bytes in the folder for files, and in each file
 SCRATCH_FILES = 500
@@ -96,10 +97,10 @@ def run(program: str, entry_point: str, tests: str, allow_unsafe_code: bool = Fa
     limits alone. Those can read, write and send whatever the user can. Safe to call from threads.
     """
     reason = why_unavailable()
-    if reason and not allow_unsafe_code:
+    if reason and not (allow_unsafe_code and sys.platform == 'linux'):
         raise SystemExit(
             f'a program that a model wrote cannot be confined here ({reason}), expected Linux with '
-            'user namespaces; --allow_unsafe_code=True runs it all the same'
+            'user namespaces; on any Linux --allow_unsafe_code=True runs it without'
         )
     try:
         return run_boxes(program, entry_point, tests, confined=not reason)
@@ -153,15 +154,17 @@ def box(job: dict, reads: int, writes: int) -> Iterator[subprocess.Popen]:
     """
     Start a box for the job; end it and all of its processes at the end of the block.
 
-    Its stdin carries the job, and is the box's line to its caller: when it is closed, because the
-    block ends or the caller was killed, launch() kills whatever runs in the box.
+    Its stdin carries the job and stays open. When it is closed, because the block ends or the
+    caller was killed, launch() kills whatever runs in the box.
     """
     command = [getattr(sys, '_base_executable', sys.executable), '-S', '-B', '-c', START, FOLDER]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        pass_fds=(reads, writes), env=ENVIRONMENT, cwd='/', start_new_session=True, bufsize=0,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, process:
+    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    more = dict(pass_fds=(reads, writes), env=ENVIRONMENT, cwd='/', start_new_session=True)
+    with (
+        # used only if not confined
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        subprocess.Popen(command, bufsize=0, **streams, **more) as process,
+    ):
         line = json.dumps(dict(job, folder=folder, reads=reads, writes=writes)) + '\n'
         try:
             with contextlib.suppress(BrokenPipeError):  # it failed, and its report says why
@@ -186,6 +189,8 @@ def launch() -> None:
     # 2) Confine this process; the next one inherits all of it
     try:
         if job['confined']:
+            # The first to be killed where memory runs out
+            Path('/proc/self/oom_score_adj').write_text('1000', encoding='utf-8')
             become_unprivileged()
             make_namespaces()
             make_file_system()
@@ -194,10 +199,10 @@ def launch() -> None:
         else:
             os.chdir(job['folder'])
         Path('program.py').write_text(job['code'], encoding='utf-8', errors='surrogatepass')
-        set_limits(job['cpu_seconds'])
+        set_limits(job['cpu_seconds'], PROCESSES if job['confined'] else None)
         child = os.fork()
     except OSError as error:
-        sys.exit(f'{error.filename or "sandbox"}: {error.strerror}')
+        sys.exit(f'{error.filename or "set-up"}: {error.strerror}')
 
     # 3) The process inside runs the program, the outer one waits for it
     if child == 0:
@@ -209,11 +214,11 @@ def launch() -> None:
 def wait_for(child: int, seconds: float) -> bool:
     """Wait until the child ends, the time is over or the caller is gone. Then kill it, and with it
     all processes of the box. Returns whether it ended by itself."""
-    line = select.poll()
-    line.register(0)  # readable when the caller has closed stdin
+    stdin = select.poll()
+    stdin.register(0)  # readable when the caller has closed it
     ended = False
     deadline = time.monotonic() + seconds
-    while not ended and time.monotonic() < deadline and not line.poll(5):
+    while not ended and time.monotonic() < deadline and not stdin.poll(5):
         # WNOWAIT: a child that has ended keeps its number until waitpid() below
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     for target in (child, -child):  # -child: its process group, for lack of a PID namespace
@@ -260,9 +265,9 @@ def become_unprivileged() -> None:
     # Python's folder may be open to root alone, but a process may stay where it is
     os.chdir(library())
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
-        os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+        call('setgroups', 0, None)
+        call('setresgid', UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+        call('setresuid', UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
         call('prctl', PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self stays root's
 
 
@@ -276,7 +281,7 @@ def make_namespaces() -> None:
     user, group = os.getuid(), os.getgid()
     kinds = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
     call('unshare', CLONE_NEWUSER | kinds)
-    # The user keeps its number; no other user exists inside
+    # The user keeps its number; there are no other users inside
     for name, text in dict(
         setgroups='deny', uid_map=f'{user} {user} 1', gid_map=f'{group} {group} 1'
     ).items():
@@ -345,13 +350,16 @@ def filter_system_calls() -> None:
     call('prctl', PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0)
 
 
-def set_limits(cpu_seconds: int) -> None:
+def set_limits(cpu_seconds: int, processes: int | None) -> None:
+    """Limits for this process and all that it starts. processes: None where the kernel would count
+    all processes of the user, not those of the box."""
     import resource  # does not exist on Windows
 
     limits = dict(
-        CPU=cpu_seconds, AS=MEMORY, NPROC=PROCESSES, NOFILE=OPEN_FILES, FSIZE=SCRATCH, CORE=0,
-        MSGQUEUE=0, MEMLOCK=0,
+        CPU=cpu_seconds, AS=MEMORY, NOFILE=OPEN_FILES, FSIZE=SCRATCH, CORE=0, MSGQUEUE=0, MEMLOCK=0,
     )  # fmt: skip
+    if processes:
+        limits['NPROC'] = processes
     for name, most in limits.items():
         number = getattr(resource, f'RLIMIT_{name}')
         _, hard = resource.getrlimit(number)
@@ -422,12 +430,13 @@ class Candidate:
 
     def __call__(self, *args, **kwargs):
         self.calls += 1
-        call = literal((args, kwargs)).encode()
+        question = literal((args, kwargs)).encode()
         try:
-            self.writes.write(call + b'\n')
+            self.writes.write(question + b'\n')
             self.writes.flush()
             line = self.reads.readline(MAX_VALUE)
-            answer = ast.literal_eval(line.decode()) if line.endswith(b'\n') else ()
+            complete = line.endswith(b'\n')
+            answer = ast.literal_eval(line.decode()) if complete else ()
         except (OSError, ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             answer = ()
         match answer:
@@ -435,7 +444,7 @@ class Candidate:
                 return value
             case ('error', str(name), str(text)):
                 raise exception(name, text)
-        self.failure = self.failure or 'the program ended, or returned what is no literal'
+        self.failure = self.failure or 'the program ended, or its value is not a literal'
         raise RuntimeError(self.failure)
 
 
@@ -454,7 +463,7 @@ def exception(name: str, text: str) -> Exception:
 def literal(value: object) -> str:
     """
     The value as ASCII text for ast.literal_eval; of subclasses, such as Counter, the plain value.
-    TypeError for what is no literal.
+    TypeError for anything else.
 
         [1, 'é', (2.5,)]    "[1, '\\xe9', (2.5, )]"
         float('inf')        '1e999'
@@ -477,4 +486,4 @@ def literal(value: object) -> str:
         if isinstance(value, tuple):
             return f'({parts})'
         return f'{{{parts}}}' if value else 'set()'
-    raise TypeError(f'a {type(value).__name__} is no literal')
+    raise TypeError(f'a {type(value).__name__} is not a literal')

@@ -91,6 +91,9 @@ SINGLE = rf'(?<![{CHARACTER}]){LETTER}(?![{CHARACTER}])'  # the a of c-a-t
 SEPARATOR = r'(?: ?[-–—_*,] ?|[ .\n])'
 SPELLED = rf'{SINGLE}(?:{SEPARATOR}{SINGLE})*'  # c-a-t   C, A, T   c a t   C.A.T
 
+# For program_of(): a fenced block of a language, which a cut-off answer may not close
+BLOCK = r'(?sm)^[ \t]*```{}[ \t]*\n(.*?)(?:^[ \t]*```|\Z)'
+
 NAME = r"\w(?:[\w .'’-]*\w)?"  # a person or thing in a story: Mary Ann O'Neil-Smith
 
 # -----------------------------------------------------------------------------
@@ -267,16 +270,16 @@ def code(problem: dict, text: str, allow_unsafe_code: bool = False) -> float:
 
 
 def program_of(problem: dict, text: str) -> str:
-    """
+    r"""
     The program that an answer gives:
 
-        'Here it is:\n```python\ndef f(x):…```'    the prompt's imports and the first block: a chat
-        'def f(x):…'                              the prompt's imports and the text
-        '    return x\n\nprint(f(1))'              the prompt and the text, up to the first line
-                                                  that is not indented: a base model
+        'So:\n```python\ndef f(x):…\n```\n'    the prompt's imports and the first block: a chat
+        'def f(x):…'                          the prompt's imports and the text
+        '    return x\n\nprint(f(1))'          the prompt and the text, up to the first line that is
+                                              not indented: a base model
     """
     prompt = problem.get('prompt', '')
-    block = re.search(r'```(?:python)?[ \t]*\n(.*?)(?:```|\Z)', text, re.DOTALL)
+    block = re.search(BLOCK.format('python'), text) or re.search(BLOCK.format(''), text)
     whole = block[1] if block else text
     if block or re.search(rf'^def {problem["entry_point"]}\b', text, re.MULTILINE):
         return '\n'.join([*imports_of(prompt), whole])

@@ -116,7 +116,7 @@ def test_a_right_program_passes(boxes, code, tests):
     ('def g(x):\n    return 4', TESTS, 'the program ended'),
     (RIGHT, 'assert True', 'do not call'),
     (RIGHT, 'candidate(2)\nraise SystemExit(0)', 'SystemExit: 0'),
-    (RIGHT, 'candidate(len)', 'is no literal'),
+    (RIGHT, 'candidate(len)', 'is not a literal'),
     (RIGHT, 'candidate(2)\nimport os\nos._exit(0)', 'the tests ended early'),
 ], ids=range(8))  # fmt: skip
 def test_why_a_program_fails(boxes, code, tests, why):
@@ -308,6 +308,8 @@ def f(x):
     for number in range(2, 50000):
         try:
             os.kill(number, 0)
+            return 4
+        except PermissionError:
             return 4
         except ProcessLookupError:
             pass'''),
@@ -533,13 +535,13 @@ def humaneval(oracle):
 
 @pytest.mark.slow
 def test_the_reference_solutions_pass(boxes, humaneval):
-    """As completions and as answers of a chat; and no function that does nothing passes."""
-    completions = [problem['answer'] for problem in humaneval]
-    blocks = [f'So:\n```python\n{p["prompt"]}{p["answer"]}\n```\nDone.' for p in humaneval]
-    idle = ['    pass\n'] * len(humaneval)
-    assert len(humaneval) == 164
-    for answers, grade in ((completions, 1.0), (blocks, 1.0), (idle, 0.0)):
-        assert tasks.grade_all(humaneval, answers) == [grade] * 164
+    """In turn as a completion and as the answer of a chat; a function that does nothing fails."""
+    answers = [problem['answer'] for problem in humaneval]
+    for i in range(0, len(humaneval), 2):
+        answers[i] = f'So:\n```python\n{humaneval[i]["prompt"]}{answers[i]}\n```\nDone.'
+    assert tasks.grade_all(humaneval, answers) == [1.0] * 164
+    some = humaneval[::4]
+    assert tasks.grade_all(some, ['    pass\n'] * len(some)) == [0.0] * len(some)
 
 
 @pytest.mark.parametrize('number', [32, 38, 50])
