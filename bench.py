@@ -428,46 +428,50 @@ def one_at_a_time(model: GPT, task: core_tasks.Task, index: int, device: str) ->
     ]
 
 
+def core_seconds(model: GPT, task: core_tasks.Task, machine: Machine) -> tuple[float, float]:
+    """Seconds that a task takes batched, and one example at a time."""
+    indices = range(core_examples)
+    wait(machine.device)
+    began = time.perf_counter()
+    with runtime.autocast(machine.dtype, machine.device):
+        rows = core_tasks.read_examples(task, indices, ONE_TOKEN_PER_BYTE, CONTEXT)
+        core_tasks.score(model, rows)
+        between = time.perf_counter()
+        for index in indices:
+            one_at_a_time(model, task, index, machine.device)
+    return between - began, time.perf_counter() - between
+
+
 def core(data: shards.Data, machine: Machine, figures: dict) -> dict:
-    """Examples per second of each type of task and of all, and how many times as fast as one at a
-    time."""
-    # 1) The model, and a task to warm up
+    """Examples per second, batched and one at a time: of the tasks with choices, the others, and
+    all."""
+    # 1) The model
     torch.manual_seed(seed)
     shape = dict(vocab_size=max(vocab_size, ONE_TOKEN_PER_BYTE.vocab_size), block_size=CONTEXT)
     number = torch.float64 if machine.dtype == 'float64' else torch.float32
     model = GPT(dataclasses.replace(make_config(), **shape)).to(machine.device, number).eval()
-    rng = np.random.default_rng(seed)
-    listed = [random_task(name, rng) for name in ('copa', *CORE_TASKS)]
 
-    # 2) Each task in both ways, one right after the other
-    seconds = {}  # type: seconds of its tasks, batched and one at a time
-    examples = {}
-    for number, task in enumerate(listed):
-        indices = range(core_examples)
-        wait(machine.device)
-        began = time.perf_counter()
-        with runtime.autocast(machine.dtype, machine.device):
-            rows = core_tasks.read_examples(task, indices, ONE_TOKEN_PER_BYTE, CONTEXT)
-            core_tasks.score(model, rows)
-            between = time.perf_counter()
-            for index in indices:
-                one_at_a_time(model, task, index, machine.device)
-        ended = time.perf_counter()
-        for kind in (task.kind, 'all') if number else ():
-            seconds.setdefault(kind, []).append((between - began, ended - between))
-            examples[kind] = examples.get(kind, 0) + core_examples
+    # 2) Each task both ways, one right after the other
+    rng = np.random.default_rng(seed)
+    core_seconds(model, random_task('copa', rng), machine)  # warm-up
+    seconds = dict(choices=[], language_modeling=[], all=[])
+    for name in CORE_TASKS:
+        task = random_task(name, rng)
+        pair = core_seconds(model, task, machine)
+        text = task.kind == 'language_modeling'
+        seconds['language_modeling' if text else 'choices'].append(pair)
+        seconds['all'].append(pair)
 
     # 3) Figures
     found = {}
-    for kind, pairs in seconds.items():
-        batched, alone = map(sum, zip(*pairs))
-        found[kind] = dict(
-            examples_per_second=examples[kind] / batched,
-            one_at_a_time_per_second=examples[kind] / alone, times=alone / batched,
-        )  # fmt: skip
+    for group, pairs in seconds.items():
+        batched, alone = [len(pairs) * core_examples / sum(times) for times in zip(*pairs)]
+        found[group] = dict(
+            examples_per_second=batched, one_at_a_time_per_second=alone, times=batched / alone
+        )
         print(
-            f'core    {kind:<18} {examples[kind] / batched:>8,.1f} examples/s | one at a time '
-            f'{examples[kind] / alone:>8,.1f} | {alone / batched:.2f} times as fast'
+            f'core    {group:<18} {batched:>8,.1f} examples/s | one at a time {alone:>8,.1f} | '
+            f'{batched / alone:.2f} times as fast'
         )
     return found
 

@@ -105,10 +105,10 @@ def load_bundle(folder: str | Path, limit: int = 0) -> list[Task]:
         if not (folder / name).is_file():
             raise SystemExit(f'{folder / name}: no such file, expected the bundle of CORE; {HINT}')
     listed = read_settings(folder / 'core.yaml')
-    names = {str(settings.get('label')) for _, settings in listed}
-    baselines = read_baselines(folder / 'eval_meta_data.csv', names)
     if not listed:
         raise SystemExit(f'{folder / "core.yaml"}: no tasks below icl_tasks; {HINT}')
+    names = {str(settings.get('label')) for _, settings in listed}
+    baselines = read_baselines(folder / 'eval_meta_data.csv', names)
     return [make_task(folder, where, settings, baselines, limit) for where, settings in listed]
 
 
@@ -166,19 +166,27 @@ def read_baselines(path: Path, wanted: set[str]) -> dict[str, float]:
     """{task: the share that guessing gets right} of the wanted tasks. The file has rows for many
     others."""
     found = {}
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            where = f'{path}:{reader.line_num}'
-            name, percent = row.get('Eval Task'), row.get('Random baseline')
-            if name is None or percent is None:
-                raise SystemExit(f"{where}: no 'Eval Task' or no 'Random baseline'; {HINT}")
-            if name in wanted and not re.fullmatch(r'\d{1,2}(\.\d*)?', percent.strip()):
-                expected = 'expected a percentage below 100'
-                raise SystemExit(f'{where}: Random baseline is {percent!r:.60}, {expected}')
-            if name in wanted:
-                found[name] = 0.01 * float(percent)
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
+    for row in reader:
+        where = f'{path}:{reader.line_num}'
+        name = row.get('Eval Task')
+        percent = row.get('Random baseline')
+        if name is None or percent is None:
+            raise SystemExit(f"{where}: no 'Eval Task' or no 'Random baseline'; {HINT}")
+        if name not in wanted:
+            continue
+        if not re.fullmatch(r'\d{1,2}(\.\d*)?', percent.strip()):
+            expected = 'expected a percentage below 100'
+            raise SystemExit(f'{where}: Random baseline is {percent!r:.60}, {expected}')
+        found[name] = 0.01 * float(percent)
     return found
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise SystemExit(f'{path}: no UTF-8 at byte {error.start}; {HINT}') from None
 
 
 # A line of core.yaml
@@ -206,7 +214,7 @@ def read_settings(path: Path) -> list[tuple[str, dict]]:
     """
     tasks = []
     inside = False
-    for number, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if re.match(r'\w', line):  # a key of the file, not of a task
             inside = line.startswith('icl_tasks:')
             continue
@@ -244,8 +252,8 @@ def describe(tasks: Sequence[Task]) -> str:
         return f"CORE: {len(tasks)} tasks, baselines of DCLM's version 1"
     other = [name for name in {**PUBLISHED, **found} if found.get(name) != PUBLISHED.get(name)]
     return (
-        f"{len(tasks)} tasks that are not CORE with DCLM's baselines of version 1, so the score "
-        f'does not compare with published ones; other or missing: {", ".join(other)}'
+        'the score does not compare with published ones: task, shots or baseline differ from '
+        f"CORE with DCLM's version 1 in {', '.join(other)}"
     )
 
 
@@ -271,13 +279,16 @@ def gold(task: Task, example: dict) -> int:
 
 def prompts(task: Task, index: int) -> list[str]:
     """
-    The texts whose tokens decide about an example: completed() after solved examples, for language
-    modelling after the text without its answer. Blank lines stand between examples.
+    The prompts of an example: solved examples, then the question completed by each possible answer.
+    Language modelling has one answer; its first prompt lacks it, which tells where it begins.
 
         Capital of Italy? Rome
 
-        Capital of Spain?             the text without its answer
-        Capital of Spain? Madrid      is longer at its end
+        Capital of Spain?
+
+        Capital of Italy? Rome
+
+        Capital of Spain? Madrid
     """
     # 1) Solved examples: drawn from all others, fewer if there are not enough
     example = task.examples[index]
@@ -459,7 +470,7 @@ def score(model: GPT, examples: Sequence[Sequence[Row]], max_rows: int = 64) -> 
 
 
 def score_batch(model: GPT, trees: Sequence[Tree]) -> list[list[Answer]]:
-    """The same for the rows of each tree, by one forward pass."""
+    """An Answer for each row of each tree, by one forward pass."""
     # 1) The hidden states of all tokens. Padding is on the right, where nothing attends to it
     device = model.transformer.wte.weight.device
     longest = max(len(tree.ids) for tree in trees)
@@ -490,12 +501,8 @@ def score_batch(model: GPT, trees: Sequence[Tree]) -> list[list[Answer]]:
 
     # 3) An answer for each row, from its scored tokens
     sizes = [len(target) for target in targets]
-    answers = iter([
-        Answer(float(losses.mean()), bool(exact.all()))
-        for losses, exact in zip(
-            torch.cat(nats).double().cpu().split(sizes), torch.cat(hits).cpu().split(sizes)
-        )
-    ])  # fmt: skip
+    by_row = zip(torch.cat(nats).cpu().double().split(sizes), torch.cat(hits).cpu().split(sizes))
+    answers = (Answer(float(losses.mean()), bool(exact.all())) for losses, exact in by_row)
     return [[next(answers) for _ in tree.targets] for tree in trees]
 
 
@@ -541,7 +548,8 @@ class Core:
         results = []
         for task in self.tasks:
             began = perf_counter()
-            result = summarise(task, self.grade(task), perf_counter() - began)
+            grades = self.grade(task)
+            result = summarise(task, grades, perf_counter() - began)
             self.say(line(result))
             results.append(result)
         core, error = mean(results)
@@ -551,10 +559,9 @@ class Core:
     def grade(self, task: Task) -> list[float]:
         """1.0 for each example that the model gets right, else 0.0. Equal on all ranks."""
         grades = [0.0] * len(task.examples)
-        starts = range(self.rank * BLOCK, len(grades), self.world_size * BLOCK)
-        for start in starts:
+        block_size = self.model.config.block_size
+        for start in range(self.rank * BLOCK, len(grades), self.world_size * BLOCK):
             indices = range(start, min(start + BLOCK, len(grades)))
-            block_size = self.model.config.block_size
             examples = read_examples(task, indices, self.tokenizer, block_size)
             for index, answers in zip(indices, score(self.model, examples, self.max_rows)):
                 grades[index] = float(is_right(task, index, answers))
