@@ -447,7 +447,7 @@ class Rollouts(Reader):
 
         generate(prompts, numbers, n, seed) -> n Samples (engine.py) per prompt, in order, at
             temperature 1; sample j of prompt number q draws from stream (*seed, q, j) on any rank
-        grade(problem, text) -> reward      problem: see tasks.py; text: what a user would see
+        grade(problems, texts) -> rewards   problems: see tasks.py; texts: what a user would see
         add_up(numbers) -> their sums over the ranks; called once per step
         note({'prompt', 'text', 'reward'})  the step's first answer with its tool calls, on rank 0
         device                              of the batches
@@ -504,7 +504,8 @@ class Rollouts(Reader):
 
         # 2) Grade them; advantage: reward minus the mean of the question's rewards
         asked = [q for q in questions for _ in range(S)]  # the question of each answer
-        rewards = [self.grade(self.problems[q], answer.text) for q, answer in zip(asked, answers)]
+        texts = [answer.text for answer in answers]
+        rewards = self.grade([self.problems[q] for q in asked], texts)
         rewards = np.array(rewards).reshape(-1, S).astype(np.float64)
         equal = rewards.max(1) == rewards.min(1)  # advantage exactly 0, no rounding error
         centred = rewards - rewards.mean(1, keepdims=True)

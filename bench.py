@@ -5,13 +5,15 @@ How fast this machine trains and loads, each as a share of a limit of the same m
     $ python bench.py --what=loader --batch_size=64
     $ python bench.py --what=train --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 \
                       --vocab_size=65 --batch_size=64
+    $ python bench.py --what=core --n_layer=6 --n_head=6 --n_embd=384 --vocab_size=16384
     $ python bench.py --depth=12 --block_size=1024 --vocab_size=50304 --batch_size=32   # on a GPU
 
 train: a whole training step with its optimizer, and forward + backward alone. On a CPU the limit is
 the FLOP/s of a float32 matrix product timed right before and after each step: a shared machine's
 speed swings, the ratio does not. On CUDA it is the peak of the card's data sheet, where runtime.py
 knows the card. loader: rows per second, compared with what the training step needs. Figures are
-medians. The last line of stdout is all of them as one JSON object.
+medians. core: examples of CORE per second, on random tasks of CORE's shots and lengths, batched as
+core.py does it and one at a time. The last line of stdout is all of them as one JSON object.
 
 The tokenizer has a benchmark of its own, dev/bench_tokenizer.py. Left out on purpose: several
 ranks, and data larger than the operating system's file cache.
@@ -36,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves thi
 
 import batches
 import console
+import core as core_tasks  # `core` measures it
 import plan
 import runtime
 import shards
@@ -45,12 +48,13 @@ from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
 
 # What to measure, and on what
-what = 'all'  # all, train or loader
+what = 'all'  # all (train and loader), train, loader or core
 repeats = 20  # measurements; their median counts
 warmup = 3  # measurements before them, not counted; the first one compiles
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
 compile = None  # torch.compile: None is yes on CUDA and no elsewhere
+core_examples = 12  # core: examples of each task
 seed = 1337  # for the weights and the random tokens
 
 # A step; names as in train.py. Its speed depends neither on the learning rate nor on the tokens
@@ -359,16 +363,130 @@ def loader(data: shards.Data, machine: Machine, figures: dict) -> dict:
 
 
 # -----------------------------------------------------------------------------
+# CORE
+
+CONTEXT = 2048  # the longest prompt of CORE_TASKS has about 2,100 tokens
+
+# {task: (answers, tokens of a question, tokens of an answer)}. Mean characters, at 4.3 a token, of
+# the files in github.com/mosaicml/llm-foundry, scripts/eval/local_data, which DCLM took over. That
+# repository lacks four: hellaswag (twice), squad and coqa are estimated
+CORE_TASKS = dict(
+    hellaswag_zeroshot=(4, 52, 25), jeopardy=(1, 23, 3), bigbench_qa_wikidata=(1, 9, 2),
+    arc_easy=(4, 29, 5), arc_challenge=(4, 33, 7), copa=(2, 10, 7), commonsense_qa=(4, 34, 1),
+    piqa=(2, 11, 23), openbook_qa=(4, 13, 4), lambada_openai=(1, 73, 1), hellaswag=(4, 52, 25),
+    winograd=(2, 16, 5), winogrande=(2, 19, 6), bigbench_dyck_languages=(1, 37, 1),
+    agi_eval_lsat_ar=(4, 206, 1), bigbench_cs_algorithms=(1, 31, 1), bigbench_operators=(1, 30, 1),
+    bigbench_repeat_copy_logic=(1, 24, 19), squad=(1, 186, 4), coqa=(1, 440, 3), boolq=(2, 145, 1),
+    bigbench_language_identification=(4, 69, 1),
+)  # fmt: skip
+ONE_TOKEN_PER_BYTE = tokenizers.BPETokenizer(tokenizers.PATTERN, [], {'<|bos|>': 256})
+
+
+def random_task(name: str, rng: np.random.Generator) -> core_tasks.Task:
+    """A task of CORE's shots and lengths for ONE_TOKEN_PER_BYTE. It has enough examples for its
+    shots."""
+
+    def text(length):
+        return ''.join(map(chr, rng.integers(ord('a'), ord('z') + 1, length)))
+
+    answers, question, answer = CORE_TASKS[name]
+    shots, percent = core_tasks.PUBLISHED[name]
+    examples = []
+    for _ in range(max(core_examples, shots + 1)):
+        if answers == 1:
+            kind = 'language_modeling'
+            row = dict(context=text(question), continuation=text(answer))
+        elif name in ('winograd', 'winogrande'):
+            kind = 'schema'
+            begin = text(question - 2)  # the options differ in a name
+            row = dict(context_options=[begin + text(2), begin + text(2)], gold=0)
+            row['continuation'] = text(answer)
+        else:
+            kind = 'multiple_choice'
+            choices = [text(answer) for _ in range(answers)]
+            row = dict(query=text(question), choices=choices, gold=0)
+        examples.append(row)
+    return core_tasks.Task(name, kind, shots, ' ', 0.01 * percent, examples)
+
+
+@torch.no_grad()
+def one_at_a_time(model: GPT, task: core_tasks.Task, index: int, device: str) -> list:
+    """The losses per token of an example's answers, and whether each is the likeliest text, by one
+    forward pass whose rows are the whole prompts."""
+    (rows,) = core_tasks.read_examples(task, [index], ONE_TOKEN_PER_BYTE, CONTEXT)
+    longest = max(len(row.ids) for row in rows)
+    padded = np.stack([np.pad(row.ids, (0, longest - len(row.ids))) for row in rows])
+    ids = torch.from_numpy(padded).to(device)  # (answers, T)
+    logits = model(ids[:, :-1])  # (answers, T - 1, vocab_size)
+    targets = ids[:, 1:]
+    nats = torch.nn.functional.cross_entropy(logits.mT, targets, reduction='none')
+    likeliest = logits.argmax(-1) == targets
+    spans = [slice(row.start - 1, len(row.ids) - 1) for row in rows]
+    return [
+        (float(nats[r, span].mean()), bool(likeliest[r, span].all()))
+        for r, span in enumerate(spans)
+    ]
+
+
+def core_seconds(model: GPT, task: core_tasks.Task, machine: Machine) -> tuple[float, float]:
+    """Seconds that a task takes batched, and one example at a time."""
+    indices = range(core_examples)
+    wait(machine.device)
+    began = time.perf_counter()
+    with runtime.autocast(machine.dtype, machine.device):
+        rows = core_tasks.read_examples(task, indices, ONE_TOKEN_PER_BYTE, CONTEXT)
+        core_tasks.score(model, rows)
+        between = time.perf_counter()
+        for index in indices:
+            one_at_a_time(model, task, index, machine.device)
+    return between - began, time.perf_counter() - between
+
+
+def core(data: shards.Data, machine: Machine, figures: dict) -> dict:
+    """Examples per second, batched and one at a time: of the tasks with choices, the others, and
+    all."""
+    # 1) The model
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=max(vocab_size, ONE_TOKEN_PER_BYTE.vocab_size), block_size=CONTEXT)
+    number = torch.float64 if machine.dtype == 'float64' else torch.float32
+    model = GPT(dataclasses.replace(make_config(), **shape)).to(machine.device, number).eval()
+
+    # 2) Each task both ways, one right after the other
+    rng = np.random.default_rng(seed)
+    core_seconds(model, random_task('copa', rng), machine)  # warm-up
+    seconds = dict(choices=[], language_modeling=[], all=[])
+    for name in CORE_TASKS:
+        task = random_task(name, rng)
+        pair = core_seconds(model, task, machine)
+        text = task.kind == 'language_modeling'
+        seconds['language_modeling' if text else 'choices'].append(pair)
+        seconds['all'].append(pair)
+
+    # 3) Figures
+    found = {}
+    for group, pairs in seconds.items():
+        batched, alone = [len(pairs) * core_examples / sum(times) for times in zip(*pairs)]
+        found[group] = dict(
+            examples_per_second=batched, one_at_a_time_per_second=alone, times=batched / alone
+        )
+        print(
+            f'core    {group:<18} {batched:>8,.1f} examples/s | one at a time {alone:>8,.1f} | '
+            f'{batched / alone:.2f} times as fast'
+        )
+    return found
+
+
+# -----------------------------------------------------------------------------
 # (data, machine, figures so far) -> {name: number}. To add a measurement, add a function and its
 # name here. The loader comes after train, with which it is compared
-MEASURES = {f.__name__: f for f in (train, loader)}
+MEASURES = {f.__name__: f for f in (train, loader, core)}
 
 
 def check(names: list[str]) -> None:
     """Report everything wrong with bench's own settings. Model and optimizer check theirs."""
     least = dict(
         repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0,
-        block_size=1, vocab_size=2, seed=0,
+        block_size=1, vocab_size=2, seed=0, core_examples=1,
     )  # fmt: skip
     expected = f'expected all, or some of {", ".join(MEASURES)} separated by commas'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
@@ -376,7 +494,7 @@ def check(names: list[str]) -> None:
 
 
 def main():
-    names = list(MEASURES) if what == 'all' else [name.strip() for name in what.split(',')]
+    names = ['train', 'loader'] if what == 'all' else [name.strip() for name in what.split(',')]
     check(names)
 
     # 1) The machine

@@ -4,6 +4,8 @@ Files that survive a crash, and folders that one process uses at a time.
     with replacing('tok.json') as file:      # the old tok.json stays until the new one is complete
         file.write(content)
 
+    append_line('answers.jsonl', row)        # read_lines() gives all rows that are complete
+
     with Lock(Path('out/run/run.lock')):     # a second process exits with a message
         ...
 """
@@ -77,6 +79,31 @@ def try_writing(path: str | Path) -> None:
     """Fail before the work if its result cannot be written to `path`. Leaves nothing there."""
     with part_of(Path(path)) as part:
         part.write_bytes(b'0')  # a full disk accepts an empty file
+
+
+def append_line(path: str | Path, row: dict) -> None:
+    """Append a row to a file of JSON lines, in one write. A line that a killed process left half
+    written is ended first; read_lines() leaves it out."""
+    line = json.dumps(row, ensure_ascii=False).encode() + b'\n'
+    with open(path, 'ab+', buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b'\n':
+                line = b'\n' + line
+        file.write(line)
+
+
+def read_lines(path: str | Path) -> list[dict]:
+    """The rows of such a file, without lines that are no JSON objects; [] without a file."""
+    rows = []
+    for line in Path(path).read_bytes().split(b'\n') if Path(path).is_file() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # half a line, or [[[[…
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 # -----------------------------------------------------------------------------

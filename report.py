@@ -4,8 +4,8 @@ A run on one page: times, losses, accuracies, rewards, answers, and how to repea
     $ python report.py out/tinyworld         # all stages: every folder in it with a log.jsonl
     $ python report.py out/tinyworld/rl      # one stage
 
-Reads log.jsonl, and from ckpt.pt what the stage started from; measures nothing. Writes report.md
-and its plots into the folder, also while a run is under way.
+Reads log.jsonl, the scores.jsonl of evaluate.py, and from ckpt.pt what the stage started from;
+measures nothing. Writes report.md and its plots into the folder, also while a run is under way.
 """
 
 import ast
@@ -14,8 +14,10 @@ import re
 import shlex
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -196,6 +198,94 @@ def skill_table(stages: list[Stage]) -> list[str]:
             'compare only columns of the same number.'
         )
     return [*table(head, rows), note, ''] if rows else []
+
+
+def benchmark_table(stages: list[Stage]) -> list[str]:
+    """The scores that evaluate.py has written, a column for each stage that has some."""
+    # 1) Columns
+    columns = {stage.name: scores_of(stage.folder) for stage in stages}
+    columns = {name: scores for name, scores in columns.items() if scores}
+    steps = {name: max(x.step for x in scores.values()) for name, scores in columns.items()}
+    said = ', '.join(f'{escape(name)} {short(step, 0)}' for name, step in steps.items())
+
+    # 2) Rows: CORE, the skills in the order in which they were measured, ChatCORE
+    names = list(dict.fromkeys(name for scores in columns.values() for name in scores))
+    names.sort(key=lambda name: (name != 'CORE', name.startswith('ChatCORE')))
+    rows = []
+    for name in names:
+        found = [scores.get(name) for scores in columns.values()]
+        rows.append([escape(name), *(escape(score.text) if score else '–' for score in found)])
+    note = (
+        '% right ± two standard errors; CORE and ChatCORE are fractions, on a scale where guessing '
+        f'is 0. Measured by evaluate.py after this many steps: {said}.'
+    )
+    return [*table(['benchmark', *map(escape, columns)], rows), note, ''] if rows else []
+
+
+class Measured(NamedTuple):
+    """A cell of the table, and what decides between two for the same cell."""
+
+    step: float
+    problems: float
+    text: str
+
+
+def scores_of(folder: Path) -> dict[str, Measured]:
+    """{row of the table: its cell} of a stage. The latest step counts, then the measurement on most
+    problems, then the last."""
+    found = {}
+    for row in disk.read_lines(folder / 'scores.jsonl'):
+        for name, measured in measured_in(row):
+            if name not in found or measured[:2] >= found[name][:2]:
+                found[name] = measured
+    return found
+
+
+def fields_of(row: dict, key: str) -> dict:
+    """An object in a row, {} if there is none."""
+    return row[key] if isinstance(row.get(key), dict) else {}
+
+
+def measured_in(row: dict) -> Iterator[tuple[str, Measured]]:
+    """(row of the table, cell) for each number of one call of evaluate.py."""
+    # 1) What the call was about
+    step = number(row, 'step') or 0
+    temperature = number(row, 'temperature') or 0
+    if row.get('split') == 'train':
+        return
+    skills = fields_of(row, 'skills')
+
+    # 2) Skills. Sampled answers are another benchmark than greedy ones
+    total = 0
+    for name in skills:
+        score = fields_of(skills, name)
+        if number(score, 'accuracy') is None:
+            continue
+        problems = number(score, 'problems') or 0
+        total += problems
+        error = 100 * (number(score, 'error') or 0)
+        text = f'{percent(score["accuracy"], None)} ± {error:.1f}'
+        passed = fields_of(score, 'passed')
+        if temperature and not passed:
+            name += f' at temperature {temperature:g}'
+        for k in passed:
+            yield f'{name} pass@{k}', Measured(step, problems, percent(number(passed, k), None))
+        if not passed:
+            yield name, Measured(step, problems, text)
+    for name in fields_of(row, 'not_run'):
+        yield name, Measured(step, 0, 'not run')
+
+    # 3) Numbers of the whole call
+    core_tasks = fields_of(row, 'core_tasks')
+    examples = sum(number(fields_of(core_tasks, name), 'examples') or 0 for name in core_tasks)
+    if number(row, 'core') is not None:
+        yield 'CORE', Measured(step, examples, f'{row["core"]:.4f}')
+    for name in ('ChatCORE', 'ChatCORE without counting'):
+        if number(row, name) is not None and not temperature:
+            yield name, Measured(step, total, f'{row[name]:.4f}')
+    if number(row, 'bits_per_byte') is not None:
+        name = f'bits per byte of {row.get("data")}'
+        yield name, Measured(step, 0, short(row['bits_per_byte']))
 
 
 def percent(x: float | None, before: float | None) -> str:
@@ -509,6 +599,7 @@ def write(folder: Path) -> Path:
     sections = {
         'The stages': headline(stages),
         'Accuracy on held-out problems': skill_table(stages) + plots.get('accuracy', []),
+        'Benchmarks': benchmark_table(stages),
         'Losses': plots.get('losses', []),
         'Rewards and other metrics': metrics,
         'The same prompts, stage by stage': answers(stages),

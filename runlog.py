@@ -25,7 +25,8 @@ import console
 import disk
 from utf8 import valid_text
 
-FILES = ('best.pt', 'log.jsonl', 'ckpt.pt')  # what a run writes into its out_dir
+# What a run writes into its out_dir, with what evaluate.py adds
+FILES = ('best.pt', 'scores.jsonl', 'log.jsonl', 'ckpt.pt')
 
 # Keys that any stage may log
 COMMON = {

@@ -12,6 +12,8 @@ A problem is a line of problems.jsonl, a dict:
                 choose the likeliest letter instead of generating text
     spoken      with choices: a longer answer for each, whose likelihood is compared instead
     baseline    what guessing scores, if not 1 / (number of choices)
+    entry_point, test, calls, prompt
+                for the grader code, which runs what the model wrote: see there
 
     >>> problem = {'split': 'val', 'skill': 'sums', 'grader': 'number', 'answer': 5,
     ...            'messages': [{'role': 'user', 'content': '2 + 3?'}]}
@@ -20,20 +22,24 @@ A problem is a line of problems.jsonl, a dict:
 
 To add a skill, add lines to the file. To add a grader, write a function and add it to GRADERS.
 
-Left out on purpose: generating, tokenizing, downloading; graders that would have to run a program
-(see tools.py).
+Left out on purpose: generating, tokenizing, downloading.
 """
 
+import functools
+import keyword
+import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
 import regex
 
 import console
+import sandbox
 from conversation import read_messages, read_rows
 from data.tinyworld.grade import story
 
@@ -84,6 +90,9 @@ SINGLE = rf'(?<![{CHARACTER}]){LETTER}(?![{CHARACTER}])'  # the a of c-a-t
 # Between two letters: - of c-a-t, the blank of 'c a t'; not '. ', where a sentence ends
 SEPARATOR = r'(?: ?[-–—_*,] ?|[ .\n])'
 SPELLED = rf'{SINGLE}(?:{SEPARATOR}{SINGLE})*'  # c-a-t   C, A, T   c a t   C.A.T
+
+# For program_of(): a fenced block of a language, which a cut-off answer may not close
+BLOCK = r'(?sm)^[ \t]*```{}[ \t]*\n(.*?)(?:^[ \t]*```|\Z)'
 
 NAME = r"\w(?:[\w .'’-]*\w)?"  # a person or thing in a story: Mary Ann O'Neil-Smith
 
@@ -245,13 +254,111 @@ def letters_of(text: str) -> list[str]:
     return regex.findall(LETTER, composed(text).casefold())
 
 
+def code(problem: dict, text: str, allow_unsafe_code: bool = False) -> float:
+    """
+    The program in the text passes its tests, which sandbox.py runs. The problem holds
+
+        entry_point    the name of the function to write
+        test           a program that checks it by this name. If it defines check(candidate), as in
+                       HumanEval, that is called too
+        calls          in place of test: [[arguments], value] for each call, such as [[[2, 3], 5]]
+        prompt         the beginning of the program, if the model was asked to complete one
+    """
+    program = program_of(problem, text)
+    tests = tests_of(problem)
+    return float(sandbox.run(program, problem['entry_point'], tests, allow_unsafe_code).passed)
+
+
+def program_of(problem: dict, text: str) -> str:
+    r"""
+    The program that an answer gives:
+
+        'So:\n```python\ndef f(x):…\n```\n'    the prompt's imports and the first block: a chat
+        'def f(x):…'                          the prompt's imports and the text
+        '    return x\n\nprint(f(1))'          the prompt and the text, up to the first line that is
+                                              not indented: a base model
+    """
+    prompt = problem.get('prompt', '')
+    block = re.search(BLOCK.format('python'), text) or re.search(BLOCK.format(''), text)
+    whole = block[1] if block else text
+    if block or re.search(rf'^def {problem["entry_point"]}\b', text, re.MULTILINE):
+        return '\n'.join([*imports_of(prompt), whole])
+    end = re.search(r'\n(?=[^\s)\]}])', text)  # a bracket may close at the left margin
+    return prompt + (text[: end.start()] if end else text) + '\n'
+
+
+def imports_of(prompt: str) -> list[str]:
+    """The imports at the beginning of a program."""
+    found = []
+    for line in prompt.splitlines():
+        if line.startswith(('import ', 'from ')):
+            found.append(line)
+        elif line.strip() and not line.startswith('#'):
+            break
+    return found
+
+
+def tests_of(problem: dict) -> str:
+    """The problem's tests, as sandbox.run() takes them. They can use what the prompt defines."""
+    name = problem['entry_point']
+    calls = [
+        f'assert candidate(*{arguments!r}) == {value!r}'
+        for arguments, value in problem.get('calls', ())
+    ]
+    test = problem.get('test', '\n'.join(calls))
+    check = f'check({name})' if re.search(r'^def check\(', test, re.MULTILINE) else ''
+    return '\n'.join([problem.get('prompt', ''), f'{name} = candidate', test, check])
+
+
 # A new grader is a function above, and its name here
-GRADERS = {f.__name__: f for f in (number, exact, contains, letter, spelled, story)}
+GRADERS = {f.__name__: f for f in (number, exact, contains, letter, spelled, story, code)}
 
 
-def grade(problem: dict, text: str) -> float:
-    """How right the text is as an answer to the problem, 0.0 to 1.0."""
+def grade(problem: dict, text: str, allow_unsafe_code: bool = False) -> float:
+    """How right the text is as an answer to the problem, 0.0 to 1.0. allow_unsafe_code: run a
+    program even where sandbox.py cannot confine it."""
+    if problem['grader'] == 'code':
+        return code(problem, text, allow_unsafe_code)
     return GRADERS[problem['grader']](problem, text)
+
+
+def grade_all(
+    problems: Sequence[dict], texts: Sequence[str], allow_unsafe_code: bool = False
+) -> list[float]:
+    """The grade of each text as an answer to the problem beside it. Programs run on all cores, an
+    answer that was given several times runs once."""
+    answers = {(id(problem), text): problem for problem, text in zip(problems, texts)}
+    distinct = [text for _, text in answers]
+    one = functools.partial(grade, allow_unsafe_code=allow_unsafe_code)
+    workers = min(16, os.cpu_count() or 1) if has_code(problems) else 1
+    with ThreadPoolExecutor(workers) as pool:
+        grades = dict(zip(answers, pool.map(one, answers.values(), distinct)))
+    return [grades[id(problem), text] for problem, text in zip(problems, texts)]
+
+
+def has_code(problems: Sequence[dict]) -> bool:
+    return any(problem['grader'] == 'code' for problem in problems)
+
+
+def why_not_graded(problems: Sequence[dict], allow_unsafe_code: bool) -> str:
+    """Why answers to these problems cannot be graded on this machine, in one line; '' if they
+    can."""
+    if allow_unsafe_code or not has_code(problems):
+        return ''
+    reason = sandbox.why_unavailable()
+    return reason and (
+        f'the answers are programs, which cannot be confined here ({reason}); '
+        '--allow_unsafe_code=True runs them without'
+    )
+
+
+def grader(problems: Sequence[dict], allow_unsafe_code: bool = False) -> Callable:
+    """grade_all for these problems: (problems, texts) -> grades. SystemExit if they cannot be
+    graded here."""
+    reason = why_not_graded(problems, allow_unsafe_code)
+    if reason:
+        raise SystemExit(f'{problems[0]["skill"]}: {reason}')
+    return functools.partial(grade_all, allow_unsafe_code=allow_unsafe_code)
 
 
 # -----------------------------------------------------------------------------
@@ -300,26 +407,43 @@ def centred(accuracy: float, baseline: float) -> float:
 
 
 def load(
-    path: str | Path, split: str | None = None, skills: Sequence[str] = (), limit: int = 0
+    paths: str | Path | Sequence[Path],
+    split: str | None = None,
+    skills: Sequence[str] = (),
+    limit: int = 0,
 ) -> list[dict]:
     """
-    Problems of a file, in its order.
+    Problems of a file or of several, in their order.
 
         split     'train' or 'val'; None: both
         skills    only these; empty: all
         limit     at most this many of each skill, the first ones; 0: all
 
-    SystemExit for a file, split or skill that does not exist. Also for any bad line of the file,
-    even of another split or skill; that message begins with file:line.
+    SystemExit for a file, split or skill that does not exist, and for a skill of two files. Also
+    for any bad line of a file, even of another split or skill; that message begins with file:line.
     """
     # 1) Read and check every line
-    path = Path(path)
-    if not path.is_file():
-        raise SystemExit(
-            f'{path}: no such file, expected one problem per line; '
-            'run: python data/tinyworld/prepare.py'
-        )
-    problems = [checked(row, where) for where, row in read_rows(path)]
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    problems = []
+    file_of = {}  # skill -> the file that has it
+    for path in paths:
+        if not Path(path).is_file():
+            script = Path(path).parent / 'prepare.py'
+            if not script.is_file():
+                script = 'data/tinyworld/prepare.py'
+            raise SystemExit(
+                f'{path}: no such file, expected one problem per line; run: python {script}'
+            )
+        for where, row in read_rows(path):
+            problem = checked(row, where)
+            skill = problem['skill']
+            if file_of.setdefault(skill, path) != path:
+                raise SystemExit(
+                    f"{where}: the skill '{console.printable(skill)}' is in {file_of[skill]} too; "
+                    'evaluate one file after the other'
+                )
+            problems.append(problem)
+    path = ', '.join(map(str, paths))
 
     # 2) Are the split and the skills there?
     problems = [problem for problem in problems if split in (None, problem['split'])]
@@ -358,6 +482,9 @@ def checked(problem: dict, where: str) -> dict:
     check_choices(problem, where)
     check_extras(problem, where)
     problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
+    if problem['grader'] == 'code':
+        check_code(problem, where)
+        return problem  # a program for each line of the file would take minutes
 
     # 2) Can the grader use it, and tell right from wrong?
     grader = f"the grader '{problem['grader']}'"
@@ -419,6 +546,28 @@ def check_story(problem: dict, where: str) -> None:
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise SystemExit(f'{where}: no story can name {name!r:.60}, expected words')
+
+
+def check_code(problem: dict, where: str) -> None:
+    """Check the keys of a problem whose answer is a program."""
+    name = problem.get('entry_point')
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise SystemExit(f'{where}: entry_point is {name!r:.60}, expected the name of a function')
+    if not isinstance(problem.get('prompt', ''), str):
+        raise SystemExit(f'{where}: prompt is {problem["prompt"]!r:.60}, expected text')
+    test = problem.get('test')
+    calls = problem.get('calls')
+    if test is None and isinstance(calls, list) and calls and all(map(is_call, calls)):
+        return
+    if calls is not None or not isinstance(test, str) or not test.strip():
+        raise SystemExit(
+            f'{where}: test is {test!r:.60} and calls is {calls!r:.60}, expected a program as test '
+            'or a list of [[arguments], value] as calls'
+        )
+
+
+def is_call(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], list)
 
 
 def is_texts(value) -> bool:

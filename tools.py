@@ -10,7 +10,7 @@ which `9**9**9` alone keeps busy forever. The text is only parsed, and value() d
 the nodes it knows: numbers, + - * / // % **, signs, parentheses. Caps on length, nesting and the
 size of every value keep it fast. It uses no signals, so it works in any thread.
 
-Left out on purpose: running whole programs, which needs a sandbox in a process of its own.
+Left out on purpose: running whole programs, for which see sandbox.py.
 """
 
 import ast

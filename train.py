@@ -42,6 +42,7 @@ import tasks
 import tokenizer as tokenizers
 from configurator import Settings, check_ranges, configure
 from conversation import Chat
+from core import BUNDLE, Core, core_numbers, load_bundle
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
 from optim import Optimizer
@@ -49,7 +50,7 @@ from tools import calculate
 from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
-# settings, named as in nanoGPT where it has them: main() overrides these globals by configure()
+# settings, named as in nanoGPT where it has them; configure() overrides these globals
 
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
@@ -103,7 +104,7 @@ weight_decay = 0.1  # of everything two-dimensional
 beta1 = 0.9  # AdamW's first moment
 beta2 = 0.95  # its second; 0.99 where a step has few tokens
 grad_clip = 1.0  # largest norm of the gradient; 0 is off
-dpo_beta = 0.1  # dpo: how strongly a difference in log-probability counts
+dpo_beta = 0.1  # dpo: how much a log-probability difference counts
 rl_skills = ''  # rl: skills to practise, separated by commas; '' is all
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
@@ -122,12 +123,15 @@ lr_decay_iters = 0  # steps until min_lr; 0 is the end of the run
 min_lr = 0.0  # where the decay ends
 # evaluation and log
 eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
-eval_iters = -1  # evaluate on the first eval_iters * batch_size validation rows; -1 is all
+eval_iters = -1  # evaluate on eval_iters * batch_size validation rows; -1 is all
+core_interval = 0  # steps between measurements of CORE, also at the end; 0 is off
+core_limit = 500  # examples per task; 0 is all
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
 eval_problems = 50  # held-out problems per skill at each evaluation of a chat; 0 is off
-max_new_tokens = 160  # longest answer to those, and longest sample
+max_new_tokens = 160  # longest answer, and longest sample
+allow_unsafe_code = False  # run answers that sandbox.py cannot confine
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases too
 wandb_project = 'flatgpt'  # its project
@@ -136,12 +140,13 @@ wandb_run_name = ''  # '' is out_dir
 # On resume every setting comes from the checkpoint. Only these may change
 MAY_CHANGE = {
     'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit', 'lr_decay_iters',
-    'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'always_save_checkpoint',
-    'eval_problems', 'max_new_tokens', 'sample_prompts', 'max_skips', 'wandb_log', 'wandb_project',
-    'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'batch_size',
-    'gradient_accumulation_steps', 'cpu_micro_batch_size', 'activation_memory_budget',
+    'eval_interval', 'eval_iters', 'core_interval', 'core_limit', 'log_interval', 'save_interval',
+    'always_save_checkpoint', 'eval_problems', 'max_new_tokens', 'sample_prompts', 'max_skips',
+    'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype', 'compile', 'backend',
+    'deterministic', 'batch_size', 'gradient_accumulation_steps', 'cpu_micro_batch_size',
+    'activation_memory_budget', 'allow_unsafe_code',
 }  # fmt: skip
-# A later stage takes these from the stage before, unless they are given
+# A later stage takes these from the one before, unless given
 RECIPE = {
     'isolate', 'optimizer', 'muon_iterations', 'learning_rate', 'embedding_rate', 'head_rate',
     'weight_decay', 'beta1', 'beta2', 'grad_clip',
@@ -154,7 +159,7 @@ RECIPE = {
 
 def weighted_nll(model, batch):
     """For all stages but dpo. A target's weight is its share of the step: equal in pretraining, 0
-    where the user speaks in sft, times the answer's advantage in rl (REINFORCE)."""
+    where the user speaks in sft, times the advantage in rl (REINFORCE)."""
     return (batch.weights * model(batch.inputs, batch.targets)).sum(), batch.metrics
 
 
@@ -182,7 +187,7 @@ def preference_loss(model, batch):
 
 @dataclass
 class Run:
-    """What main() builds. Stages use it, and set engine, chat and writer."""
+    """Built by main(). Stages set engine, chat and writer."""
 
     config: Settings
     ranks: runtime.Ranks
@@ -193,13 +198,14 @@ class Run:
     shape: batches.Shape  # of a training step
     engine: Engine  # writes samples and answers
     about: dict  # for the chat: what the model knows, what to ask it
-    parent: dict | None = None  # the checkpoint that the weights came from
+    parent: dict | None = None  # where the weights came from
     chat: Chat | None = None  # the conversation format; None in pretraining
     writer: Engine | None = None  # answers the questions of rl
     # the stage
     steps: Sequence | None = None
     loss: Callable | None = None
     measure: Callable | None = None
+    core: Core | None = None
     kept: dict = field(default_factory=dict)  # what it needs back on resume
     notes: list[dict] = field(default_factory=list)  # texts for the log
     # training
@@ -225,13 +231,13 @@ class Run:
         return self.shape.rows_per_step * self.shape.block_size
 
     def validation(self, reader, *arguments):
-        """A reader of the held-out rows, at most eval_iters * batch_size, all in one step."""
+        """The held-out rows, at most eval_iters * batch_size, in one step."""
         shape = self.shape._replace(rows_per_step=0)
         limit = max(0, eval_iters * batch_size)
         return reader(self.data.split('val'), *arguments, shape, shuffle=False, limit=limit)
 
     def ahead(self, reader):
-        """The reader's steps on the device; a thread prepares the next step meanwhile."""
+        """The reader's steps on the device, prepared ahead by a thread."""
         return batches.Ahead(reader, self.machine.device)
 
     def autocast(self):
@@ -260,8 +266,8 @@ def sft(run):
 
 
 def dpo(run):
-    """Pairs of answers, of which the first is better. The reference is the model that the run
-    started from; only its log-probability of each answer is kept."""
+    """Pairs of answers, the first is better. The reference is the starting model; only its
+    log-probability of each answer is kept."""
     skills = converse(run)
     steps = batches.Pairs(run.data.split('train'), run.chat, run.shape)
     val_shape = run.shape._replace(rows_per_step=0)
@@ -280,7 +286,7 @@ def dpo(run):
 
 
 def rl(run):
-    """Questions with a known answer: ask each several times, do more of what beats the mean."""
+    """Ask each question several times, do more of what beats the mean."""
     skills = converse(run)
     if not run.data.problems:
         raise SystemExit(
@@ -294,13 +300,13 @@ def rl(run):
         with run.autocast():
             return run.writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
 
-    # answers are short, so a micro-batch has batch_size rows on a CPU too
+    # short answers: a micro-batch has batch_size rows on a CPU too
     shape = run.shape._replace(batch_size=batch_size)
     steps = batches.Rollouts(
-        generate, tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
-        runtime.add_up, run.notes.append, run.machine.device,
+        generate, tasks.grader(problems, allow_unsafe_code), problems, run.chat, shape,
+        rl_samples, rl_tokens, runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
-    # one shape for all forward passes, so that answers are the same bit for bit
+    # one shape for all forward passes: same answers, bit for bit
     run.writer = Engine(
         run.raw_model, run.data.tokenizer, run.chat, calculate,
         rows=rl_rows or max(batch_size, rl_samples), slots=steps.shape.block_size,
@@ -310,17 +316,17 @@ def rl(run):
 
 
 def converse(run):
-    """For the stages after pretraining: the chat format, and held-out problems to evaluate."""
+    """The chat format and held-out problems, for the stages after pretraining."""
     run.chat = Chat(run.data.tokenizer)
     run.engine = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate)
     problems = []
     if run.data.problems and eval_problems:
         problems = tasks.load(run.data.problems, 'val', limit=eval_problems)
-    return evaluate.Skills(run.engine, run.chat, problems, max_new_tokens)
+    return evaluate.Skills(run.engine, problems, max_new_tokens, allow_unsafe_code)
 
 
 def assistant_text(run):
-    """The evaluation of conversations: the loss of what the assistant says in held-out ones."""
+    """The loss of what the assistant says in held-out conversations."""
     val = run.validation(batches.Packed, run.chat)
     return evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
 
@@ -328,7 +334,7 @@ def assistant_text(run):
 STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # to add a stage, add it here
 
 # -----------------------------------------------------------------------------
-# set-up: whatever can be wrong is checked before the model is built
+# set-up: all checks come before the model is built
 
 
 def main():
@@ -345,7 +351,7 @@ def main():
         if ranks.local_rank == 0:
             prepare_embedded_data()
     # 2) Checkpoint, data, architecture, model
-    with runtime.errors_once(ranks):  # starts when every rank has left the first: the data exists
+    with runtime.errors_once(ranks):  # every rank has left the first: the data exists
         path, resume = origin(config)
         start = read_checkpoint(path) if path else {}
         data = open_data(start, path, resume, ranks)
@@ -368,6 +374,7 @@ def main():
             config, config.explicit, len(run.steps), run.raw_model.num_params(), run.tokens_per_step
         )
         run.decay_iters = lr_decay_iters or run.num_steps
+        run.core = open_core(run)
         run.optimizer = build_optimizer(run)
         if resume or init_optimizer and start:
             run.optimizer.load_state_dict(start['optimizer'])
@@ -383,8 +390,8 @@ def main():
 
 
 def build_model(config, ranks, machine, data, model_config, start, path):
-    """A Run with its model. The weights come from the checkpoint `start`, read from `path`, or are
-    drawn on the CPU: the same for every device and rank."""
+    """A Run with its model. Weights come from the checkpoint `start` at `path`, or are drawn on the
+    CPU: the same for every device and rank."""
     param_dtype = torch.float64 if machine.dtype == 'float64' else torch.float32
     torch.manual_seed(seed)
     raw_model = GPT(model_config).to(param_dtype)
@@ -510,10 +517,10 @@ def check(settings):
     )  # fmt: skip
     least = dict(
         batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0, eval_interval=0,
-        eval_iters=-1, log_interval=1, save_interval=0, max_skips=1, seed=0, learning_rate=0,
-        min_lr=0, embedding_rate=0, head_rate=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0,
-        warmup_iters=0, warmdown=0, lr_decay_iters=0, time_limit=0, eval_problems=0,
-        max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1, rl_rows=0,
+        eval_iters=-1, core_interval=0, core_limit=0, log_interval=1, save_interval=0, max_skips=1,
+        seed=0, learning_rate=0, min_lr=0, embedding_rate=0, head_rate=0, weight_decay=0,
+        grad_clip=0, beta1=0, beta2=0, warmup_iters=0, warmdown=0, lr_decay_iters=0, time_limit=0,
+        eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1, rl_rows=0,
         activation_memory_budget=0,
     )  # fmt: skip
     most = dict(warmdown=1, seed=2**63 - 1, activation_memory_budget=1)
@@ -588,6 +595,16 @@ def architecture(config, data, machine, ranks):
     return model_config
 
 
+def open_core(run):
+    """The evaluation by CORE. None if it is off."""
+    if not core_interval:
+        return None
+    tasks = load_bundle(BUNDLE, core_limit)
+    rows = run.shape.batch_size  # as many as fit into memory in training
+    ranks = run.ranks
+    return Core(run.raw_model, run.data.tokenizer, tasks, rows, ranks.rank, ranks.world_size)
+
+
 def build_optimizer(run):
     return Optimizer(
         run.raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
@@ -611,7 +628,9 @@ def between_steps(run, step):
     saving_step = step % (save_interval or eval_interval or math.inf) == 0
     due = step > run.first_step and saving_step
     saves = not eval_only and (over or asked or due)
-    evaluates = not asked and (over or eval_interval and step % eval_interval == 0)
+    measures_core = core_interval and not asked and (over or step and step % core_interval == 0)
+    eval_due = eval_interval and step % eval_interval == 0
+    evaluates = not asked and (over or eval_due or measures_core)
 
     # 2) Wait for the device: its last steps are not part of the pause
     if saves or evaluates:
@@ -622,7 +641,7 @@ def between_steps(run, step):
         if saves:
             save(run, 'ckpt.pt', step, seconds, run.optimizer.state_dict())
         if evaluates:
-            evaluate_model(run, step, seconds)
+            evaluate_model(run, step, seconds, measures_core)
         if evaluates and run.prompts:
             log_samples(run, step, seconds)
     if asked:
@@ -643,12 +662,14 @@ def save(run, name, step, seconds, optimizer_state=None):
             ))  # fmt: skip
 
 
-def evaluate_model(run, step, seconds):
+def evaluate_model(run, step, seconds, measures_core):
     """Evaluate and log. Save best.pt if always_save_checkpoint is False and val is the lowest."""
     run.raw_model.eval()
     began = perf_counter()
     with run.autocast():
         numbers = run.measure()
+        if measures_core:
+            numbers |= core_numbers(run.core.run())
     spent = round(perf_counter() - began, 3)
     run.raw_model.train()
     keeps_best = not (always_save_checkpoint or eval_only)
@@ -657,8 +678,9 @@ def evaluate_model(run, step, seconds):
         save(run, 'best.pt', step, seconds)
     # last: a resume does not repeat an evaluation that is in the log
     if run.master:
-        shown = ' | '.join(f'{name} {x:.4f}' for name, x in numbers.items())
-        line = f'step {step:,}/{run.num_steps:,} | {shown}'
+        # run.core has printed its tasks
+        shown = [f'{name} {x:.4f}' for name, x in numbers.items() if not name.startswith('core/')]
+        line = f'step {step:,}/{run.num_steps:,} | {" | ".join(shown)}'
         run.log.write(line, step=step, seconds=seconds, **numbers, evaluation_seconds=spent)
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+import disk
 from conversation import Chat, check
 from data.documents import Example
 from data.download import parquet_files
@@ -28,7 +29,9 @@ from tasks import LETTERS, render_choice
 from utf8 import valid_text
 
 # How an error names the type of a column
-KINDS = {str: 'text', int: 'a whole number', list: 'a list', dict: 'a struct'}
+KINDS = {
+    str: 'text', int: 'a whole number', bool: 'True or False', list: 'a list', dict: 'a struct',
+}  # fmt: skip
 
 
 class Unusable(Exception):
@@ -266,6 +269,44 @@ def write_set(
     print('\n'.join(report))
     ids = [f'{split} {facts["tokens"]:,} ids' for split, facts in out.splits.items()]
     print(f'{folder}: {", ".join(ids)}, {len(lines):,} problems')
+
+
+def write_problems(
+    folder: Path,
+    source: tuple[str, str, str],
+    columns: dict[str, type],
+    convert: Callable[[dict, Counter], Item],
+    tries: int,
+) -> None:
+    """
+    All that the script of a set for evaluation alone does: download the source (repository, subset,
+    split), and write each row as a problem of the split val. The skill is named after the folder.
+    It takes no tokenizer: problems are text. SystemExit rather than replace an edited file.
+    """
+    # 1) Convert
+    repo, subset, split = source
+    part = Part('val', hub_files(repo, subset, split, folder / 'raw' / split, tries), folder.name)
+    lines = []
+    left_out = Counter()
+    notes = Counter()
+    for _, row in read_rows(part.files, columns):
+        try:
+            lines.append(json_line(problem_of(convert(row, notes), part)))
+        except Unusable as error:
+            left_out[str(error)] += 1
+    report = summary(part, len(lines), left_out, notes)
+    if not lines:
+        raise SystemExit(f'{report}: expected rows to use')
+
+    # 2) Shuffle and write them, as write_set does
+    random.Random(42).shuffle(lines)
+    path = folder / 'problems.jsonl'
+    content = b''.join(lines)
+    if path.exists() and path.read_bytes() != content:
+        raise SystemExit(f'{path} would be replaced, but it was edited: move it away')
+    with disk.replacing(path) as file:
+        file.write(content)
+    print(f'{report}\n{path}: {len(lines):,} problems')
 
 
 def problem_of(item: Item, part: Part) -> dict:

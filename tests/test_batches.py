@@ -638,6 +638,10 @@ def fake_generate(prompts, numbers, n, seed):
     return samples
 
 
+def fake_grades(problems, texts):
+    return list(map(fake_grade, problems, texts))
+
+
 def fake_grade(problem, text):
     """A third of the answers is right. Those to question 3 are always right, those to 5 never."""
     return {3: 1.0, 5: 0.1}.get(problem['answer'], float(sum(map(ord, text)) % 3 == 0))
@@ -647,7 +651,7 @@ def rollouts(
     shape, generate=fake_generate, samples=4, max_tokens=20, add_up=list, note=None,
     problems=QUESTIONS,
 ):  # fmt: skip
-    return Rollouts(generate, fake_grade, problems, CHAT, shape, samples, max_tokens, add_up, note)
+    return Rollouts(generate, fake_grades, problems, CHAT, shape, samples, max_tokens, add_up, note)
 
 
 def naive_grpo(shape, step, samples=4):
@@ -757,7 +761,7 @@ def test_a_real_engine_says_the_same_on_any_number_of_ranks(world_size):
         said.extend(samples)
         return samples
 
-    grade = lambda problem, text: float(len(text) % 3)
+    grade = lambda problems, texts: [float(len(text) % 3) for text in texts]
     make = lambda shape, add_up: Rollouts(generate, grade, QUESTIONS, CHAT, shape, 4, 20, add_up)
     shape, rows = Shape(12, 4, 64, dtype=torch.float64), []
     for count in (1, world_size):
@@ -801,7 +805,7 @@ def test_an_engine_and_a_mask_that_differ_are_noticed():
 
 def test_rollouts_are_on_the_device_that_was_asked_for():
     reader = Rollouts(
-        fake_generate, fake_grade, QUESTIONS, CHAT, Shape(8, 4, 64), 4, 20, list, device='meta'
+        fake_generate, fake_grades, QUESTIONS, CHAT, Shape(8, 4, 64), 4, 20, list, device='meta'
     )
     assert {t.device.type for batch in reader[0] for t in batch[:3]} == {'meta'}
 

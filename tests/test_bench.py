@@ -1,6 +1,7 @@
 """bench.py: its step is train.py's, its shares are what they are called, its last line is JSON.
 None asks how fast."""
 
+import dataclasses
 import importlib.util
 import json
 import runpy
@@ -14,6 +15,7 @@ import torch
 
 import batches
 import shards
+from model import GPT
 from tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -238,6 +240,42 @@ def test_peak_memory(load, monkeypatch):
     assert bench.peak_memory('cpu') is None
     monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda device=None: 123)
     assert bench.peak_memory('cuda') == 123
+
+
+# -----------------------------------------------------------------------------
+# CORE
+
+
+def test_one_at_a_time_and_batched_give_the_same_answers(load, monkeypatch):
+    """On tasks of CORE's shots and numbers of answers, most of them cut."""
+    bench = load(**TINY, core_examples=2)
+    monkeypatch.setattr(bench, 'CONTEXT', 300)
+    config = dataclasses.replace(bench.make_config(), vocab_size=257, block_size=300)
+    model = GPT(dataclasses.replace(config, zero_init=False)).double().eval()
+    rng = np.random.default_rng(0)
+    assert bench.CORE_TASKS.keys() == bench.core_tasks.PUBLISHED.keys()
+    for name, (answers, *_) in bench.CORE_TASKS.items():
+        task = bench.random_task(name, rng)
+        assert len(task.examples) > task.shots == bench.core_tasks.PUBLISHED[name][0]
+        rows = bench.core_tasks.read_examples(task, [1], bench.ONE_TOKEN_PER_BYTE, 300)
+        (found,) = bench.core_tasks.score(model, rows)
+        alone = bench.one_at_a_time(model, task, 1, 'cpu')
+        assert len(found) == len(alone) == answers
+        assert [exact for _, exact in alone] == [answer.exact for answer in found]
+        losses = [loss for loss, _ in alone]
+        assert losses == pytest.approx([answer.loss for answer in found], abs=1e-6)
+
+
+def test_core_is_measured_on_all_its_tasks(load, figures, monkeypatch):
+    bench = load(**QUICK, what='core', core_examples=1)
+    monkeypatch.setattr(bench, 'CONTEXT', 64)
+    said, found = figures(bench)
+    found = found['core']
+    assert list(found) == ['choices', 'language_modeling', 'all']
+    assert all(group in said for group in found) and said.count('examples/s') == 3
+    for figure in found.values():
+        ratio = figure['examples_per_second'] / figure['one_at_a_time_per_second']
+        assert figure['times'] == pytest.approx(ratio) and ratio > 0
 
 
 # -----------------------------------------------------------------------------

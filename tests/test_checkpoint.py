@@ -385,16 +385,18 @@ def test_a_resumed_run_reports_changed_data(path, capsys):
 def test_an_earlier_run_is_set_aside(path, capsys):
     runlog.set_aside(path.parent)
     assert capsys.readouterr().out == ''
-    for name in ('log.jsonl', 'ckpt.pt', 'input.txt'):
+    for name in ('log.jsonl', 'ckpt.pt', 'scores.jsonl', 'input.txt'):
         path.with_name(name).write_text(name, encoding='utf-8')
     runlog.set_aside(path.parent)
     assert {p.name: p.read_text(encoding='utf-8') for p in path.parent.iterdir()} == {
         'log.jsonl.old': 'log.jsonl',
         'ckpt.pt.old': 'ckpt.pt',
+        'scores.jsonl.old': 'scores.jsonl',
         'input.txt': 'input.txt',
     }
     said = capsys.readouterr().out
-    assert f'{path.parent} holds an earlier run, kept as log.jsonl.old, ckpt.pt.old\n' == said
+    kept = 'scores.jsonl.old, log.jsonl.old, ckpt.pt.old'
+    assert f'{path.parent} holds an earlier run, kept as {kept}\n' == said
     for time in ('.old2', '.old3'):  # no earlier run is lost
         path.with_name('ckpt.pt').write_text(time, encoding='utf-8')
         runlog.set_aside(path.parent)

@@ -234,3 +234,16 @@ def test_sync_asks_the_disk_and_changes_nothing(tmp_path, monkeypatch):
     assert (
         synced == [(tmp_path / 'a').stat().st_ino] and (tmp_path / 'a').read_bytes() == b'content'
     )
+
+
+def test_lines_are_appended_after_half_a_line(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    assert disk.read_lines(path) == []
+    disk.append_line(path, {'text': 'Größe\n\u2028'})
+    disk.append_line(path, {'b': 2})
+    path.write_bytes(path.read_bytes() + b'{"c": ')  # killed here
+    disk.append_line(path, {'d': 4})
+    assert disk.read_lines(path) == [{'text': 'Größe\n\u2028'}, {'b': 2}, {'d': 4}]
+    assert path.read_bytes().count(b'\n') == 4
+    path.write_bytes(b'\xff\x00\n[1]\n7\n\n' + b'[' * 10**5 + b'\n{"e": 5}\r\n')
+    assert disk.read_lines(path) == [{'e': 5}]

@@ -302,9 +302,13 @@ def engine(trained):
     return Engine(trained, TOKENIZER, CHAT, calculate)
 
 
+def attempt(engine, problems, *how, **more):
+    return evaluate.attempt(engine, evaluate.read(engine, problems), evaluate.How(*how, **more))
+
+
 def test_a_model_that_knows_all_answers_scores_1(trained, engine):
     trained.train()
-    measure = evaluate.Skills(engine, CHAT, PROBLEMS, 30)
+    measure = evaluate.Skills(engine, PROBLEMS, 30)
     assert measure() == measure() == {'facts': 1, 'spelling': 1, 'sums': 1, 'choice': 1, 'mean': 1}
     assert trained.training  # as it was found
     trained.eval()
@@ -315,7 +319,7 @@ def test_wrong_answers_are_counted(engine):
     b, the mean of 1/2, 1/3 and 1/4, is what guessing scores."""
     wrong = [{**known, 'answer': 'zebra'} for known in PROBLEMS[:3]]
     changed = [*PROBLEMS[:3], *wrong, *PROBLEMS[3:6], {**PROBLEMS[6], 'answer': 'A'}, *PROBLEMS[7:]]
-    numbers = evaluate.Skills(engine, CHAT, changed, 30)()
+    numbers = evaluate.Skills(engine, changed, 30)()
     b = (1 / 2 + 1 / 3 + 1 / 4) / 3
     centred = (2 / 3 - b) / (1 - b)
     expected = {
@@ -329,49 +333,54 @@ def test_wrong_answers_are_counted(engine):
 
 
 def test_attempts_hold_answers_grades_and_endings(engine):
-    made = {
-        a.problem['messages'][0]['content']: a for a in evaluate.attempt(engine, CHAT, PROBLEMS, 30)
-    }
+    made = {a.problem['messages'][0]['content']: a for a in attempt(engine, PROBLEMS, 30)}
     assert made['Who is Anna?'][1:] == (['Anna is the baker.'], [1.0], [True])
     assert made['What is 12*7?'].answers == ['It is <<12*7=84>>84.']
     visible = problem('sums', 'What is 12*7?', 'exact', 'It is 84.')  # graded without the call
-    assert evaluate.attempt(engine, CHAT, [visible], 30)[0].grades == [1.0]
+    assert attempt(engine, [visible], 30)[0].grades == [1.0]
     chosen = made[PROBLEMS[6]['messages'][0]['content']]
     assert chosen[1:] == (['B'], [1.0], [])  # no ending
-    (short,) = evaluate.attempt(engine, CHAT, PROBLEMS[:1], 3)
+    (short,) = attempt(engine, PROBLEMS[:1], 3)
     assert short.grades == [0.0] and short.ended == [False]
     assert 'Anna is the baker.'.startswith(short.answers[0])
 
 
-def test_answers_come_in_order_each_from_its_own_stream(engine):
+def generate(engine, problems, how, first=0):
+    """The samples of each problem, in order. The first problem has the number `first`."""
+    questions = [q._replace(number=q.number + first) for q in evaluate.read(engine, problems)]
+    found = {q.number: samples for q, samples in evaluate.generated(engine, questions, how)}
+    return [found[q.number] for q in questions]
+
+
+def test_each_answer_comes_from_its_own_stream(engine):
     """They depend neither on the other problems nor on the number of rows."""
+    how = evaluate.How(12, 3, 1.5, 5)
     one_by_one = [
-        evaluate.answer(engine, CHAT, [p], 12, 3, 1.5, 5, [number])[0]
-        for number, p in enumerate(PROBLEMS, start=10)
+        generate(engine, [p], how, number)[0] for number, p in enumerate(PROBLEMS, start=10)
     ]
     small = Engine(engine.model, TOKENIZER, CHAT, calculate, max_rows=4)
-    together = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 5, range(10, 19))
+    together = generate(small, PROBLEMS, how, 10)
     assert [[s.ids for s in said] for said in together] == [
         [s.ids for s in said] for said in one_by_one
     ]
-    other = evaluate.answer(small, CHAT, PROBLEMS, 12, 3, 1.5, 6, range(10, 19))
+    other = generate(small, PROBLEMS, how._replace(seed=6), 10)
     assert [[s.ids for s in said] for said in together] != [[s.ids for s in said] for said in other]
-    greedy = evaluate.answer(engine, CHAT, PROBLEMS[:3], 30)
+    greedy = generate(engine, PROBLEMS[:3], evaluate.How(30))
     assert [s.text for (s,) in greedy] == ['Anna is the baker.', 'Ben is the farmer.', 'I am Pip.']
 
 
 def test_no_skill_takes_the_name_of_another_number(engine):
     for name in ('val', 'value', 'mean', 'step', 'loss', 'accuracy', 'reward', 'text'):
         with pytest.raises(SystemExit, match=f"a skill is named '{name}'"):
-            evaluate.Skills(engine, CHAT, [{**PROBLEMS[0], 'skill': name}], 30)
-    assert evaluate.Skills(engine, CHAT, [], 30)() == {}
+            evaluate.Skills(engine, [{**PROBLEMS[0], 'skill': name}], 30)
+    assert evaluate.Skills(engine, [], 30)() == {}
 
 
 def test_a_question_beyond_the_context_is_named_first(engine):
     long = problem('facts', 'who ' * 100, 'exact', 'me')
     told = "a problem of 'facts' takes .* tokens .*who who.*, expected at most the 96"
     with pytest.raises(SystemExit, match=told):
-        evaluate.Skills(engine, CHAT, [*PROBLEMS, long], 30)
+        evaluate.Skills(engine, [*PROBLEMS, long], 30)
 
 
 # ---- multiple choice
@@ -388,6 +397,12 @@ def naive(model, known):
         product = math.prod(float(probabilities[start + i, t]) for i, t in enumerate(ids))
         scores.append(math.log(product))
     return scores
+
+
+def likelihoods(engine, problems):
+    """The log-probabilities of each problem's choices, in order."""
+    scored = evaluate.likelihoods(engine, evaluate.read(engine, problems))
+    return [scores for _, scores in sorted(scored, key=lambda found: found[0].number)]
 
 
 def some_choices(seed, spoken):
@@ -409,32 +424,47 @@ def some_choices(seed, spoken):
 def test_the_likelihood_of_each_choice_against_a_naive_one(max_rows, spoken):
     known = list(some_choices(3, spoken))
     model = tiny(seed=1).eval()
-    scores = evaluate.likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), CHAT, known)
+    scores = likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=max_rows), known)
     assert [len(own) for own in scores] == [len(p['choices']) for p in known]
     expected = [naive(model, p) for p in known]
     assert all(own == pytest.approx(right, abs=1e-4) for own, right in zip(scores, expected))
     assert len({right.index(max(right)) for right in expected}) > 2
-    assert evaluate.likelihoods(Engine(model, TOKENIZER, CHAT), CHAT, []) == []
+    assert likelihoods(Engine(model, TOKENIZER, CHAT), []) == []
 
 
 def test_letters_of_one_token_share_a_row():
     model, rows = tiny().eval(), []
     hidden, model.hidden = model.hidden, lambda ids: rows.append(len(ids)) or hidden(ids)
-    evaluate.likelihoods(
-        Engine(model, TOKENIZER, CHAT), CHAT, [choice('Snow?', ['red', 'white', 'old'], 'B')]
-    )
+    likelihoods(Engine(model, TOKENIZER, CHAT), [choice('Snow?', ['red', 'white', 'old'], 'B')])
     assert rows == [1]
+
+
+def test_passes_hold_rows_of_similar_length_and_few_tokens(monkeypatch):
+    """The longest rows come first, so a lack of memory shows at once."""
+    monkeypatch.setattr(evaluate, 'PREFILL_TOKENS', 200)
+    model = tiny().eval()
+    shapes = []
+    handle = model.transformer.wte.register_forward_pre_hook(
+        lambda _, arguments: shapes.append(tuple(arguments[0].shape))
+    )
+    found = likelihoods(Engine(model, TOKENIZER, CHAT, max_rows=8), list(some_choices(3, False)))
+    handle.remove()
+    assert len(found) == sum(rows for rows, _ in shapes) == 40
+    assert all(rows <= 8 and (rows * length <= 200 or rows == 1) for rows, length in shapes)
+    assert any(1 < rows < 8 for rows, _ in shapes[:-1]) and max(shapes)[0] <= 8
+    lengths = [length for _, length in shapes]
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_the_likeliest_of_the_spoken_answers_is_graded_by_its_letter(engine):
     known = choice('Snow?', ['red', 'white'], 'B')
     for spoken, grade in ((['xxx', 'B'], 1.0), (['B', 'xxx'], 0.0)):
-        made = evaluate.attempt(engine, CHAT, [{**known, 'spoken': spoken}], 5)[0]
+        made = attempt(engine, [{**known, 'spoken': spoken}], 5)[0]
         assert made.grades == [grade] and made.answers == ['B' if grade else 'A']
 
 
 def test_choices_are_sampled_where_several_answers_are_wanted(engine):
-    attempts = evaluate.attempt(engine, CHAT, PROBLEMS[6:], 5, samples=4, temperature=0.1)
+    attempts = attempt(engine, PROBLEMS[6:], 5, samples=4, temperature=0.1)
     assert [made.answers for made in attempts] == [['B'] * 4, ['A'] * 4, ['D'] * 4]
     assert all(made.ended == [True] * 4 for made in attempts)
 
@@ -442,16 +472,14 @@ def test_choices_are_sampled_where_several_answers_are_wanted(engine):
 def test_a_choice_that_cannot_be_encoded_is_named():
     model = tiny()
     with pytest.raises(SystemExit, match="a choice of 'choice' cannot be encoded"):
-        evaluate.answer_ids(
-            Engine(model, CharTokenizer('A1'), CHAT), choice('Snow?', ['1', 'A'], 'B')
-        )
+        evaluate.read(Engine(model, CharTokenizer('A1'), CHAT), [choice('Snow?', ['1', 'A'], 'B')])
 
 
 def test_a_choice_beyond_the_context_is_named(engine):
     known = choice('Snow?', ['red', 'white'], 'B')
-    evaluate.prompts(engine, CHAT, [known])
+    evaluate.Skills(engine, [known], 30)
     with pytest.raises(SystemExit, match="a problem of 'choice' takes .* tokens"):
-        evaluate.prompts(engine, CHAT, [{**known, 'spoken': ['B', 'it is ' * 100]}])
+        evaluate.Skills(engine, [{**known, 'spoken': ['B', 'it is ' * 100]}], 30)
 
 
 # ---- scores
@@ -503,7 +531,7 @@ def test_a_chosen_answer_has_no_ending():
 
 def test_ranks_share_the_problems_and_have_the_same_score(engine, monkeypatch):
     """The ranks run one after the other; their sums are added by hand."""
-    alone = evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
+    alone = attempt(engine, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
     expected = evaluate.tally(alone, 2)
     monkeypatch.setattr(evaluate.dist, 'is_initialized', lambda: True)
     for world_size in (2, 4, 12):  # the last has ranks without a problem
@@ -511,9 +539,7 @@ def test_ranks_share_the_problems_and_have_the_same_score(engine, monkeypatch):
         shares = []
         for rank in range(world_size):
             monkeypatch.setattr(evaluate.dist, 'get_rank', lambda r=rank: r)
-            shares.append(
-                evaluate.attempt(engine, CHAT, PROBLEMS, 30, samples=2, temperature=1.0, seed=3)
-            )
+            shares.append(attempt(engine, PROBLEMS, 30, samples=2, temperature=1.0, seed=3))
         key = lambda made: PROBLEMS.index(made.problem)
         assert sorted(itertools.chain(*shares), key=key) == alone
         assert all(
@@ -535,6 +561,92 @@ def tallies(shares, monkeypatch):
             evaluate.runtime, 'add_up', lambda numbers: [sum(column) for column in zip(*said)]
         )
         return [evaluate.tally(share, 2) for share in shares]
+
+
+# ---- answers that are kept
+
+SAMPLED = evaluate.How(30, 2, 1.0, 3)
+GREEDY = evaluate.How(30)
+ABOUT = ['0' * 64, 'cpu', 'float32']
+
+
+@pytest.fixture
+def questions(engine):
+    return evaluate.read(engine, PROBLEMS)
+
+
+@pytest.mark.parametrize('how', [GREEDY, SAMPLED])
+def test_answers_are_found_again_on_any_number_of_ranks(
+    engine, questions, tmp_path, monkeypatch, how
+):
+    """Two ranks answer; then one, two and three of them find all, and grade anew."""
+    path = tmp_path / 'answers.jsonl'
+    expected = evaluate.attempt(engine, questions, how)
+    monkeypatch.setattr(evaluate.dist, 'is_initialized', lambda: True)
+
+    def share(rank, world_size):
+        monkeypatch.setattr(evaluate.dist, 'get_rank', lambda: rank)
+        monkeypatch.setattr(evaluate.dist, 'get_world_size', lambda: world_size)
+        kept = evaluate.Kept(path, ABOUT, rank)
+        return evaluate.attempt(engine, questions, how, kept)
+
+    for rank in range(2):
+        assert share(rank, 2) == expected[rank::2]
+    assert {file.name for file in tmp_path.iterdir()} == {'answers.jsonl', 'answers.1.jsonl'}
+    monkeypatch.setattr(evaluate, 'respond', lambda engine, waiting, how: iter(waiting and 1 / 0))
+    for world_size in (1, 2, 3):
+        shares = [share(rank, world_size) for rank in range(world_size)]
+        assert shares == [expected[rank::world_size] for rank in range(world_size)]
+    for name in tasks.GRADERS:
+        monkeypatch.setitem(tasks.GRADERS, name, lambda problem, text: 0.25)
+    assert {grade for made in share(0, 1) for grade in made.grades} == {0.25}
+
+
+def test_an_answer_to_something_else_is_not_found(engine, questions, tmp_path):
+    def kept(*about):
+        return evaluate.Kept(tmp_path / 'answers.jsonl', about)
+
+    for how in (GREEDY, SAMPLED):
+        evaluate.attempt(engine, questions, how, kept(*ABOUT))
+    text, choice = questions[0], questions[-1]
+    know = kept(*ABOUT).get
+    assert know(text, GREEDY) and know(text, SAMPLED) and know(choice, GREEDY)
+    # 1) Another checkpoint, device, dtype; another question, other choices
+    for i in range(3):
+        other = [*ABOUT]
+        other[i] = 'x'
+        assert not kept(*other).get(text, GREEDY)
+    assert not know(text._replace(prompt=text.prompt[1:]), GREEDY)
+    assert not know(choice._replace(choices=choice.choices[1:]), GREEDY)
+    # 2) Other settings, as far as they matter
+    for name in evaluate.How._fields:
+        changed = {name: getattr(SAMPLED, name) + 1}
+        assert not know(text, SAMPLED._replace(**changed))
+    assert not know(text._replace(number=100), SAMPLED)
+    assert know(text._replace(number=100), GREEDY._replace(seed=9))
+    assert know(choice, GREEDY._replace(max_tokens=5)) and not know(text, evaluate.How(5))
+
+
+def test_lines_that_are_no_answers_do_not_count(engine, questions, tmp_path):
+    path = tmp_path / 'answers.jsonl'
+    path.write_bytes(b'\x00\xff\n[[[[\n{}\n7\n' + b'[' * 10**5 + b'\n{"checkpoint": "')
+    kept = evaluate.Kept(path, ABOUT)
+    assert kept.rows == {}
+    expected = evaluate.attempt(engine, questions, GREEDY, kept)
+    before = path.read_bytes()
+    path.write_bytes(before[:-9])  # killed within the last line
+    assert len(evaluate.Kept(path, ABOUT).rows) == len(questions) - 1
+    assert evaluate.attempt(engine, questions, GREEDY, evaluate.Kept(path, ABOUT)) == expected
+    assert path.read_bytes().startswith(before[:-9] + b'\n{')
+    assert len(evaluate.Kept(path, ABOUT).rows) == len(questions)
+
+
+def test_answers_that_cannot_be_kept_are_given_anyway(engine, questions, tmp_path, capsys):
+    kept = evaluate.Kept(tmp_path / 'none' / 'answers.jsonl', ABOUT)
+    expected = evaluate.attempt(engine, questions, GREEDY)
+    assert evaluate.attempt(engine, questions, GREEDY, kept) == expected
+    [line] = capsys.readouterr().err.splitlines()
+    assert 'cannot be written' in line and 'start over' in line
 
 
 # ---- the reference of DPO
@@ -615,7 +727,8 @@ def given(run_folder):
 
     def arguments(*more):
         path = run_folder / 'numbers.json'
-        path.unlink(missing_ok=True)
+        for file in [path, *run_folder.glob('answers*')]:
+            file.unlink(missing_ok=True)
         of_run = [
             f'--out_dir={run_folder}',
             f'--problems={run_folder / "problems.jsonl"}',
@@ -705,6 +818,64 @@ def test_limit_1_works_on_every_task(given, run_program, run_folder):
     } == {name: (1, 1) for name in ('facts', 'spelling', 'sums', 'choice')}
 
 
+@pytest.mark.parametrize('sampled', [[], ['--num_samples=2', '--temperature=1.5']])
+def test_a_killed_evaluation_continues(table, run_folder, tmp_path, monkeypatch, sampled):
+    more = [*sampled, f'--answers={tmp_path / "a.jsonl"}', '--max_new_tokens=20', '--batch_size=2']
+    _, undisturbed = table(*more)
+    whole = (tmp_path / 'a.jsonl').read_bytes()
+    (tmp_path / 'a.jsonl').unlink()
+    append = evaluate.disk.append_line
+    lines = []
+
+    def killed(path, row):
+        if len(lines) == 4:
+            raise KeyboardInterrupt
+        lines.append(row)
+        append(path, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.disk, 'append_line', killed)
+        with pytest.raises(SystemExit, match='^130$'):
+            table(*more)
+    out, continued = table(*more)
+    assert 'a.jsonl: has 4 of 9 answers' in out
+    assert continued == undisturbed
+    assert (tmp_path / 'a.jsonl').read_bytes() == whole
+
+
+def test_scores_are_appended_for_the_report(table, run_folder):
+    path = run_folder / 'scores.jsonl'
+    path.unlink(missing_ok=True)
+    expected = [table('--limit=1')[1], table('--limit=2', '--skills=facts')[1]]
+    assert evaluate.disk.read_lines(path) == expected
+    assert [row['skills']['facts']['problems'] for row in expected] == [1, 2]
+
+
+def test_a_question_beyond_the_context_counts_as_wrong(table, tmp_path):
+    long = problem('facts', 'who ' * 100, 'exact', 'me')
+    path = tmp_path / 'problems.jsonl'
+    rows = [PROBLEMS[0], long, {**PROBLEMS[6], 'skill': 'facts'}]
+    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    out, numbers = table(f'--problems={path}', '--max_new_tokens=30')
+    assert numbers['skills']['facts']['accuracy'] == pytest.approx(2 / 3)
+    assert 'facts: 1 of 3 problems are longer than the 96 tokens' in out
+
+
+def test_a_skill_that_cannot_be_graded_here_is_reported(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks.sandbox, 'why_unavailable', lambda: 'no sand')
+    path = tmp_path / 'problems.jsonl'
+    code = dict(entry_point='f', calls=[[[], 1]])
+    rows = [problem('humaneval', 'def f():', 'code', 'pass', **code), PROBLEMS[0]]
+    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    out, numbers = table(f'--problems={path}', '--max_new_tokens=30')
+    assert list(numbers['skills']) == ['facts'] and numbers['mean'] == 1
+    assert 'no sand' in numbers['not_run']['humaneval']
+    assert 'humaneval            not run: the answers are programs' in out
+    # alone: no score, no error
+    out, numbers = table(f'--problems={path}', '--skills=humaneval')
+    assert numbers['skills'] == {} and 'mean' not in numbers and 'not run: ' in out
+
+
 @pytest.mark.slow
 def test_two_ranks_print_the_table_of_one(table, given, run_program, run_folder):
     more = [
@@ -735,7 +906,10 @@ def test_wrong_settings_are_named(table, run_folder):
         (['--split=test'], "no problems in its split 'test'"),
         (['--num_samples=4'], 'num_samples is 4 at temperature 0'),
         (['--limit=-1'], 'limit is -1, expected at least'),
+        ([f'--answers={run_folder / "problems.jsonl"}'], 'was not written by evaluate.py'),
+        (['--problems=acr'], "problems is 'acr', expected a .jsonl file"),
         # before the model is loaded
+        (['--out_dir=none', '--answers=no/such/x.jsonl'], 'no/such/x.jsonl cannot be written'),
         (['--out_dir=none', '--seed=-1'], 'seed is -1, expected at least 0'),
         (['--out_dir=none', '--json=no/such/x.json'], 'no/such/x.json cannot be written'),
         ([f'--out_dir={run_folder / "plain.pt"}'], '<|user_start|>'),
@@ -781,6 +955,26 @@ def test_micro_batches_of_text_are_as_small_as_in_training(model, folders, monke
         assert numbers['val'] == pytest.approx(naive_loss(model, ids, 50), abs=1e-6)
         assert max(seen) == largest
     handle.remove()
+
+
+def test_problems_of_several_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, '__file__', str(tmp_path / 'evaluate.py'))
+    data = tmp_path / 'data'
+    for name in ('arc', 'mmlu', 'spelling/small'):
+        (data / name).mkdir(parents=True)
+        (data / name / 'prepare.py').write_text('', encoding='utf-8')
+    for name in ('arc', 'spelling/small'):
+        (data / name / 'problems.jsonl').write_text('', encoding='utf-8')
+    files = [data / 'arc/problems.jsonl', data / 'spelling/small/problems.jsonl']
+    assert evaluate.find_problems('') == ([], {})
+    assert evaluate.find_problems('arc, spelling/small,arc') == (files, {})
+    found, missing = evaluate.find_problems(f'mmlu,{files[1]}')
+    assert found == files[1:]
+    assert missing == {'mmlu': 'no problems.jsonl yet; run: python data/mmlu/prepare.py'}
+    with pytest.raises(SystemExit, match='^mmlu: no problems.jsonl yet; run: python data/mmlu/'):
+        evaluate.find_problems('mmlu')
+    with pytest.raises(SystemExit, match="problems is 'acr', expected a .jsonl file, or a set of"):
+        evaluate.find_problems('arc,acr')
 
 
 def test_problems_are_found_beside_the_data(tmp_path, monkeypatch):

@@ -24,9 +24,10 @@ CORE = [path for path in CODE if path.parent == ROOT]
 
 LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
-    'leaf': 'model moe tokenizer conversation optim tools configurator runtime runlog',
+    'leaf': 'model moe tokenizer conversation optim tools sandbox configurator runtime runlog',
     'lower': 'shards',
     'middle': 'batches tasks engine checkpoint pretrained plan',
+    'high': 'core',
     'upper': 'evaluate',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }
@@ -36,8 +37,9 @@ MAY_IMPORT = {
     'leaf': ('base',),
     'lower': ('base', 'leaf'),
     'middle': ('base', 'leaf', 'lower'),
-    'upper': ('base', 'leaf', 'lower', 'middle'),
-    'program': ('base', 'leaf', 'lower', 'middle', 'upper'),
+    'high': ('base', 'leaf', 'lower', 'middle'),
+    'upper': ('base', 'leaf', 'lower', 'middle', 'high'),
+    'program': ('base', 'leaf', 'lower', 'middle', 'high', 'upper'),
 }
 PACKAGES = {'torch', 'numpy', 'tiktoken', 'requests', 'tqdm', 'regex'}
 UNIX_ONLY = {'fcntl', 'resource', 'termios', 'pwd', 'grp', 'readline', 'tty', 'pty', 'syslog'}
@@ -461,8 +463,9 @@ def test_only_the_configurator_evaluates(path):
     assert not list(evaluates_and_pickles_nothing(parse(path), name_of(path)))
 
 
-# data/download.py reads HF_ENDPOINT and HF_TOKEN, as all programs that use the hub do
-READ_THE_ENVIRONMENT = ('runtime.py', 'console.py', 'data/download.py')
+# data/download.py reads HF_ENDPOINT and HF_TOKEN, as all programs that use the hub do; sandbox.py
+# empties the environment
+READ_THE_ENVIRONMENT = ('runtime.py', 'console.py', 'data/download.py', 'sandbox.py')
 
 
 @each([path for path in CODE if name_of(path) not in READ_THE_ENVIRONMENT])

@@ -578,6 +578,66 @@ def test_help_under_python_OO(monkeypatch, capsys):
     assert 'python report.py out/tinyworld' in capsys.readouterr().out
 
 
+# ---- benchmarks
+
+
+def scores(step, problems=None, more=(), **accuracies):
+    """A line of scores.jsonl, on 500 problems of each skill."""
+    skills = {
+        name: dict(problems=problems or 500, accuracy=accuracy, error=0.021, passed={})
+        for name, accuracy in accuracies.items()
+    }
+    return dict(step=step, split='val', temperature=0.0, skills=skills, not_run={}) | dict(more)
+
+
+def test_benchmarks_have_a_column_for_each_stage_that_was_measured(run_folder, page):
+    sampled = scores(40, gsm8k=0.3, more=dict(temperature=1.0))
+    sampled['skills']['gsm8k']['passed'] = {'1': 0.3, '8': 0.6}
+    lines = {
+        'pretrain': [
+            scores(40, more=dict(core=0.2219, bits_per_byte=0.81234, data='data/a|b'))
+            | {'core_tasks': {'copa': {'examples': 100}}},
+            scores(40, more=dict(core=0.9, core_tasks={'copa': {'examples': 10}})),
+        ],
+        'sft': [
+            scores(20, arc_easy=0.1, gsm8k=0.1),  # an earlier step
+            scores(40, arc_easy=0.3876, more=dict(ChatCORE=0.0884, not_run={'humaneval': 'why'})),
+            scores(40, problems=1, arc_easy=1.0, gsm8k=0.2),  # on fewer problems
+            scores(40, gsm8k=0.9, more=dict(split='train')),
+            sampled,
+        ],
+    }
+    for stage, rows in lines.items():
+        path = run_folder / stage / 'scores.jsonl'
+        path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    text = section(page(run_folder), 'Benchmarks')
+    [rows] = cells(text)
+    assert rows == [
+        ['benchmark', 'pretrain', 'sft'],
+        ['CORE', '0.2219', '–'],
+        ['bits per byte of data/a\\|b', '0.812', '–'],
+        ['arc\\_easy', '–', '38.8 ± 2.1'],
+        ['gsm8k', '–', '20.0 ± 2.1'],
+        ['humaneval', '–', 'not run'],
+        ['gsm8k pass\\@1', '–', '30.0'],
+        ['gsm8k pass\\@8', '–', '60.0'],
+        ['ChatCORE', '–', '0.0884'],
+    ]
+    assert 'after this many steps: pretrain 40, sft 40.' in text
+
+
+def test_scores_that_make_no_sense_are_left_out(run_folder, page):
+    rows = [
+        7, [1], {}, {'skills': 3, 'not_run': 4, 'core': 'x', 'bits_per_byte': True},
+        {'skills': {'a': 3, 'b': {'accuracy': 'x'}, 'c': {'accuracy': 0.5, 'passed': [1]}}},
+        {'skills': {'d': {'accuracy': math.nan}}, 'step': 'x'},
+    ]  # fmt: skip
+    path = run_folder / 'sft' / 'scores.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)) + '\n{"half', encoding='utf-8')
+    [[_, row]] = cells(section(page(run_folder), 'Benchmarks'))
+    assert row == ['c', '50.0 ± 0.0']
+
+
 # ---- quickstart.sh
 
 QUICKSTART = (ROOT / 'quickstart.sh').read_text(encoding='utf-8')

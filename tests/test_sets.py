@@ -54,7 +54,7 @@ class Sets:
 
     def prepare(self, name, *args):
         """Run a script. Returns what it printed."""
-        if name not in ('humaneval', 'core'):
+        if name not in ('humaneval', 'core', 'boolq'):
             args = (f'--tokenizer={self.tokenizer}', *args)
         self.capture.readouterr()
         with pytest.MonkeyPatch.context() as patch:
@@ -367,7 +367,7 @@ def test_humaneval(sets):
         'messages': [{'role': 'user', 'content': 'def f(x):\n'}], 'text': 'def f(x):\n',
         'task_id': 'HumanEval/0', 'prompt': 'def f(x):\n', 'test': row['test'], 'entry_point': 'f',
     }  # fmt: skip
-    assert '1 problems, 1 rows left out' in shown and '0.parquet:2: left out: no test' in shown
+    assert '1 rows used for val, 1 left out (1: no test)' in shown and '1 problems' in shown
     sets.prepare('humaneval')  # again: the same file
     path.write_bytes(path.read_bytes() + b'\n')
     sets.refuses('humaneval', 'problems.jsonl', 'edited', 'move it away')

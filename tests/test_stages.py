@@ -41,6 +41,7 @@ import checkpoint
 import evaluate
 import plan
 import runtime
+import sandbox
 import shards
 import tokenizer as tokenizers
 from conversation import SPECIAL, Chat
@@ -457,6 +458,28 @@ def test_rl_learns_what_is_rewarded(train, tmp_path):
         np.mean(no_signal[:10]) < 0.5 < np.mean(no_signal[-10:])
     )  # what is always right teaches nothing more
     assert measured(tmp_path / 'out', 'letters')[-1] == 1.0
+
+
+@pytest.mark.slow
+def test_rl_learns_from_programs_that_run(train, world, tmp_path):
+    """The answer ends a one-line function, which has to pass its tests. To the model that RL begins
+    with any of eight letters is an answer; one of them is the right argument."""
+    if sandbox.why_unavailable() and os.environ.get('CI') != 'true':
+        pytest.skip(sandbox.why_unavailable())
+    prompt = 'def f(a, b, c, d, e, f, g, h):\n    return '
+    calls = [[[1, 2, 3, 4, 5, 6, 7, 8], 4], [[0, 0, 0, 9, 0, 0, 0, 0], 9]]
+    program = dict(grader='code', prompt=prompt, entry_point='f', calls=calls)
+    rows = [problem(split, letter) | program for split in ('train', 'val') for letter in 'ab']
+    data = write(tmp_path / 'programs' / 'rl', world.chat, [asks('a?', 'a')] * 40)
+    lines = ''.join(json.dumps(row) + '\n' for row in rows)
+    (tmp_path / 'programs' / 'problems.jsonl').write_text(lines, encoding='utf-8')
+
+    args = ['--learning_rate=1e-2', '--max_iters=30', '--eval_interval=30', '--rl_samples=16']
+    args += ['--rl_tokens=2', '--max_new_tokens=2', '--dtype=float32', *split_step(32, 1)]
+    done = train('rl', *args, out=tmp_path / 'out', data=data)
+    assert done.returncode == 0, done.stderr
+    reward = steps_of(tmp_path / 'out', 'reward')
+    assert reward[0] <= 0.3 and np.mean(reward[-5:]) >= 0.8
 
 
 # -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from conftest import one_line
 
 import tasks
 from conversation import SPECIAL
@@ -258,6 +259,88 @@ def test_a_number_after_a_letter_with_a_mark():
     assert grade('number', -5, 'दि -5') == 1
 
 
+# ---- code: what the sandbox does with a program is in test_sandbox.py
+
+PROMPT = '# Doubles.\nimport math\nfrom typing import List\n\n\ndef f(x):\n    """2x"""\n'
+IMPORTS = 'import math\nfrom typing import List\n'
+CODE = dict(grader='code', answer=None, prompt=PROMPT, entry_point='f', test='assert f(2) == 4')
+
+
+@pytest.mark.parametrize('text, program', [
+    ('So:\n```python\ndef f(x):\n    return 2 * x\n```\nOr:\n```python\nf = 1\n```',
+     IMPORTS + 'def f(x):\n    return 2 * x\n'),
+    ('```bash\nls\n```\n  ```python \nf = "```"\n  ```\n', IMPORTS + 'f = "```"\n'),
+    ('```\ndef f(x):\n    return 2 * x', IMPORTS + 'def f(x):\n    return 2 * x'),
+    ('y = 1\n\ndef f(x):\n    return 2 * x', IMPORTS + 'y = 1\n\ndef f(x):\n    return 2 * x'),
+    ('    return 2 * x\n', PROMPT + '    return 2 * x\n\n'),
+    ('    y = [\n]\n    return x\n\n\nprint(f(1))\n', PROMPT + '    y = [\n]\n    return x\n\n\n'),
+    ('    return 1\ndef g(x):\n    return 2', PROMPT + '    return 1\n'),
+    ('    return 1\n# Next\n', PROMPT + '    return 1\n'),
+    ('', PROMPT + '\n'),
+])  # fmt: skip
+def test_the_program_of_an_answer(text, program):
+    assert tasks.program_of(problem(**CODE), text) == program
+
+
+def test_a_program_without_a_prompt():
+    bare = dict(grader='code', entry_point='f', calls=[[[2, 3], 5], [[0, 'a'], ['a']]])
+    assert tasks.program_of(bare, 'def f(a, b):\n    return a + b') == (
+        'def f(a, b):\n    return a + b'
+    )
+    assert tasks.tests_of(bare).split('\n') == [
+        '', 'f = candidate',
+        'assert candidate(*[2, 3]) == 5', "assert candidate(*[0, 'a']) == ['a']",
+        '',
+    ]  # fmt: skip
+
+
+def test_tests_see_the_prompt_and_are_called_if_they_are_a_function():
+    assert tasks.tests_of(CODE).endswith('"""2x"""\n\nf = candidate\nassert f(2) == 4\n')
+    defined = CODE | dict(test='def check(candidate):\n    assert candidate(2) == 4\n')
+    assert tasks.tests_of(defined).endswith('candidate(2) == 4\n\ncheck(f)')
+
+
+def test_answers_are_graded_at_once_and_equal_ones_once(monkeypatch):
+    """Each with its own problem, in their order, programs and others together."""
+    ran = []
+
+    def run(program, entry_point, tests, allow_unsafe_code):
+        ran.append(program)
+        return tasks.sandbox.Result(entry_point in program, allow_unsafe_code)
+
+    monkeypatch.setattr(tasks.sandbox, 'run', run)
+    monkeypatch.setattr(tasks.sandbox, 'why_unavailable', lambda: None)
+    f, g = (dict(grader='code', entry_point=name, calls=[[[], 1]]) for name in 'fg')
+    asked = [f, problem(), g, f, f, problem()]
+    texts = ['f = 1', '7', 'f = 1', 'f = 1', 'h = 1', '8']
+    assert tasks.grader(asked)(asked, texts) == [1, 1, 0, 1, 0, 0]
+    assert len(ran) == 3
+    assert tasks.grade_all([], []) == []
+
+
+def test_programs_that_cannot_be_confined_are_refused_in_one_line(monkeypatch):
+    code = problem(**CODE)
+    monkeypatch.setattr(tasks.sandbox, 'why_unavailable', lambda: 'no namespaces')
+    with pytest.raises(SystemExit) as stop:
+        tasks.grader([problem(), code])
+    one_line(stop, 'sums', 'no namespaces', '--allow_unsafe_code=True')
+    assert tasks.why_not_graded([problem()], False) == ''
+    assert tasks.why_not_graded([code], True) == ''
+    tasks.grader([problem()])
+    given = []
+    monkeypatch.setattr(tasks, 'code', lambda *rest: given.append(rest[2]) or 1.0)
+    assert tasks.grader([code], True)([code], ['x']) == [1.0] and given == [True]
+
+
+def test_loading_runs_no_program(monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks.sandbox, 'run', None)
+    rows = [
+        problem(**CODE | {'answer': 1}),
+        problem(grader='code', entry_point='f', calls=[[[1], 2]]),
+    ]
+    assert tasks.load(write(tmp_path, rows)) == rows
+
+
 def test_graders_are_known_by_their_names():
     assert {'number', 'exact', 'contains', 'letter', 'spelled'} <= set(tasks.GRADERS)
     assert all(name == grader.__name__ for name, grader in tasks.GRADERS.items())
@@ -359,6 +442,16 @@ NAMES = ['Tom', "Mary Ann O'Neil-Smith", 'Zoë']
 STORY = dict(grader='story', people=['Tom'], names=NAMES, thing='ball')
 
 
+def test_several_files_are_read_as_one(tmp_path):
+    rows = [problem(skill=skill) for skill in ('a', 'b', 'a')]
+    (tmp_path / 'other').mkdir()
+    first, second = write(tmp_path, rows), write(tmp_path / 'other', [problem(skill='c')])
+    assert [p['skill'] for p in tasks.load([first, second], 'val', limit=1)] == ['a', 'b', 'c']
+    assert [p['skill'] for p in tasks.load([first, second], 'val', ['c'])] == ['c']
+    with pytest.raises(SystemExit, match=f"{second.name}:1: the skill 'a' is in .*; evaluate one"):
+        tasks.load([first, write(tmp_path / 'other', [problem(skill='a')])])
+
+
 def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
     rows = [
         problem(**STORY), problem(**STORY | dict(people=[], thing='')), problem(baseline=0),
@@ -389,6 +482,15 @@ def test_unusual_problems_that_can_be_solved_are_kept(tmp_path):
     (dict(messages=[*QUESTION, {'role': 'assistant', 'content': '7'}]), 'expected user'),
     (dict(messages=[{'role': 'bot', 'content': 'hi'}]), "role is 'bot'"),
     (dict(messages=[{'role': 'user'}]), 'content'),
+    (dict(grader='code', test='assert 1'), 'entry_point is None, expected the name of a function'),
+    (dict(grader='code', entry_point='f()', test='assert 1'), "entry_point is 'f()'"),
+    (dict(grader='code', entry_point='if', test='assert 1'), "entry_point is 'if'"),
+    (dict(grader='code', entry_point='f'), 'test is None and calls is None'),
+    (dict(grader='code', entry_point='f', test=' '), "test is ' '"),
+    (dict(grader='code', entry_point='f', calls=[[1, 2]]), 'calls is [[1, 2]]'),
+    (dict(grader='code', entry_point='f', calls=[]), 'calls is []'),
+    (dict(grader='code', entry_point='f', test='x', calls=[[[1], 2]]), 'calls is [[[1], 2]]'),
+    (dict(grader='code', entry_point='f', test='x', prompt=3), 'prompt is 3, expected text'),
     (dict(answer='many'), "grader 'number' cannot use it"),
     (dict(answer=None), "grader 'number' cannot use it"),
     (dict(grader='exact', answer=None), "grader 'exact' cannot use it"),
@@ -452,6 +554,15 @@ def test_a_missing_key_is_named(tmp_path, missing):
     path = write(tmp_path, [row])
     with pytest.raises(SystemExit, match=f'problems.jsonl:1: .*{missing}'):
         tasks.load(path)
+
+
+def test_the_script_that_makes_a_missing_file_is_named(tmp_path):
+    script = tmp_path / 'prepare.py'
+    for said in ('data/tinyworld/prepare.py', str(script)):
+        with pytest.raises(SystemExit, match='no such file') as stop:
+            tasks.load(tmp_path / 'problems.jsonl')
+        assert stop.value.code.endswith(f'run: python {said}')
+        script.write_text('', encoding='utf-8')
 
 
 def test_missing_skills_splits_and_files_are_named(tmp_path):

@@ -6,22 +6,22 @@ $ python data/humaneval/prepare.py
 
 Writes problems.jsonl beside this file. A line has the chat's question (messages) and its plain form
 (text), which are both the beginning of a program; and task_id, prompt, entry_point, test, and as
-its answer the reference solution. Its grader is code, which tasks.py does not have yet: grading
-means to run what a model wrote.
+its answer the reference solution. Its grader is code, which runs what the model wrote (sandbox.py):
+
+$ python evaluate.py --problems=humaneval --num_samples=4 --temperature=0.8
 
 Without a network: put the .parquet file into raw/test beside this file.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import console
-import disk
 from configurator import configure
-from data.sets import Unusable, given_text, hub_files, read_rows
-from data.writing import json_line
+from data.sets import Item, ask, given_text, write_problems
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ('task_id', 'prompt', 'canonical_solution', 'test', 'entry_point')
@@ -29,12 +29,9 @@ NAMES = ('task_id', 'prompt', 'canonical_solution', 'test', 'entry_point')
 tries = 5  # attempts at each download
 
 
-def problem_of(row: dict) -> dict:
+def convert(row: dict, notes: Counter) -> Item:
     task_id, prompt, solution, test, entry_point = given_text(row, *NAMES)
-    return dict(
-        split='val',
-        skill='humaneval',
-        messages=[{'role': 'user', 'content': prompt}],
+    problem = dict(
         text=prompt,
         grader='code',
         answer=solution,
@@ -43,33 +40,11 @@ def problem_of(row: dict) -> dict:
         test=test,
         entry_point=entry_point,
     )
-
-
-def main() -> None:
-    folder = FOLDER / 'raw' / 'test'
-    files = hub_files('openai/openai_humaneval', 'openai_humaneval', 'test', folder, tries)
-    # 1) Convert
-    lines = []
-    left_out = 0
-    for where, row in read_rows(files, dict.fromkeys(NAMES, str)):
-        try:
-            lines.append(json_line(problem_of(row)))
-        except Unusable as error:
-            left_out += 1
-            print(f'{where}: left out: {error}')
-    if not lines:
-        raise SystemExit(f'{folder}: 0 rows used, {left_out} left out: expected rows to use')
-    # 2) Write
-    path = FOLDER / 'problems.jsonl'
-    content = b''.join(lines)
-    if path.exists() and path.read_bytes() != content:
-        raise SystemExit(f'{path} would be replaced, but it was edited: move it away')
-    with disk.replacing(path) as file:
-        file.write(content)
-    print(f'{path}: {len(lines):,} problems, {left_out:,} rows left out')
+    return Item(ask(prompt, prompt + solution), problem)
 
 
 if __name__ == '__main__':
     console.set_up(must_finish=True)
     configure(globals())
-    main()
+    source = ('openai/openai_humaneval', 'openai_humaneval', 'test')
+    write_problems(FOLDER, source, dict.fromkeys(NAMES, str), convert, tries)
