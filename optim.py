@@ -93,7 +93,7 @@ def muon(p, g, ok, count, lr, weight_decay, state, iterations, dtype):
     return torch.where(ok, p - lr * (update + decay), p)
 
 
-def adamw(p, g, ok, count, lr, weight_decay, state, multiple, betas, eps=1e-8):
+def adamw(p, g, ok, count, lr, weight_decay, state, multiple, betas, eps):
     """AdamW (Loshchilov and Hutter, 2019). p, g (n,) -> new p. multiple scales the update,
     not the weight decay."""
     beta1, beta2 = betas
@@ -226,14 +226,14 @@ class Optimizer:
     model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate and head_rate are
     multiples of the learning rate. iterations: of Newton-Schulz. rank, world_size, group: this
     process among those that share the work. fp16: scale the loss. compile: fuse the updates (CUDA).
-    muon_dtype: of Muon's matrix products; None is the device's fast one.
+    muon_dtype: of Muon's matrix products; None is the device's fast one. betas, eps: of AdamW.
     """
 
     def __init__(
         self, model, kind: str = 'muon', betas=(0.9, 0.95), weight_decay: float = 0.1,
         embedding_rate: float = 1.0, head_rate: float = 1.0, iterations: int = 5,
         rank: int = 0, world_size: int = 1, group=None, fp16: bool = False, compile: bool = False,
-        muon_dtype: torch.dtype | None = None,
+        muon_dtype: torch.dtype | None = None, eps: float = 1e-8,
     ):  # fmt: skip
         if kind not in ('muon', 'adamw'):
             raise SystemExit(f"optimizer is '{kind}', expected muon or adamw")
@@ -241,6 +241,7 @@ class Optimizer:
             choices = ', '.join(map(str, POLAR_EXPRESS))
             raise SystemExit(f'muon_iterations is {iterations}, expected one of {choices}')
         self.betas = betas
+        self.eps = eps
         self.weight_decay = weight_decay
         self.iterations = iterations
         self.rank = rank
@@ -330,7 +331,7 @@ class Optimizer:
             if rule.kind == 'muon':
                 own_settings = dict(iterations=self.iterations, dtype=self.muon_dtype)
             else:
-                own_settings = dict(multiple=rule.multiple, betas=self.betas)
+                own_settings = dict(multiple=rule.multiple, betas=self.betas, eps=self.eps)
             update = self.updates[rule.kind]
             share = bucket.parameters()
             share = update(share, g, ok, count, lr, decay, bucket.state, **own_settings)

@@ -93,23 +93,24 @@ zero_init = True  # output projections and an untied head start at zero
 # a step
 batch_size = 16  # rows of a micro-batch, at most; out of memory: halve it and double the next
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
-cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
+cpu_micro_batch_size = 0  # rows on a CPU, at most; 0: by the model's size
 isolate = False  # attention stays within a document; slower on CUDA
-optimizer = 'muon'  # muon (matrices inside the layers; AdamW for the rest) | adamw
+optimizer = 'muon'  # muon (matrices inside the layers; AdamW elsewhere) | adamw
 muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
 learning_rate = 4e-3  # of AdamW; Muon's update is scaled to match
-embedding_rate = 1.0  # the embeddings' rate, as a multiple of learning_rate
-head_rate = 1.0  # the head's rate (and a tied table's), likewise
+embedding_rate = 1.0  # multiple of learning_rate for the embeddings
+head_rate = 1.0  # likewise for the head (and a tied table)
 weight_decay = 0.1  # of everything two-dimensional
 beta1 = 0.9  # AdamW's first moment
 beta2 = 0.95  # its second; 0.99 where a step has few tokens
+adam_eps = 1e-8  # added to its denominator
 grad_clip = 1.0  # largest norm of the gradient; 0 is off
 dpo_beta = 0.1  # dpo: how much a log-probability difference counts
 rl_skills = ''  # rl: skills to practise, separated by commas; '' is all
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
 rl_rows = 0  # rl: answers written at once; 0: max(rl_samples, batch_size)
-max_skips = 10  # stop after this many steps in a row without a finite gradient
+max_skips = 10  # stop after this many non-finite gradients in a row
 # length and schedule
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
@@ -149,7 +150,7 @@ MAY_CHANGE = {
 # A later stage takes these from the one before, unless given
 RECIPE = {
     'isolate', 'optimizer', 'muon_iterations', 'learning_rate', 'embedding_rate', 'head_rate',
-    'weight_decay', 'beta1', 'beta2', 'grad_clip',
+    'weight_decay', 'beta1', 'beta2', 'adam_eps', 'grad_clip',
 }  # fmt: skip
 
 # -----------------------------------------------------------------------------
@@ -522,6 +523,7 @@ def check(settings):
         grad_clip=0, beta1=0, beta2=0, warmup_iters=0, warmdown=0, lr_decay_iters=0, time_limit=0,
         eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1, rl_rows=0,
         activation_memory_budget=0,
+        adam_eps=1e-20,  # below it, the square of a gradient may be 0 where its moment is not
     )  # fmt: skip
     most = dict(warmdown=1, seed=2**63 - 1, activation_memory_budget=1)
     wrong = []
@@ -608,7 +610,7 @@ def open_core(run):
 def build_optimizer(run):
     return Optimizer(
         run.raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
-        muon_iterations, run.ranks.rank, run.ranks.world_size,
+        muon_iterations, run.ranks.rank, run.ranks.world_size, eps=adam_eps,
         group=runtime.device_group(backend, run.machine.device, run.ranks),
         fp16=run.machine.dtype == 'float16',
         compile=run.machine.compile and run.machine.device != 'cpu',

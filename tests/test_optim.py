@@ -137,7 +137,7 @@ def matrices_of(model):
 class Naive:
     """What Optimizer does, on one rank: a loop over Muon's matrices, torch's AdamW for the rest."""
 
-    def __init__(self, model, kind, weight_decay=0.1, embedding_rate=1.0, head_rate=1.0):
+    def __init__(self, model, kind, weight_decay=0.1, embedding_rate=1.0, head_rate=1.0, eps=1e-8):
         self.model, self.weight_decay, self.count = model, weight_decay, 0
         self.matrices = matrices_of(model) if kind == 'muon' else {}
         self.moments = {name: torch.zeros_like(model.get_parameter(name)) for name in self.matrices}
@@ -154,7 +154,7 @@ class Naive:
                     weight_decay / rate if p.dim() == 2 else 0.0
                 )  # torch's shrinks by lr * decay, ours by the base rate's
                 groups.append(dict(params=[p], rate=rate, weight_decay=decay))
-        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=eps)
 
     @torch.no_grad()
     def step(self, lr, grad_clip=0.0):
@@ -211,6 +211,19 @@ def test_adamw_is_torchs(kind, tied, rates):
         1e-12,
     )
     assert all((ours[name] - theirs[name]).abs().max() > 1e-3 for name in matrices)
+
+
+def test_adam_eps_is_torchs():
+    ours, theirs, default = (build() for _ in range(3))
+    optimizer, naive = Optimizer(ours, 'adamw', eps=0.5), Naive(theirs, 'adamw', eps=0.5)
+    for model in (ours, theirs, default):
+        draw_gradients(model, 0)
+    move(optimizer)
+    naive.step(LR)
+    move(Optimizer(default, 'adamw'))
+    assert_close(weights(ours), weights(theirs), 1e-12)
+    name = 'lm_head.weight'
+    assert (weights(ours)[name] - weights(default)[name]).abs().max() > LR / 10
 
 
 # -----------------------------------------------------------------------------

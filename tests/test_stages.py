@@ -157,6 +157,7 @@ def train(world, runs, capsys):
                 '--optimizer=muon',
                 '--beta1=0.9',
                 '--beta2=0.95',
+                '--adam_eps=1e-6',
                 '--grad_clip=1',
                 '--preset=nano',
             )
@@ -498,8 +499,9 @@ def test_the_optimizer_goes_on_where_the_stage_before_left_it(train, world, runs
     model.load_state_dict(state['model'])
     rates = settings.embedding_rate, settings.head_rate
     optimizer = Optimizer(
-        model, settings.optimizer, (settings.beta1, settings.beta2), settings.weight_decay, *rates
-    )
+        model, settings.optimizer, (settings.beta1, settings.beta2), settings.weight_decay, *rates,
+        eps=settings.adam_eps,
+    )  # fmt: skip
     optimizer.load_state_dict(state['optimizer'])
     shape = batches.Shape(8, 8, 64, seed=settings.seed)
     for batch in batches.Packed(

@@ -767,6 +767,7 @@ def bare_folder(folder, **files):
             ('--beta1=1', '--beta2=-0.5'),
             ('beta1 is 1.0', 'less than 1', 'beta2 is -0.5', 'at least 0'),
         ),
+        (('--adam_eps=0',), ('adam_eps is 0.0', 'at least 1e-20')),
         (('--dropout=1',), ('dropout is 1.0', 'less than 1')),
         (('--norm_eps=-1',), ('norm_eps is -1.0', 'at least 0')),
         (('--rope_theta=-1',), ('rope_theta is -1.0', 'at least 1')),
