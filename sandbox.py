@@ -100,7 +100,7 @@ def run(program: str, entry_point: str, tests: str, allow_unsafe_code: bool = Fa
     if reason and not (allow_unsafe_code and sys.platform == 'linux'):
         raise SystemExit(
             f'a program that a model wrote cannot be confined here ({reason}), expected Linux with '
-            'user namespaces; on any Linux --allow_unsafe_code=True runs it without'
+            'user namespaces; on any Linux --allow_unsafe_code=True runs it unconfined'
         )
     try:
         return run_boxes(program, entry_point, tests, confined=not reason)

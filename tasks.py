@@ -348,7 +348,7 @@ def why_not_graded(problems: Sequence[dict], allow_unsafe_code: bool) -> str:
     reason = sandbox.why_unavailable()
     return reason and (
         f'the answers are programs, which cannot be confined here ({reason}); '
-        '--allow_unsafe_code=True runs them without'
+        '--allow_unsafe_code=True runs them unconfined'
     )
 
 
