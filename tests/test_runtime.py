@@ -480,6 +480,7 @@ def test_join_reads_what_torchrun_says(monkeypatch):
     monkeypatch.setattr(
         dist, 'init_process_group', lambda backend, **options: backends.append(backend)
     )
+    monkeypatch.setattr(runtime, 'meet', dist.HashStore)
     for name, value in dict(RANK=11, LOCAL_RANK=3, WORLD_SIZE=16, LOCAL_WORLD_SIZE=8).items():
         monkeypatch.setenv(name, str(value))
     assert runtime.join() == Ranks(rank=11, local_rank=3, world_size=16, local_world_size=8)
