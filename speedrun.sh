@@ -87,7 +87,7 @@ once spelling-small python data/spelling/prepare.py --tokenizer="$tok" --spell=3
 stage pretrain "config/$name.py" --core=data/core/eval_bundle
 
 # ---- Midtraining: the format of a conversation, multiple choice, the calculator
-exams=--problems=arc,mmlu,gsm8k,humaneval
+exams=--problems=arc,mmlu,gsm8k,humaneval,spelling
 stage mid "config/${name}_mid.py" $exams
 
 # ---- Supervised fine-tuning: imitate good answers
