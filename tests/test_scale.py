@@ -1,6 +1,7 @@
 """Many processes as a user starts them: eight ranks, two nodes, workers that are killed; and
 speedrun.sh from a blank machine to the report."""
 
+import fnmatch
 import itertools
 import os
 import random
@@ -13,12 +14,13 @@ import time
 import zipfile
 
 import pytest
-from conftest import LINUX, ROOT, environment_of, tail
+from conftest import LINUX, ROOT, environment_of, read_defaults, tail
 from test_download import hub, server  # noqa: F401  fixtures
 from test_train import assert_same_bits, learned, trained
 
 import report
 import tokenizer as tokenizers
+from configurator import configure
 from conversation import SPECIAL
 
 pytestmark = pytest.mark.skipif(not LINUX, reason='torchrun and /proc')
@@ -149,7 +151,7 @@ CONFIGS = {
     '_rl': "stage = 'rl'\nbatch_size = 4\nmax_iters = 6\nrl_samples = 2\nrl_tokens = 4\n",
     '_data': 'num_shards = 4\nfirst_shards = 2\nnum_workers = 1\n',
     '_tokenizer': (
-        "vocab_size = 600\nmax_chars = 8_000\nnum_workers = 1\n"
+        "vocab_size = 600\nmax_chars = 1_000_000\nnum_workers = 1\n"
         "input = 'data/fineweb_edu/raw/shard_0000[01].parquet'\n"
         f"special = '{','.join(SPECIAL)}'\n"
     ),
@@ -284,6 +286,27 @@ def kill_all(marked):
                     os.kill(int(name), signal.SIGKILL)
             except OSError:  # it has ended
                 continue
+
+
+def test_speedrun_names_a_config_that_is_missing(tmp_path):
+    done = subprocess.run(
+        ['bash', ROOT / 'speedrun.sh', 'none'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and not (ROOT / 'out/none').exists()
+    assert done.stderr.startswith('config/none.py does not exist, expected one file for each part')
+
+
+@pytest.mark.parametrize('name', ['speedrun_d20', 'd32'])
+def test_the_tokenizer_of_a_speedrun_reads_its_first_shards(name):
+    """Other shards arrive while it reads."""
+    config = f'{ROOT}/config/{name}'
+    shards = configure(
+        read_defaults(ROOT / 'data/fineweb_edu/prepare.py'), argv=[f'{config}_data.py']
+    )
+    tokenizer = configure(read_defaults(ROOT / 'tokenizer.py'), argv=[f'{config}_tokenizer.py'])
+    files = [f'data/fineweb_edu/raw/shard_{i:05d}.parquet' for i in range(shards['num_shards'])]
+    assert fnmatch.filter(files, tokenizer['input']) == files[: shards['first_shards']]
+    assert tokenizer['max_chars'] <= 250_000_000 * shards['first_shards']
 
 
 @pytest.mark.slow
