@@ -14,6 +14,8 @@ import re
 import shutil
 import signal
 import sys
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -62,8 +64,41 @@ def join() -> Ranks:
     numbers = [int(os.environ.get(name, default)) for name, default in zip(names, Ranks())]
     ranks = Ranks(*numbers)
     if ranks.world_size > 1:
-        dist.init_process_group('gloo', timeout=PATIENCE)
+        place = dict(rank=ranks.rank, world_size=ranks.world_size)
+        dist.init_process_group('gloo', store=meet(), timeout=PATIENCE, **place)
     return ranks
+
+
+def meet() -> dist.Store:
+    """
+    Wait until all ranks have called this. Returns a store of this meeting's own.
+
+    torchrun keeps one store for all attempts (--max-restarts), so it holds what dead processes
+    wrote, such as their addresses. Nodes count their restarts separately, so no number of torchrun
+    names an attempt. Therefore each process takes a random name. The others tell theirs to rank 0,
+    whose name is the meeting's.
+    """
+    store, rank, world_size = next(dist.rendezvous('env://'))
+    name = uuid.uuid4().hex
+    meeting = name if rank == 0 else ''
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    store.set(f'rank {rank}', name)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            # 1) Tell the meeting to each process, also to one that has replaced a dead one
+            present = [other for other in range(1, world_size) if store.check([f'rank {other}'])]
+            for other in present:
+                store.set(f'to {store.get(f"rank {other}").decode()}', name)
+            # 2) Begin when all have said that they know it
+            if store.check([f'{name}: {other}' for other in range(1, world_size)]):
+                store.set(f'{name}: all', '')
+        elif store.check([f'to {name}']):
+            meeting = store.get(f'to {name}').decode()
+            store.set(f'{meeting}: {rank}', '')
+        if meeting and store.check([f'{meeting}: all']):
+            return dist.PrefixStore(meeting, store)
+        time.sleep(0.01)
+    raise TimeoutError(f'rank {rank} has waited {PATIENCE} for the other {world_size - 1}')
 
 
 def leave() -> None:
@@ -74,12 +109,10 @@ def leave() -> None:
     barrier does not help: it can fail on one rank after another has passed it and left
     (github.com/pytorch/gloo/issues/155). So ranks wait for each other through torchrun's store.
     """
+    undo_changes()  # first: a SIGTERM ends a rank that waits here for a dead one
     if dist.is_initialized():
-        store, rank, world_size = next(dist.rendezvous('env://'))
-        store.set(f'rank {rank} is done', '')
-        store.wait([f'rank {other} is done' for other in range(world_size)], PATIENCE)
+        meet()
         dist.destroy_process_group()
-    undo_changes()
 
 
 @contextmanager

@@ -624,7 +624,7 @@ def test_fineweb_for_a_tokenizer(fineweb, run_program, tmp_path):
     with pytest.raises(SystemExit) as stop:
         fineweb('--num_shards=2')
     one_line(stop, '--tokenizer=tok.json', 'config/tokenizer_65536.py', '--download_only=True')
-    fineweb('--num_shards=2', '--download_only=True')
+    fineweb('--num_shards=4', '--first_shards=2', '--download_only=True')
     assert len(list(fineweb.raw.glob('*.parquet'))) == 3 and not content_of(fineweb.folder)
     config = ROOT / 'config' / 'tokenizer_65536.py'
     run_program('tokenizer.py', config, '--vocab_size=300', '--num_workers=1', cwd=tmp_path)

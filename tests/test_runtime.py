@@ -7,7 +7,9 @@ import platform
 import re
 import signal
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -480,10 +482,31 @@ def test_join_reads_what_torchrun_says(monkeypatch):
     monkeypatch.setattr(
         dist, 'init_process_group', lambda backend, **options: backends.append(backend)
     )
+    monkeypatch.setattr(runtime, 'meet', dist.HashStore)
     for name, value in dict(RANK=11, LOCAL_RANK=3, WORLD_SIZE=16, LOCAL_WORLD_SIZE=8).items():
         monkeypatch.setenv(name, str(value))
     assert runtime.join() == Ranks(rank=11, local_rank=3, world_size=16, local_world_size=8)
     assert backends == ['gloo']
+
+
+def test_ranks_meet_although_the_store_remembers_dead_ones(monkeypatch):
+    store = dist.HashStore()
+    here = threading.local()  # the rank of a thread
+    monkeypatch.setattr(dist, 'rendezvous', lambda url: iter([(store, here.rank, 3)]))
+
+    def join(rank):
+        here.rank = rank
+        return runtime.meet()
+
+    store.set('rank 2', 'dead')
+    earlier = None
+    with ThreadPoolExecutor(3) as pool:
+        for order in ((2, 1, 0), (0, 1, 2), (1, 0, 2)):
+            found = list(pool.map(join, order))
+            found[0].set('address', str(order))
+            assert [here.get('address').decode() for here in found] == [str(order)] * 3
+            assert earlier is None or earlier.get('address') != found[0].get('address')
+            earlier = found[0]
 
 
 def test_gradients_go_through_nccl_on_cuda_only(monkeypatch):

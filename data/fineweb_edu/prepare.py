@@ -60,6 +60,7 @@ repo = 'karpathy/fineweb-edu-100b-shuffle'  # or karpathy/climbmix-400b-shuffle
 num_shards = 240  # shards for training: 12 billion ids, enough for a model of depth 20
 tokenizer = 'tok.json'  # of tokenizer.py; or gpt2
 download_only = False  # do not encode: to train a tokenizer first
+first_shards = 0  # with download_only: this many shards, for the tokenizer; 0 is num_shards
 keep_raw = True  # False deletes each downloaded file once it is encoded
 num_workers = 0  # processes that encode; 0 is one per core
 files_at_once = 8  # downloads at the same time, and files that wait to be encoded
@@ -71,12 +72,13 @@ tries = 5  # attempts at each download
 
 def raw_files() -> list[tuple[Remote, Path]]:
     """The training files and then the one for validation: those of the hub, or the user's own."""
+    number = download_only and first_shards or num_shards
     # 1) The user's
     own = own_files(RAW, SUFFIXES)
     if own:
         if len(own) < 2:
             raise SystemExit(f'{RAW}: 1 file, expected at least 2: the last one is for validation')
-        chosen = [*own[:-1][:num_shards], own[-1]]
+        chosen = [*own[:-1][:number], own[-1]]
         return [(Remote('', path.stat().st_size), path) for path in chosen]
     # 2) The hub's
     hint = by_hand(repo, RAW)
@@ -86,7 +88,7 @@ def raw_files() -> list[tuple[Remote, Path]]:
             f'--num_shards={num_shards}: {repo} has {len(remotes)} files, so at most '
             f'{len(remotes) - 1}: the last one is for validation'
         )
-    chosen = [*remotes[:num_shards], remotes[-1]]
+    chosen = [*remotes[:number], remotes[-1]]
     return [(remote, RAW / remote.url.rpartition('/')[2]) for remote in chosen]
 
 
