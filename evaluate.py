@@ -665,9 +665,13 @@ def open_problems(
     """
     (engine that can chat, {skill: questions to ask}).
 
-    If the model cannot chat or the problems cannot be used: (None, {}) and a line that says so if
-    only --data or --core was given, else SystemExit.
+    --core asks no problems but those that are given: it is for base models. If the model cannot
+    chat or the problems cannot be used: (None, {}) and a line that says so if only --data was
+    given, else SystemExit.
     """
+    given = settings.problems or settings.skills
+    if settings.core and not given:
+        return None, {}
     try:
         chat = Chat(tokenizer)
         engine = Engine(model, tokenizer, chat, calculate, max_rows=settings.batch_size)
@@ -675,7 +679,7 @@ def open_problems(
         problems = tasks.load(files, settings.split, names, settings.limit)
         questions = {name: read(engine, found) for name, found in by_skill(problems).items()}
     except SystemExit as error:
-        if settings.problems or settings.skills or not (settings.data or settings.core):
+        if given or not settings.data:
             raise
         say(f'no problems: {error}', file=sys.stderr)
         return None, {}
@@ -902,7 +906,7 @@ if __name__ == '__main__':
     skills = ''  # which skills, separated by commas; '' is all
     limit = 500  # problems of each skill, the first ones; 0 is all
     data = ''  # a data folder: measure loss, perplexity and bits per byte on it too; '' is none
-    core = ''  # the bundle of CORE, data/core/eval_bundle: measure it too; '' is none
+    core = ''  # CORE's bundle, data/core/eval_bundle: measured in place of the problems
     core_limit = 0  # examples of each of its tasks; 0 is all
     # how problems are answered
     num_samples = 1  # answers to each problem; several show pass@k, and need a temperature

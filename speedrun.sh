@@ -40,7 +40,7 @@ on_all_gpus() { # on_all_gpus PROGRAM...: if a process dies, all are started aga
 stage() { # stage STAGE CONFIG EXAM: train, measure, report
     once "$1" on_all_gpus train.py "$2" \
         ${WANDB_RUN:+--wandb_log=True} ${WANDB_RUN:+"--wandb_run_name=$WANDB_RUN-$1"}
-    once "$1-exam" on_all_gpus evaluate.py --out_dir="$out/$1" "$3" --limit=0
+    once "$1-exam" on_all_gpus evaluate.py --out_dir="$out/$1" "${@:3}"
     once "$1-report" python report.py "$out"
 }
 
@@ -83,7 +83,7 @@ once spelling-small python data/spelling/prepare.py --tokenizer="$tok" --spell=3
 stage pretrain "config/$name.py" --core=data/core/eval_bundle
 
 # ---- Midtraining: the format of a conversation, multiple choice, the calculator
-exams=--problems=arc,mmlu,gsm8k,humaneval,spelling/small
+exams="--problems=arc,mmlu,gsm8k,humaneval,spelling/small --limit=0 --max_new_tokens=512"
 stage mid "config/${name}_mid.py" $exams
 
 # ---- Supervised fine-tuning: imitate good answers

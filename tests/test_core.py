@@ -499,7 +499,7 @@ def test_a_broken_bundle_ends_with_one_line(tmp_path, fault):
 def test_two_ranks_write_the_numbers_of_one(bundle, run_program, tmp_path):
     path = tmp_path / 'numbers.json'
     arguments = [f'--out_dir={TINYWORLD}', f'--core={bundle}', '--core_limit=5', f'--json={path}']
-    done = run_program('evaluate.py', *arguments, '--limit=1', ranks=2, cwd=tmp_path)
+    done = run_program('evaluate.py', *arguments, ranks=2, cwd=tmp_path)
     numbers = json.loads(path.read_text(encoding='utf-8'))
     model, tokenizer, _ = checkpoint.open_model(TINYWORLD, 'cpu')
     results = core.Core(model, tokenizer, core.load_bundle(bundle, limit=5)).run()
@@ -509,6 +509,7 @@ def test_two_ranks_write_the_numbers_of_one(bundle, run_program, tmp_path):
     }
     assert core.core_numbers(results).items() <= numbers.items()
     assert numbers['core_bundle'] == str(bundle)
+    assert numbers['skills'] == {}  # problems are asked only if they are given
     assert all(done.stdout.count(f'\n{name} ') == 1 for name in TASKS)
     assert f'CORE {numbers["core"]:.4f}' in done.stdout and 'does not compare' in done.stdout
 
