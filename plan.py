@@ -12,7 +12,7 @@ What settings imply, by arithmetic: no model is built.
 """
 
 import runtime
-from configurator import check_ranges
+from configurator import Settings, check_ranges
 from model import LOGITS_BYTES, PRESETS, GPTConfig
 
 # -----------------------------------------------------------------------------
@@ -78,17 +78,25 @@ def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
 
 
 def horizon(
-    config: dict, explicit: frozenset, steps_per_epoch: int, num_params: int, tokens_per_step: int
-) -> tuple[int, str]:
+    config: Settings, explicit: frozenset, steps_per_epoch: int, num_params: int,
+    tokens_per_step: int,
+) -> tuple[int, str]:  # fmt: skip
     """
     (steps of the run, why).
 
-    One of three settings decides: the explicit one; else target_param_data_ratio or epochs if not
-    0, which happens on resume; else max_iters. SystemExit if two are explicit, or one is negative.
+    One of three settings decides: the explicit one, where the command line replaces a config file;
+    else target_param_data_ratio or epochs if not 0, which happens on resume; else max_iters.
+    SystemExit if two are explicit, or one is negative.
     """
     # 1) Choose. 0 means not used, except for max_iters
     names = ('target_param_data_ratio', 'epochs', 'max_iters')
     given = [name for name in names if name in explicit and (config[name] or name == 'max_iters')]
+    if len(given) > 1:
+        typed = [name for name in given if config.sources[name] == 'command line']
+        for name in given if typed else ():
+            if name not in typed:  # it must not reach the checkpoint: a resume would follow it
+                config.assign(name, config.defaults[name], 'plan.py', where='', explicit=False)
+        given = typed or given
     if len(given) > 1:
         raise SystemExit(
             f'{" and ".join(given)} are both given, expected one of them: '

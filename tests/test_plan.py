@@ -195,6 +195,30 @@ def test_two_horizons_are_an_error(argv):
     one_line(stop, *[argument.strip('-').split('=')[0] for argument in argv], 'expected one')
 
 
+@pytest.mark.parametrize(
+    'in_file', ['target_param_data_ratio = 20.0', 'epochs = 3', 'max_iters = 9']
+)
+def test_a_horizon_on_the_command_line_replaces_another_kind_in_a_file(tmp_path, in_file):
+    path = tmp_path / 'a.py'
+    path.write_text(in_file, encoding='utf-8')
+    typed = '--max_iters=70' if 'max_iters' not in in_file else '--epochs=2'
+    for argv in ([str(path), typed], [typed, str(path)]):
+        config = configured(*argv)
+        answer = plan.horizon(config, config.explicit, 12, 5000, 2500)
+        assert answer[0] == (70 if 'max_iters' in typed else 24)
+        # the checkpoint of this run must not say two things: a resume names no horizon
+        assert plan.horizon(config, frozenset(), 12, 5000, 2500) == answer
+
+
+def test_two_horizons_in_one_file_are_an_error(tmp_path):
+    path = tmp_path / 'a.py'
+    path.write_text('epochs = 3\nmax_iters = 9', encoding='utf-8')
+    config = configured(str(path))
+    with pytest.raises(SystemExit) as stop:
+        plan.horizon(config, config.explicit, 12, 5000, 2500)
+    one_line(stop, 'epochs', 'max_iters', 'expected one')
+
+
 @pytest.mark.parametrize('name', ['max_iters', 'epochs', 'target_param_data_ratio'])
 def test_a_negative_horizon_is_named(name):
     config = configured(f'--{name}=-3')
