@@ -2,12 +2,11 @@
 Train a language model: one loop for every stage.
 
 $ python train.py                                            # pretraining on tinyworld
-$ python train.py config/tinyworld_sft.py                    # settings from a config file
-$ python train.py config/shakespeare_char_cpu.py --seed=1    # and one more
+$ python train.py config/tinyworld_sft.py --seed=1           # a config file, and one more setting
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # on eight GPUs
 $ python train.py --init_from=resume --out_dir=out/pretrain  # continue where it stopped
 
-On two nodes, with N = 0 on the first, whose address is A, and N = 1 on the second:
+On two nodes, N is 0 on the first, whose address is A, and 1 on the other:
 $ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py config/train_gpt2.py
 
 Read settings, losses, stages, set-up and loop; bookkeeping follows.
@@ -33,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it 
 import batches
 import checkpoint
 import console
+import costs
 import evaluate
-import plan
+import plan as planner
 import runlog
 import runtime
 import shards
@@ -49,7 +49,7 @@ from tools import calculate
 from utf8 import valid_text
 
 # -----------------------------------------------------------------------------
-# settings, named as in nanoGPT where it has them: main() overrides these globals by configure()
+# settings, named as in nanoGPT: main() overrides these globals by configure()
 
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
@@ -59,6 +59,9 @@ auto_resume = False  # resume if out_dir has a checkpoint of this stage, else as
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
 dataset = 'tinyworld/pretrain'  # a folder in data/, a path, or a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and exit
+plan = False  # print size, memory, time, cost; exit
+plan_gpus = '8xH100'  # to plan for
+plan_mfu = 0.48  # of their peak
 seed = 1337  # of weights, data order and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
@@ -68,7 +71,7 @@ deterministic = False  # same bits on CUDA too (a CPU always is); slower
 backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
 # the model
 preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
-depth = 0  # the dial: sets layers, width, heads, rates, batch and horizon, see plan.py; 0 is off
+depth = 0  # the dial: sets sizes, rates, batch and horizon, see plan.py; 0 is off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
 n_kv_head = 0  # heads of keys and values (GQA); 0 is n_head
@@ -90,9 +93,9 @@ softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
 init_std = 0.0  # of the initial weights; 0 is 1 / sqrt(fan-in)
 zero_init = True  # output projections and an untied head start at zero
 # a step
-batch_size = 16  # rows of a micro-batch, at most; out of memory: halve it and double the next
+batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
-cpu_micro_batch_size = 0  # rows of a micro-batch on a CPU, at most; 0: by the model's size
+cpu_micro_batch_size = 0  # likewise on a CPU; 0: by the model's size
 isolate = False  # attention stays within a document; slower on CUDA
 optimizer = 'muon'  # muon (matrices inside the layers; AdamW for the rest) | adamw
 muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
@@ -108,7 +111,7 @@ rl_skills = ''  # rl: skills to practise, separated by commas; '' is all
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
 rl_rows = 0  # rl: answers written at once; 0: max(rl_samples, batch_size)
-max_skips = 10  # stop after this many steps in a row without a finite gradient
+max_skips = 10  # stop after this many skipped steps in a row
 # length and schedule
 max_iters = 1000  # steps; or give one of the next two
 epochs = 0.0  # passes over the data
@@ -122,7 +125,7 @@ lr_decay_iters = 0  # steps until min_lr; 0 is the end of the run
 min_lr = 0.0  # where the decay ends
 # evaluation and log
 eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
-eval_iters = -1  # evaluate on the first eval_iters * batch_size validation rows; -1 is all
+eval_iters = -1  # batches of validation rows; -1 is all
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
@@ -139,7 +142,8 @@ MAY_CHANGE = {
     'eval_interval', 'eval_iters', 'log_interval', 'save_interval', 'always_save_checkpoint',
     'eval_problems', 'max_new_tokens', 'sample_prompts', 'max_skips', 'wandb_log', 'wandb_project',
     'wandb_run_name', 'device', 'dtype', 'compile', 'backend', 'deterministic', 'batch_size',
-    'gradient_accumulation_steps', 'cpu_micro_batch_size', 'activation_memory_budget',
+    'gradient_accumulation_steps', 'cpu_micro_batch_size', 'activation_memory_budget', 'plan',
+    'plan_gpus', 'plan_mfu',
 }  # fmt: skip
 # A later stage takes these from the stage before, unless they are given
 RECIPE = {
@@ -284,8 +288,8 @@ def rl(run):
     skills = converse(run)
     if not run.data.problems:
         raise SystemExit(
-            f'{dataset} and the folder above it have no problems.jsonl, expected the questions '
-            'to learn from; take a --dataset with one, such as tinyworld/sft'
+            f'{dataset} and the folder above it have no problems.jsonl, questions to '
+            'learn from; take a --dataset with one, such as tinyworld/sft'
         )
     names = [name for name in rl_skills.split(',') if name]
     problems = tasks.load(run.data.problems, 'train', names)
@@ -294,13 +298,13 @@ def rl(run):
         with run.autocast():
             return run.writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
 
-    # answers are short, so a micro-batch has batch_size rows on a CPU too
+    # answers are short: batch_size rows on a CPU too
     shape = run.shape._replace(batch_size=batch_size)
     steps = batches.Rollouts(
         generate, tasks.grade, problems, run.chat, shape, rl_samples, rl_tokens,
         runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
-    # one shape for all forward passes, so that answers are the same bit for bit
+    # one shape for all passes, so that answers keep their bits
     run.writer = Engine(
         run.raw_model, run.data.tokenizer, run.chat, calculate,
         rows=rl_rows or max(batch_size, rl_samples), slots=steps.shape.block_size,
@@ -338,6 +342,9 @@ def main():
     with runtime.errors_once(ranks):
         config = configure(globals(), derive=derive)
         check(config)
+    if plan:
+        return costs.show_plan(config, DATA, ranks)
+    with runtime.errors_once(ranks):
         machine = runtime.choose_machine(device, dtype, compile, ranks)
         runtime.set_up(machine.device, ranks, deterministic, activation_memory_budget)
         if machine.device == 'cpu':
@@ -345,14 +352,17 @@ def main():
         if ranks.local_rank == 0:
             prepare_embedded_data()
     # 2) Checkpoint, data, architecture, model
-    with runtime.errors_once(ranks):  # starts when every rank has left the first: the data exists
+    table = costs.of_this_machine(config, DATA, machine, ranks)
+    with runtime.errors_once(ranks):  # every rank has left the first: the data exists
         path, resume = origin(config)
         start = read_checkpoint(path) if path else {}
-        data = open_data(start, path, resume, ranks)
-        model_config = architecture(config, data, machine, ranks)
+        with costs.shown_if_refused(table):
+            data = open_data(start, path, resume, ranks)
+            model_config = architecture(config, data, machine, ranks)
         if ranks.rank == 0 and not eval_only:
             runtime.undo_at_end(checkpoint.claim(out_dir).release)  # no other run may write there
-    runtime.explain_out_of_memory('halve --batch_size and double --gradient_accumulation_steps')
+    hint = 'halve --batch_size and double --gradient_accumulation_steps'
+    runtime.explain_out_of_memory(hint, table)
     run = build_model(config, ranks, machine, data, model_config, start, path)
     # 3) Progress of a resumed run, stage, optimizer
     if resume:
@@ -364,7 +374,7 @@ def main():
         run.parent = checkpoint.identity(path)
     with runtime.errors_once(ranks):
         run.steps, run.loss, run.measure = STAGES[stage](run)
-        run.num_steps, run.why_num_steps = plan.horizon(
+        run.num_steps, run.why_num_steps = planner.horizon(
             config, config.explicit, len(run.steps), run.raw_model.num_params(), run.tokens_per_step
         )
         run.decay_iters = lr_decay_iters or run.num_steps
@@ -383,8 +393,8 @@ def main():
 
 
 def build_model(config, ranks, machine, data, model_config, start, path):
-    """A Run with its model. The weights come from the checkpoint `start`, read from `path`, or are
-    drawn on the CPU: the same for every device and rank."""
+    """A Run with its model. The weights come from the checkpoint `start`, or are drawn on the CPU:
+    the same for every device and rank."""
     param_dtype = torch.float64 if machine.dtype == 'float64' else torch.float32
     torch.manual_seed(seed)
     raw_model = GPT(model_config).to(param_dtype)
@@ -400,7 +410,7 @@ def build_model(config, ranks, machine, data, model_config, start, path):
     about = {name: x for name, x in (data.meta or {}).items() if name in ('about', 'prompts')}
     shape = batches.Shape(
         gradient_accumulation_steps * batch_size,
-        plan.micro_batch_rows(model_config, config, machine.device),
+        planner.micro_batch_rows(model_config, config, machine.device),
         block_size, ranks.rank, ranks.world_size, seed, param_dtype,
     )  # fmt: skip
     return Run(
@@ -497,7 +507,7 @@ def derive(settings, explicit):
     """Settings that are not given follow from the checkpoint, or else from preset and depth."""
     path, resume = origin(settings)
     if path is None:
-        return plan.derive(settings, explicit)
+        return planner.derive(settings, explicit)
     rules = checkpoint.Rules(MAY_CHANGE, RECIPE)
     return checkpoint.inherit(read_checkpoint(path), path, settings, explicit, resume, rules)
 
@@ -582,9 +592,9 @@ def architecture(config, data, machine, ranks):
     )
     if machine.device == 'cpu' and not cpu_micro_batch_size:
         # stored in the checkpoint, so that a resume gives the same bits
-        rows = plan.cpu_rows(model_config)
+        rows = planner.cpu_rows(model_config)
         config.assign('cpu_micro_batch_size', rows, 'plan.py', where='', explicit=False)
-    plan.check_memory(model_config, config, machine.device, machine.dtype, ranks)
+    planner.check_memory(model_config, config, machine.device, machine.dtype, ranks)
     return model_config
 
 

@@ -27,7 +27,7 @@ LAYERS = {
     'leaf': 'model moe tokenizer conversation optim tools configurator runtime runlog',
     'lower': 'shards',
     'middle': 'batches tasks engine checkpoint pretrained plan',
-    'upper': 'evaluate',
+    'upper': 'evaluate costs',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
