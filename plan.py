@@ -208,10 +208,14 @@ def step_memory(
     ]
 
 
+class TooLarge(SystemExit):
+    """A run that does not fit into the memory of its device."""
+
+
 def check_memory(
     config: GPTConfig, settings: dict, device: str, dtype: str, ranks: runtime.Ranks
 ) -> None:
-    """SystemExit if the run certainly does not fit into the memory of the device. A run that passes
+    """TooLarge if the run certainly does not fit into the memory of the device. A run that passes
     may still run out of memory. settings are train.py's."""
     has = runtime.memory(device)
     if has is None:
@@ -223,7 +227,7 @@ def check_memory(
     if needs > has:
         values = {**settings, **vars(config)}
         largest = ', '.join(f'{name} = {values[name]}' for name in max(parts)[1])
-        raise SystemExit(
+        raise TooLarge(
             f'this takes at least {needs / 2**30:,.1f} GiB and {device} has {has / 2**30:,.1f} GiB '
             f'of memory; most of it follows from {largest}: lower one of them'
         )

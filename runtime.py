@@ -521,8 +521,9 @@ def catch_signals() -> list[int]:
     return asked
 
 
-def explain_out_of_memory(hint: str) -> None:
-    """From now on report out of memory in one line with this hint, on any device."""
+def explain_out_of_memory(hint: str, details: Callable[[], str] = str) -> None:
+    """From now on report out of memory in one line with this hint, on any device. details(): text
+    to print below it."""
 
     def final_message(kind, error, trace):
         undo_changes()
@@ -530,6 +531,8 @@ def explain_out_of_memory(hint: str) -> None:
         if issubclass(kind, RuntimeError) and torch_says_so or issubclass(kind, MemoryError):
             first_line = (str(error) or 'out of memory').splitlines()[0]
             print(f'{first_line:.200}; {hint}', file=sys.stderr)
+            if text := details():
+                print(text, file=sys.stderr)
         else:
             before(kind, error, trace)
 

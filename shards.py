@@ -255,6 +255,10 @@ def shard_files(folder: Path, split: str) -> list[Path]:
 # reading
 
 
+class NotPrepared(SystemExit):
+    """The data do not exist yet. The message names the program that prepares them."""
+
+
 class Data:
     """
     A data folder, checked. SystemExit says what is wrong, and which command prepares the folder.
@@ -273,7 +277,8 @@ class Data:
 
         # 1) Shards and meta.json
         if not shard_files(folder, 'train'):
-            raise self.refusal(f'no data: {folder}/train.bin does not exist')
+            missing = self.refusal(f'no data: {folder}/train.bin does not exist')
+            raise NotPrepared(missing.code) if self.hint.startswith('run: ') else missing
         path = folder / 'meta.json'
         if not path.exists() and (folder / 'meta.pkl').exists():
             raise self.refusal(

@@ -2,12 +2,11 @@
 Train a language model: one loop for every stage.
 
 $ python train.py                                            # pretraining on tinyworld
-$ python train.py config/tinyworld_sft.py                    # settings from a config file
-$ python train.py config/shakespeare_char_cpu.py --seed=1    # and one more
+$ python train.py config/tinyworld_sft.py --seed=1           # a config file, and one more setting
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py    # on eight GPUs
 $ python train.py --init_from=resume --out_dir=out/pretrain  # continue where it stopped
 
-On two nodes, with N = 0 on the first, whose address is A, and N = 1 on the second:
+On two nodes, N is 0 on the first, whose address is A, and 1 on the other:
 $ torchrun --nnodes=2 --node_rank=N --master_addr=A --nproc_per_node=8 train.py config/train_gpt2.py
 
 Read settings, losses, stages, set-up and loop; bookkeeping follows.
@@ -33,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it 
 import batches
 import checkpoint
 import console
+import costs
 import evaluate
-import plan
+import plan as planner
 import runlog
 import runtime
 import shards
@@ -60,6 +60,9 @@ auto_resume = False  # resume if out_dir has a checkpoint of this stage, else as
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
 dataset = 'tinyworld/pretrain'  # a folder in data/, a path, or a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and exit
+plan = False  # print size, memory, time, cost; exit
+plan_gpus = '8xH100'  # to plan for
+plan_mfu = 0.48  # of their peak
 seed = 1337  # of weights, data order and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
@@ -69,7 +72,7 @@ deterministic = False  # same bits on CUDA too (a CPU always is); slower
 backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
 # the model
 preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
-depth = 0  # the dial: sets layers, width, heads, rates, batch and horizon, see plan.py; 0 is off
+depth = 0  # the dial: sets sizes, rates, batch and horizon, see plan.py; 0 is off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
 n_kv_head = 0  # heads of keys and values (GQA); 0 is n_head
@@ -91,7 +94,7 @@ softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
 init_std = 0.0  # of the initial weights; 0 is 1 / sqrt(fan-in)
 zero_init = True  # output projections and an untied head start at zero
 # a step
-batch_size = 16  # rows of a micro-batch, at most; out of memory: halve it and double the next
+batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
 cpu_micro_batch_size = 0  # rows on a CPU, at most; 0: by the model's size
 isolate = False  # attention stays within a document; slower on CUDA
@@ -145,7 +148,7 @@ MAY_CHANGE = {
     'always_save_checkpoint', 'eval_problems', 'max_new_tokens', 'sample_prompts', 'max_skips',
     'wandb_log', 'wandb_project', 'wandb_run_name', 'device', 'dtype', 'compile', 'backend',
     'deterministic', 'batch_size', 'gradient_accumulation_steps', 'cpu_micro_batch_size',
-    'activation_memory_budget', 'allow_unsafe_code',
+    'activation_memory_budget', 'allow_unsafe_code', 'plan', 'plan_gpus', 'plan_mfu',
 }  # fmt: skip
 # A later stage takes these from the one before, unless given
 RECIPE = {
@@ -291,8 +294,8 @@ def rl(run):
     skills = converse(run)
     if not run.data.problems:
         raise SystemExit(
-            f'{dataset} and the folder above it have no problems.jsonl, expected the questions '
-            'to learn from; take a --dataset with one, such as tinyworld/sft'
+            f'{dataset} and the folder above it have no problems.jsonl, questions to '
+            'learn from; take a --dataset with one, such as tinyworld/sft'
         )
     names = [name for name in rl_skills.split(',') if name]
     problems = tasks.load(run.data.problems, 'train', names)
@@ -345,6 +348,9 @@ def main():
     with runtime.errors_once(ranks):
         config = configure(globals(), derive=derive)
         check(config)
+    if plan:
+        return costs.show_plan(config, DATA, ranks)
+    with runtime.errors_once(ranks):
         machine = runtime.choose_machine(device, dtype, compile, ranks)
         runtime.set_up(machine.device, ranks, deterministic, activation_memory_budget)
         if machine.device == 'cpu':
@@ -352,14 +358,17 @@ def main():
         if ranks.local_rank == 0:
             prepare_embedded_data()
     # 2) Checkpoint, data, architecture, model
+    table = costs.of_this_machine(config, DATA, machine, ranks)
     with runtime.errors_once(ranks):  # every rank has left the first: the data exists
         path, resume = origin(config)
         start = read_checkpoint(path) if path else {}
-        data = open_data(start, path, resume, ranks)
-        model_config = architecture(config, data, machine, ranks)
+        with costs.shown_if_refused(table):
+            data = open_data(start, path, resume, ranks)
+            model_config = architecture(config, data, machine, ranks)
         if ranks.rank == 0 and not eval_only:
             runtime.undo_at_end(checkpoint.claim(out_dir).release)  # no other run may write there
-    runtime.explain_out_of_memory('halve --batch_size and double --gradient_accumulation_steps')
+    hint = 'halve --batch_size and double --gradient_accumulation_steps'
+    runtime.explain_out_of_memory(hint, table)
     run = build_model(config, ranks, machine, data, model_config, start, path)
     # 3) Progress of a resumed run, stage, optimizer
     if resume:
@@ -371,7 +380,7 @@ def main():
         run.parent = checkpoint.identity(path)
     with runtime.errors_once(ranks):
         run.steps, run.loss, run.measure = STAGES[stage](run)
-        run.num_steps, run.why_num_steps = plan.horizon(
+        run.num_steps, run.why_num_steps = planner.horizon(
             config, config.explicit, len(run.steps), run.raw_model.num_params(), run.tokens_per_step
         )
         run.decay_iters = lr_decay_iters or run.num_steps
@@ -408,7 +417,7 @@ def build_model(config, ranks, machine, data, model_config, start, path):
     about = {name: x for name, x in (data.meta or {}).items() if name in ('about', 'prompts')}
     shape = batches.Shape(
         gradient_accumulation_steps * batch_size,
-        plan.micro_batch_rows(model_config, config, machine.device),
+        planner.micro_batch_rows(model_config, config, machine.device),
         block_size, ranks.rank, ranks.world_size, seed, param_dtype,
     )  # fmt: skip
     return Run(
@@ -505,7 +514,7 @@ def derive(settings, explicit):
     """Settings that are not given follow from the checkpoint, or else from preset and depth."""
     path, resume = origin(settings)
     if path is None:
-        return plan.derive(settings, explicit)
+        return planner.derive(settings, explicit)
     rules = checkpoint.Rules(MAY_CHANGE, RECIPE)
     return checkpoint.inherit(read_checkpoint(path), path, settings, explicit, resume, rules)
 
@@ -591,9 +600,9 @@ def architecture(config, data, machine, ranks):
     )
     if machine.device == 'cpu' and not cpu_micro_batch_size:
         # stored in the checkpoint, so that a resume gives the same bits
-        rows = plan.cpu_rows(model_config)
+        rows = planner.cpu_rows(model_config)
         config.assign('cpu_micro_batch_size', rows, 'plan.py', where='', explicit=False)
-    plan.check_memory(model_config, config, machine.device, machine.dtype, ranks)
+    planner.check_memory(model_config, config, machine.device, machine.dtype, ranks)
     return model_config
 
 

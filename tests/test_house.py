@@ -28,7 +28,7 @@ LAYERS = {
     'lower': 'shards',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'high': 'core',
-    'upper': 'evaluate',
+    'upper': 'evaluate costs',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
