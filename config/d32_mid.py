@@ -1,5 +1,5 @@
-# Midtraining of d32.py: conversations, multiple choice, the calculator, spelling. One
-# epoch at the rates of pretraining, as nanochat 0.1.0.
+# Midtraining of d32.py: conversations, multiple choice, the calculator, spelling. One epoch at the
+# rates of pretraining, as nanochat 0.1.0.
 #
 # $ torchrun --standalone --nproc_per_node=8 train.py config/d32_mid.py
 

@@ -9,7 +9,7 @@
 # The data differ from MiniMind's, so the time does too. Its sft has a learning rate of 5e-7.
 
 out_dir = 'out/t4x2/pretrain'
-auto_resume = True  # run the command again to resume: a notebook ends after 12 hours
+auto_resume = True  # run the command again to resume: notebooks end after some hours
 dataset = 'fineweb_edu'
 sample_prompts = 'The capital of Italy is|Water boils at|The opposite of hot is'
 dtype = 'float16'  # a T4 has no bf16; the loss is scaled
