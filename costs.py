@@ -282,6 +282,7 @@ def run_rows(settings: Settings, model: GPT, optimizer: Optimizer, target: Targe
     parameters = model.num_params()
     steps, why = plan.horizon(settings, settings.explicit, 0, parameters, step_tokens)
     tokens = steps * step_tokens
+    shown_tokens = f'{tokens / 1e9:,.2f}B' if tokens >= 1e8 else f'{tokens:,}'
     flops = model.flops_per_token() * tokens
     rows = [
         ('FLOPs', f'{model.flops_per_token():,}', 'per token, forward and backward'),
@@ -291,7 +292,7 @@ def run_rows(settings: Settings, model: GPT, optimizer: Optimizer, target: Targe
         return [*rows, ('steps', '?', f'{why}: the length follows from the data')]
     rows += [
         ('steps', f'{steps:,}', why),
-        ('tokens', f'{tokens / 1e9:,.2f}B', f'{flops:.3e} FLOPs in all'),
+        ('tokens', shown_tokens, f'{flops:.3e} FLOPs in all'),
     ]
 
     # 2) Text and disk. While a checkpoint is saved, the one before exists

@@ -408,7 +408,7 @@ def test_a_signal_before_the_first_step_leaves_what_one_can_go_on_from(
     assert learned(out) == learned(tmp_path / 'straight')
 
 
-def test_out_of_memory_is_one_line_with_what_to_lower(drive, tmp_path):
+def test_out_of_memory_says_what_to_lower_and_shows_the_plan(drive, tmp_path):
     lines = """
 original = runtime.seed_step
 def seed_step(seed, step, rank):
@@ -421,7 +421,10 @@ runtime.seed_step = seed_step
     done = drive(
         lines, *SHORT, '--max_iters=5', '--save_interval=2', out=tmp_path / 'out', check=False
     )
-    assert_one_line(done, 'allocate memory', '--batch_size', '--gradient_accumulation_steps')
+    first, table = done.stderr.split('\n', 1)
+    for word in ('allocate memory', '--batch_size', '--gradient_accumulation_steps'):
+        assert word in first
+    assert done.returncode == 1 and table.startswith('parameters') and 'to lower' in table
     assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 2
 
 
