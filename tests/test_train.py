@@ -753,8 +753,6 @@ def bare_folder(folder, **files):
         (('--batch_size=0', '--log_interval=0'), ('batch_size is 0', 'log_interval is 0')),
         (('--n_embd=30', '--n_head=4'), ('n_embd is 30', 'multiple of n_head')),
         (('--block_size=9999',), ('less than one row', '--block_size')),
-        (('--n_layer=1000000000',), ('GiB', 'cpu has', 'n_layer = 1000000000')),
-        (('--batch_size=10000000000',), ('GiB', 'cpu has', 'batch_size = 10000000000')),
         (('--cpu_micro_batch_size=-1',), ('cpu_micro_batch_size is -1', 'at least 0')),
         (('--max_iters=5', '--epochs=2'), ('max_iters', 'epochs', 'one of them')),
         (('--init_from=nowhere',), ('there is no checkpoint nowhere', 'python train.py')),
@@ -786,6 +784,15 @@ def test_wrong_settings(train, monkeypatch, tmp_path, args, words):
         monkeypatch.undo()
         monkeypatch.chdir(ROOT)
     assert_one_line(train(*TINY, *args), *words)
+
+
+@pytest.mark.parametrize('given', ['n_layer=1000000000', 'batch_size=10000000000'])
+def test_a_lack_of_memory_is_seen_before_the_model_is_built(train, monkeypatch, given):
+    monkeypatch.setattr(runtime, 'memory', lambda device: 2**34)
+    done = train(*TINY, f'--{given}')
+    first, *_, command = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and 'GiB' in first and given.replace('=', ' = ') in first
+    assert command.endswith('--out_dir=out/try')
 
 
 @pytest.fixture
