@@ -45,6 +45,8 @@ PROCESS_BYTES = 0.32e9
 # activations and logits (measured on a 2-core CPU with Linux, two models)
 HOLES = 0.4
 
+MAX_LAYERS = 1000  # a layer takes about a millisecond on the meta device
+
 # A run for any machine, to try an installation: appended to the user's own arguments
 SMALLER = (
     '--depth=4 --block_size=512 --batch_size=1 --gradient_accumulation_steps=1 '
@@ -282,6 +284,7 @@ def run_rows(settings: Settings, model: GPT, optimizer: Optimizer, target: Targe
     parameters = model.num_params()
     steps, why = plan.horizon(settings, settings.explicit, 0, parameters, step_tokens)
     tokens = steps * step_tokens
+    shown_tokens = f'{tokens / 1e9:,.2f}B' if tokens >= 1e8 else f'{tokens:,}'
     flops = model.flops_per_token() * tokens
     rows = [
         ('FLOPs', f'{model.flops_per_token():,}', 'per token, forward and backward'),
@@ -291,7 +294,7 @@ def run_rows(settings: Settings, model: GPT, optimizer: Optimizer, target: Targe
         return [*rows, ('steps', '?', f'{why}: the length follows from the data')]
     rows += [
         ('steps', f'{steps:,}', why),
-        ('tokens', f'{tokens / 1e9:,.2f}B', f'{flops:.3e} FLOPs in all'),
+        ('tokens', shown_tokens, f'{flops:.3e} FLOPs in all'),
     ]
 
     # 2) Text and disk. While a checkpoint is saved, the one before exists
@@ -346,9 +349,10 @@ def of_this_machine(
     settings: Settings, root: Path, machine: runtime.Machine, ranks: runtime.Ranks
 ) -> Callable[[], str]:
     """The table for this machine, made when it is called; '' on ranks above 0, since rank 0 speaks
-    for all."""
+    for all, and for more layers than can be built in a moment."""
     target = this_machine(machine, ranks)
-    return lambda: '' if ranks.rank else table(settings, root, target)
+    left_out = ranks.rank > 0 or settings['n_layer'] > MAX_LAYERS
+    return lambda: '' if left_out else table(settings, root, target)
 
 
 def show_plan(settings: Settings, root: Path, ranks: runtime.Ranks) -> None:

@@ -408,7 +408,7 @@ def test_a_signal_before_the_first_step_leaves_what_one_can_go_on_from(
     assert learned(out) == learned(tmp_path / 'straight')
 
 
-def test_out_of_memory_is_one_line_with_what_to_lower(drive, tmp_path):
+def test_out_of_memory_says_what_to_lower_and_shows_the_plan(drive, tmp_path):
     lines = """
 original = runtime.seed_step
 def seed_step(seed, step, rank):
@@ -421,7 +421,10 @@ runtime.seed_step = seed_step
     done = drive(
         lines, *SHORT, '--max_iters=5', '--save_interval=2', out=tmp_path / 'out', check=False
     )
-    assert_one_line(done, 'allocate memory', '--batch_size', '--gradient_accumulation_steps')
+    first, table = done.stderr.split('\n', 1)
+    for word in ('allocate memory', '--batch_size', '--gradient_accumulation_steps'):
+        assert word in first
+    assert done.returncode == 1 and table.startswith('parameters') and 'to lower' in table
     assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 2
 
 
@@ -750,8 +753,6 @@ def bare_folder(folder, **files):
         (('--batch_size=0', '--log_interval=0'), ('batch_size is 0', 'log_interval is 0')),
         (('--n_embd=30', '--n_head=4'), ('n_embd is 30', 'multiple of n_head')),
         (('--block_size=9999',), ('less than one row', '--block_size')),
-        (('--n_layer=1000000000',), ('GiB', 'cpu has', 'n_layer = 1000000000')),
-        (('--batch_size=10000000000',), ('GiB', 'cpu has', 'batch_size = 10000000000')),
         (('--cpu_micro_batch_size=-1',), ('cpu_micro_batch_size is -1', 'at least 0')),
         (('--max_iters=5', '--epochs=2'), ('max_iters', 'epochs', 'one of them')),
         (('--init_from=nowhere',), ('there is no checkpoint nowhere', 'python train.py')),
@@ -784,6 +785,15 @@ def test_wrong_settings(train, monkeypatch, tmp_path, args, words):
         monkeypatch.undo()
         monkeypatch.chdir(ROOT)
     assert_one_line(train(*TINY, *args), *words)
+
+
+@pytest.mark.parametrize('given', ['n_layer=1000000000', 'batch_size=10000000000'])
+def test_a_lack_of_memory_is_seen_before_the_model_is_built(train, monkeypatch, given):
+    monkeypatch.setattr(runtime, 'memory', lambda device: 2**34)
+    done = train(*TINY, f'--{given}')
+    first, *_, command = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and 'GiB' in first and given.replace('=', ' = ') in first
+    assert command.endswith('--out_dir=out/try')
 
 
 @pytest.fixture
