@@ -39,10 +39,10 @@ SHARD_CHARACTERS = 250e6
 SHARD_BYTES = 100e6
 TOKEN_CHARACTERS = 4.8
 
-# Python, torch and the libraries of a process that trains on a CPU, in bytes (measured likewise)
+# Python, torch and the libraries of a process that trains on a CPU, in bytes (fitted likewise)
 PROCESS_BYTES = 0.32e9
 # malloc's heap on a CPU has holes, and runtime.keep_freed_memory keeps it. They are this share of
-# activations and logits (measured on a 2-core CPU with Linux, two models)
+# activations and logits (fitted to two models on a 2-core CPU with Linux)
 HOLES = 0.4
 
 MAX_LAYERS = 1000  # a layer takes about a millisecond on the meta device

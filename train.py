@@ -56,12 +56,12 @@ from utf8 import valid_text
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
 init_from = 'scratch'  # scratch | resume | a .pt file, or an earlier run's out_dir
 init_optimizer = False  # also take the optimizer's moments from there
-auto_resume = False  # resume if out_dir has a checkpoint of this stage, else as init_from says
+auto_resume = False  # resume if out_dir has a checkpoint of this stage
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
 dataset = 'tinyworld/pretrain'  # a folder in data/, a path, or a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and exit
-plan = False  # print size, memory, time, cost; exit
-plan_gpus = '8xH100'  # to plan for
+plan = False  # print what a run takes on plan_gpus; exit
+plan_gpus = '8xH100'
 plan_mfu = 0.48  # of their peak
 seed = 1337  # of weights, data order and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
@@ -199,18 +199,18 @@ class Run:
     data: shards.Data
     raw_model: GPT
     model: Callable  # (inputs, targets) -> (B, T) nats; compiled, in mixed precision
-    shape: batches.Shape  # of a training step
+    shape: batches.Shape  # of a step
     engine: Engine  # writes samples and answers
-    about: dict  # for the chat: what the model knows, what to ask it
+    about: dict  # for the chat: what the model knows
     parent: dict | None = None  # where the weights came from
-    chat: Chat | None = None  # the conversation format; None in pretraining
-    writer: Engine | None = None  # answers the questions of rl
+    chat: Chat | None = None  # None in pretraining
+    writer: Engine | None = None  # for rl
     # the stage
     steps: Sequence | None = None
     loss: Callable | None = None
     measure: Callable | None = None
     core: Core | None = None
-    kept: dict = field(default_factory=dict)  # what it needs back on resume
+    kept: dict = field(default_factory=dict)  # for a resume
     notes: list[dict] = field(default_factory=list)  # texts for the log
     # training
     optimizer: Optimizer | None = None
@@ -218,16 +218,16 @@ class Run:
     num_steps: int = 0
     why_num_steps: str = ''
     decay_iters: int = 0  # steps until min_lr
-    best: float = math.inf  # lowest validation loss so far
+    best: float = math.inf  # validation loss
     # the log
     log: runlog.RunLog | None = None
     clock: runlog.Clock | None = None
-    prompts: dict[str, list[int]] = field(default_factory=dict)  # to sample from
-    signals: list[int] = field(default_factory=list)  # that ask the run to stop
+    prompts: dict[str, list[int]] = field(default_factory=dict)
+    signals: list[int] = field(default_factory=list)  # to stop
 
     @property
     def master(self) -> bool:
-        """Whether this rank prints and writes files."""
+        """This rank prints and writes."""
         return self.ranks.rank == 0
 
     @property
