@@ -61,7 +61,7 @@ out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
 dataset = 'tinyworld/pretrain'  # a folder in data/, a path, or a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and exit
 plan = False  # print what a run takes on plan_gpus; exit
-plan_gpus = '8xH100'
+plan_gpus = '8xH100'  # number x card
 plan_mfu = 0.48  # of their peak
 seed = 1337  # of weights, data order and dropout
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
@@ -72,7 +72,7 @@ deterministic = False  # same bits on CUDA too (a CPU always is); slower
 backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
 # the model
 preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
-depth = 0  # the dial: sets sizes, rates, batch and horizon, see plan.py; 0 is off
+depth = 0  # the dial: sets sizes, rates, batch and horizon; 0 is off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
 n_kv_head = 0  # heads of keys and values (GQA); 0 is n_head
