@@ -340,6 +340,7 @@ def test_a_run_outlives_the_terminal(tmp_path, corpora):
     import termios
 
     def own_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
