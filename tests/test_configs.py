@@ -85,6 +85,7 @@ def two_steps(config, vocab_size):
     return model.num_params()
 
 
+@pytest.mark.slow
 @each([path for path in STAGES if own_settings(path)['init_from'] == 'scratch'])
 def test_two_steps_at_its_own_shapes_on_the_meta_device(path):
     counted = two_steps(with_parents(path), 65536)
