@@ -104,6 +104,7 @@ def test_time_and_cost_follow_from_the_mfu(tmp_path):
     assert rows['cost'] == f'${float(rows["time"]) * 24:.0f}'
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_data_and_writes_nothing(run_program, tmp_path):
     done = run_program('train.py', *D20, '--plan=True', f'--out_dir={tmp_path / "out"}', ranks=2)
     assert done.stdout.count('FLOPs  ') == 1 and '2 x H100' in done.stdout
