@@ -203,14 +203,14 @@ class Run:
     engine: Engine  # writes samples and answers
     about: dict  # for the chat: what the model knows
     parent: dict | None = None  # where the weights came from
-    chat: Chat | None = None  # None in pretraining
+    chat: Chat | None = None
     writer: Engine | None = None  # for rl
     # the stage
     steps: Sequence | None = None
     loss: Callable | None = None
     measure: Callable | None = None
     core: Core | None = None
-    kept: dict = field(default_factory=dict)  # for a resume
+    kept: dict = field(default_factory=dict)  # across a resume
     notes: list[dict] = field(default_factory=list)  # texts for the log
     # training
     optimizer: Optimizer | None = None
@@ -218,16 +218,16 @@ class Run:
     num_steps: int = 0
     why_num_steps: str = ''
     decay_iters: int = 0  # steps until min_lr
-    best: float = math.inf  # validation loss
+    best: float = math.inf  # lowest validation loss
     # the log
     log: runlog.RunLog | None = None
     clock: runlog.Clock | None = None
-    prompts: dict[str, list[int]] = field(default_factory=dict)
-    signals: list[int] = field(default_factory=list)  # to stop
+    prompts: dict[str, list[int]] = field(default_factory=dict)  # to sample from
+    signals: list[int] = field(default_factory=list)  # caught
 
     @property
     def master(self) -> bool:
-        """This rank prints and writes."""
+        """Whether this rank prints and writes files."""
         return self.ranks.rank == 0
 
     @property
@@ -610,10 +610,10 @@ def open_core(run):
     """The evaluation by CORE. None if it is off."""
     if not core_interval:
         return None
-    tasks = load_bundle(BUNDLE, core_limit)
+    bundle = load_bundle(BUNDLE, core_limit)
     rows = run.shape.batch_size  # as many as fit into memory in training
     ranks = run.ranks
-    return Core(run.raw_model, run.data.tokenizer, tasks, rows, ranks.rank, ranks.world_size)
+    return Core(run.raw_model, run.data.tokenizer, bundle, rows, ranks.rank, ranks.world_size)
 
 
 def build_optimizer(run):

@@ -3,8 +3,8 @@
 # $ bash speedrun.sh d32                                               # everything
 # $ torchrun --standalone --nproc_per_node=8 train.py config/d32.py    # pretraining alone
 #
-# Not measured here. Time: 71,680 steps of 1.5 s, 30 h (computed; nanochat's run1000.sh measured
-# 1.57 s). Memory: 61 GB of a card's 80 (computed, docs/gpu.md).
+# Not measured here. Time: 71,680 steps of 1.57 s (nanochat's run1000.sh), 31 h. Memory: 61 GB of a
+# card's 80 (computed by --plan=True).
 
 out_dir = 'out/d32/pretrain'
 auto_resume = True  # run the command again to resume

@@ -18,7 +18,7 @@ sample_prompts = 'The sun|Water is|People'
 # from the depth (docs/dial.md)
 depth = 2
 block_size = 256
-batch_size = 16  # a CPU runs as many rows at a time as its memory likes, see plan.py
+batch_size = 16  # a CPU runs fewer rows at a time, see plan.cpu_rows
 
 eval_interval = 100
 eval_iters = 64  # 64 * 16 rows * 256 = 262,144 tokens

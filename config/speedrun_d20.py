@@ -3,8 +3,8 @@
 # $ bash speedrun.sh                                                            # everything
 # $ torchrun --standalone --nproc_per_node=8 train.py config/speedrun_d20.py    # pretraining alone
 #
-# Not measured here. Time: 21,400 steps of 0.45 s, 2.7 h (computed, docs/gpu.md). Memory: 74 GB of a
-# card's 80 (computed, docs/gpu.md). CORE: 0.22, as nanochat's d20 has it.
+# Not measured here. Time: 21,400 steps of 0.45 s, 2.7 h (computed, docs/gpu.md). Memory: 73 GB of a
+# card's 80 (computed by --plan=True). CORE: 0.22, as nanochat's d20 has it.
 
 out_dir = 'out/speedrun_d20/pretrain'
 auto_resume = True  # run the command again to resume

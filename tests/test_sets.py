@@ -663,6 +663,7 @@ def prepared(sets, tmp_path):
     return ','.join(str(sets / name) + repeated.get(name, '') for name in names)
 
 
+@pytest.mark.slow
 def test_every_stage_trains_on_them_and_resumes_to_the_bit(sets, prepared, tmp_path, capsys):
     """pretrain, mid and sft on a mixture of all, rl on GSM8K's problems, each from the one before;
     each once at once, and once with a crash after the checkpoint of step 10."""
