@@ -35,6 +35,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+import packed
 import runtime
 from model import GPT, GPTConfig, ceil_to
 from sampling import Sampling, cut
@@ -271,7 +272,10 @@ class Engine:
         self.unspeakable = torch.arange(config.vocab_size, device=self.home) >= known
         self.unspeakable[list(self.special)] = True  # draw() allows them again row by row
 
-        # 4) What runs
+        # 4) How rows are decoded: with few rows on a CPU, by a copy of the weights where that pays
+        self.packed = packed.PackedModel(model) if packed.pays(model) else None
+
+        # 5) What runs
         self.rows: list[Sample | None] = []  # row i of the cache; None is free
         self.waiting: list[Sample] = []  # prefilled as soon as rows are free
         self.notices: list[Event] = []  # events to return first from the next step
@@ -437,7 +441,10 @@ class Engine:
         self.cache.lengths = feed[:, 1]
         longest = max(row.cached for row in self.rows if row)
         self.cache.reserve(self.context if self.fixed_rows else longest + 1)
-        return self.model(feed[:, :1], cache=self.cache)[:, -1].to(self.home)
+        mixed = torch.is_autocast_enabled(self.device.type)
+        packs = self.packed and len(feed) <= packed.MAX_ROWS and not mixed
+        model = self.packed if packs else self.model
+        return model(feed[:, :1], cache=self.cache)[:, -1].to(self.home)
 
     def join(self, samples, cache: KVCache, index: list[int], first, logits) -> torch.Tensor:
         """
