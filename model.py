@@ -174,6 +174,7 @@ class CausalSelfAttention(nn.Module):
         self.blocks = {'c_attn': self.sizes, 'c_proj': [config.n_embd]}
         self.c_attn = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.gains = config.qk_norm == 'rms_gain'  # each of q and k has its own
         self.q_norm = self.k_norm = nn.Identity()
         if config.qk_norm != 'none':
             self.q_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
@@ -184,17 +185,21 @@ class CausalSelfAttention(nn.Module):
         query may look, or None for causal attention over x. cache: an engine.KVCache, or None."""
         B, T, _ = x.shape
 
-        # 1) Queries, keys and values, normalised and rotated. Transposed last, so that they and the
-        # result of attention lie in memory as c_proj reads them: (B, T, H, D)
-        q, k, v = self.c_attn(x).split(self.sizes, dim=-1)
-        q = self.q_norm(q.view(B, T, self.n_head, self.head_dim))
-        k = self.k_norm(k.view(B, T, self.n_kv_head, self.head_dim))
-        v = v.view(B, T, self.n_kv_head, self.head_dim)
+        # 1) Queries, keys and values, normalised and rotated, queries and keys in one piece.
+        # Transposed last, so that they and the result of attention lie in memory as c_proj reads
+        # them: (B, T, H, D)
+        heads = [self.n_head, self.n_kv_head]
+        qkv = self.c_attn(x).view(B, T, -1, self.head_dim)
+        qk, v = qkv.split([sum(heads), self.n_kv_head], dim=2)
+        if self.gains:
+            q, k = qk.split(heads, dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+        else:
+            qk = self.q_norm(qk)
         if rotation is not None:
-            q = rotate(q, *rotation)
-            k = rotate(k, *rotation)
-        q = q.to(v.dtype).transpose(1, 2)  # (B, H, T, D); mixed precision rotates in float32
-        k = k.to(v.dtype).transpose(1, 2)  # (B, H_kv, T, D)
+            qk = rotate(qk, *rotation)
+        # mixed precision rotates in float32
+        q, k = qk.to(v.dtype).transpose(1, 2).split(heads, dim=1)  # (B, H, T, D), (B, H_kv, T, D)
         v = v.transpose(1, 2)
 
         # 2) With a cache: store the new keys and values, attend to all that it holds

@@ -57,17 +57,16 @@ class PackedLinear(nn.Module):
         self.blocks = None  # (N / width, K, width), see PackedModel.pack()
 
     def forward(self, x):
-        """(B, 1, K) -> (B, 1, N)"""
-        B = len(x)
-        x = x.view(B, -1)
+        """(…, K) -> (…, N)"""
+        rows = x.reshape(-1, x.shape[-1])
         if len(self.blocks) == 1:
-            y = x @ self.blocks[0]
+            y = rows @ self.blocks[0]
         else:
-            y = torch.bmm(x.expand(len(self.blocks), -1, -1), self.blocks)  # (N / width, B, width)
-            y = y.transpose(0, 1).reshape(B, -1)[:, : self.linear.out_features]
+            y = torch.bmm(rows.expand(len(self.blocks), -1, -1), self.blocks)
+            y = y.transpose(0, 1).flatten(1)[:, : self.linear.out_features]  # (rows, N)
         if self.linear.bias is not None:
             y = y + self.linear.bias
-        return y[:, None]
+        return y.view(*x.shape[:-1], -1)
 
 
 class PackedModel:
