@@ -269,8 +269,9 @@ class Engine:
         self.device = model.transformer.wte.weight.device
         on_card = self.device.type == 'cuda' and not torch.are_deterministic_algorithms_enabled()
         self.home = self.device if on_card else 'cpu'
-        self.unspeakable = torch.arange(config.vocab_size, device=self.home) >= known
-        self.unspeakable[list(self.special)] = True  # draw() allows them again row by row
+        unknown = range(known, config.vocab_size)
+        # draw() allows the special ones again row by row
+        self.unspeakable = torch.tensor([*self.special, *unknown], dtype=torch.int64).to(self.home)
 
         # 4) How rows are decoded: with few rows on a CPU, by a copy of the weights where that pays
         self.packed = packed.PackedModel(model) if packed.pays(model) else None
@@ -296,7 +297,7 @@ class Engine:
         """
         # 1) Check the request
         ids = list(ids)
-        known = len(self.unspeakable)
+        known = self.model.config.vocab_size
         if not 0 < len(ids) <= self.context:
             name = 'slots' if self.fixed_rows else 'block_size'
             raise ValueError(
@@ -494,7 +495,7 @@ class Engine:
     def draw(self, logits: torch.Tensor) -> list[int]:
         """An id for every row, by its own settings and its own random stream."""
         # 1) Mask ids that the tokenizer does not know, and special tokens not allowed in the row
-        allowed = logits.masked_fill(self.unspeakable, -math.inf)
+        allowed = logits.index_fill(1, self.unspeakable, -math.inf)
         special = [(i, token) for i, row in enumerate(self.rows) if row for token in row.speakable]
         if special:
             where = tuple(zip(*special))
@@ -518,7 +519,8 @@ class Engine:
             rows = [self.rows[i] for i in index]
             uniform = [row.uniform[len(row.ids)] for row in rows]
             uniform = torch.tensor(uniform, dtype=torch.float64, device=self.home)
-            drawn = rows[0].request.sampling.draw(allowed[index], uniform).tolist()
+            group = allowed if len(index) == len(allowed) else allowed[index]
+            drawn = rows[0].request.sampling.draw(group, uniform).tolist()
             for i, token in zip(index, drawn):
                 tokens[i] = token
         return tokens

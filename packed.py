@@ -30,13 +30,13 @@ MIN_BYTES = 2**23  # smaller models stay in the processor's cache, in any order
 
 
 def pays(model: GPT) -> bool:
-    """Whether steps with this model are faster with a copy. The copy takes weight_bytes(model)."""
-    weight = model.lm_head.weight
-    here = weight.device.type == 'cpu' and torch.backends.mkl.is_available()
+    """Whether steps with this model are faster with a copy, which takes weight_bytes(model)."""
+    weight = model.transformer.wte.weight
+    if weight.device.type != 'cpu' or weight.dtype != torch.float32:
+        return False
     compiled = model._compiled_call_impl is not None  # by model.compile(), which the copy is not
-    return (
-        here and not compiled and weight.dtype == torch.float32 and weight_bytes(model) >= MIN_BYTES
-    )
+    large = weight_bytes(model) >= MIN_BYTES
+    return large and not compiled and torch.backends.mkl.is_available()
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
