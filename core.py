@@ -416,11 +416,14 @@ class Branches:
         self.positions = positions
         self.mask = (own | trunk).tril()[:, None]  # (B, 1, T, T)
 
-    def begin(self, T: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.positions, self.mask
+    def begin(self, T: int) -> torch.Tensor:
+        return self.positions
 
-    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        return k, v
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        gqa = k.shape[1] < q.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, self.mask, enable_gqa=gqa)
 
 
 # -----------------------------------------------------------------------------

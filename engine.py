@@ -33,95 +33,21 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 import packed
 import runtime
-from model import GPT, GPTConfig, ceil_to
+from cache import BLOCK, KVCache, Pool
+from model import GPT, ceil_to
 from sampling import Sampling, cut
 
-SLOTS = 64  # the cache grows, and is read, in blocks of this many slots: few shapes to compile
 MAX_CALLS = 8  # calls of the tool in one answer, at most
-PREFILL_TOKENS = 2**14  # most in a forward pass, with padding; or one longer prompt
+PREFILL_TOKENS = 2**14  # most in a forward pass while no row decodes, padding included
+LONG_CHUNK = 512  # and most of one prompt: a request that comes meanwhile waits for one chunk
+SHORT_CHUNK = {'cpu': 64, 'mps': 64, 'cuda': 512}  # most in a pass while rows decode
 # with fixed rows and slots a prefill pass is PROMPTS rows of CHUNK tokens
-PROMPTS = 16
-CHUNK = 32
-
-
-class KVCache:
-    """
-    Keys and values of each row's tokens so far. The model calls begin() once per forward pass and
-    update() once per layer.
-
-        keys, values    (n_layer, B, n_kv_head, S, head_dim), S slots per row
-        lengths (B,)    int64, slots of each row in use; the owner keeps it up to date
-        width           slots that are read: at least max(lengths) + new tokens, at most S
-    """
-
-    def __init__(self, config: GPTConfig, rows: int, slots: int, dtype=torch.float32, device='cpu'):
-        self.limit = config.block_size
-        shape = (config.n_layer, rows, config.n_kv_head, 0, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.width = 0
-        self.reserve(slots)
-
-    def begin(self, T: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """T new tokens per row: their positions (B, T) and, for each, which slots it attends to,
-        (B, 1, T, width)."""
-        device = self.lengths.device
-        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
-        self.places = torch.arange(T, device=device)[None] + self.lengths[:, None]  # (B, T)
-        mask = torch.arange(self.width, device=device) <= self.places[:, None, :, None]
-        return self.places, mask
-
-    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """Store a layer's new keys and values (B, n_kv_head, T, D). Returns those of all slots that
-        are read, (B, n_kv_head, width, D) each, in the dtype of k."""
-        keys = self.keys[layer]
-        values = self.values[layer]
-        # not scatter_(), which on a CPU takes 40 times as long for 16 rows in bf16
-        keys.transpose(1, 2)[self.rows, self.places] = k.transpose(1, 2).to(keys.dtype)
-        values.transpose(1, 2)[self.rows, self.places] = v.transpose(1, 2).to(values.dtype)
-        return keys[:, :, : self.width].to(k.dtype), values[:, :, : self.width].to(v.dtype)
-
-    def reserve(self, slots: int):
-        """Make room for rows of this length and set width. Capacity doubles, so that a long text is
-        rarely copied."""
-        if slots > self.limit:
-            raise ValueError(
-                f'the cache was asked for {slots} slots, expected at most block_size = {self.limit}'
-            )
-        capacity = self.keys.shape[3]
-        if slots > capacity:
-            capacity = min(ceil_to(max(slots, 2 * capacity), SLOTS), self.limit)
-            added = (0, 0, 0, capacity - self.keys.shape[3])
-            # zeros, not uninitialised memory: 0 times a stray NaN is NaN
-            self.keys = F.pad(self.keys, added)
-            self.values = F.pad(self.values, added)
-        self.width = min(ceil_to(slots, SLOTS), capacity)
-
-    def reorder(self, index: torch.Tensor):
-        """Row i becomes the former row index[i]; rows may be dropped or repeated."""
-        self.keys = self.keys[:, index]
-        self.values = self.values[:, index]
-        self.lengths = self.lengths[index]
-
-    def put(self, places: list[int], other: 'KVCache', index: list[int]):
-        """Row places[i] becomes row index[i] of the other cache. Missing rows are added."""
-        slots = int(other.lengths.max())
-        if slots > self.keys.shape[3]:
-            self.reserve(slots)
-        added = max(places) + 1 - len(self.lengths)
-        if added > 0:
-            rows = (0, 0, 0, 0, 0, 0, 0, added)
-            self.keys = F.pad(self.keys, rows)
-            self.values = F.pad(self.values, rows)
-            self.lengths = F.pad(self.lengths, (0, added))
-        self.keys[:, places, :, :slots] = other.keys[:, index, :, :slots]
-        self.values[:, places, :, :slots] = other.values[:, index, :, :slots]
-        self.lengths[places] = other.lengths[index]
+PROMPTS = 4
+CHUNK = BLOCK
+KEPT = 16  # a part of 1 / KEPT of the cache keeps beginnings of texts that have ended
 
 
 def utf8_decoder() -> codecs.IncrementalDecoder:
@@ -148,6 +74,11 @@ class Sample:
     forced: deque[int] = field(default_factory=deque)  # ids to come in place of sampled ones
     decoder: codecs.IncrementalDecoder = field(default_factory=utf8_decoder)
     held: str = ''  # text not returned yet: it may begin a stop text
+    blocks: list[int] = field(default_factory=list)  # of the cache, while it is a row
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.request.prompt + self.ids
 
     @property
     def cached(self) -> int:
@@ -165,6 +96,25 @@ class Request:
     @property
     def done(self) -> bool:
         return all(sample.finish_reason for sample in self.samples)
+
+
+@dataclass(eq=False)
+class Reading:
+    """A text that is being prefilled, chunk by chunk, for samples that will continue it: the new
+    samples of a prompt, or one that lost its row."""
+
+    samples: list[Sample]
+    tokens: list[int]
+    blocks: list[int]  # of the cache
+    read: int  # tokens in the cache
+
+    @property
+    def request(self) -> Request:
+        return self.samples[0].request
+
+    @property
+    def left(self) -> int:
+        return len(self.tokens) - self.read
 
 
 class Event(NamedTuple):
@@ -226,7 +176,8 @@ class Engine:
         chat                a conversation.Chat; None: all prompts are plain text
         tool                text of a call -> answer, or ValueError; None: calls are not allowed
         max_rows            rows at once; further samples wait
-        max_bytes           of keys and values: fewer rows at once where texts can become long
+        max_bytes           of keys and values, at most; samples wait, or lose their blocks for a
+                            while and are prefilled again, where they would need more
         rows, slots         fix the shapes: a step decodes this many rows, used or not, over this
                             many slots (rounded up to 64); slots is then the longest context too
     """
@@ -273,14 +224,115 @@ class Engine:
         # draw() allows the special ones again row by row
         self.unspeakable = torch.tensor([*self.special, *unknown], dtype=torch.int64).to(self.home)
 
-        # 4) How rows are decoded: with few rows on a CPU, by a copy of the weights where that pays
+        # 4) How rows are decoded: few rows on a CPU by a copy of the weights, where that pays
         self.packed = packed.PackedModel(model) if packed.pays(model) else None
 
         # 5) What runs
-        self.rows: list[Sample | None] = []  # row i of the cache; None is free
-        self.waiting: list[Sample] = []  # prefilled as soon as rows are free
+        self.rows: list[Sample | None] = []  # the rows that decode, by age; None is free
+        self.reading: list[Reading] = []  # prompts that are being prefilled, by age
+        self.waiting: list[Sample] = []  # start as soon as there are rows and blocks
         self.notices: list[Event] = []  # events to return first from the next step
+        self.passes = 0  # of prefill
+
+        # 6) The cache. Its tensors are made when they are needed, by the weights of this moment
+        self.pool = Pool(self.pool_blocks)
         self.cache: KVCache | None = None
+        self.weights = None
+        self.trains = model.training
+
+    # ---- the cache
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block's keys and values in all layers."""
+        config = self.model.config
+        numbers = 2 * config.n_layer * config.n_kv_head * config.head_dim * BLOCK
+        return numbers * self.cache_dtype().itemsize
+
+    @property
+    def pool_blocks(self) -> int:
+        """Most blocks in use: what max_bytes holds, at least one text as long as the context."""
+        longest = ceil_to(self.context, BLOCK) // BLOCK
+        if self.fixed_rows:
+            return longest * self.fixed_rows
+        return max(longest, self.max_bytes // self.block_bytes)
+
+    @property
+    def blocks_in_use(self) -> int:
+        return len(self.pool.users)
+
+    @property
+    def tokens_held(self) -> int:
+        """Tokens in the blocks in use. A block that several rows share counts once."""
+        held = {}
+        texts = [(reading.blocks, reading.read) for reading in self.reading]
+        texts += [(row.blocks, row.cached) for row in self.rows if row]
+        for blocks, length in texts:
+            for i, block in enumerate(blocks):
+                held[block] = min(BLOCK, length - i * BLOCK)
+        return sum(held.values())
+
+    def cache_dtype(self) -> torch.dtype:
+        """That of the keys: autocast's, where it is on."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.model.transformer.wte.weight.dtype
+
+    def forget(self):
+        """Empty the cache. Texts that run are prefilled again."""
+        rows = [row for row in self.rows if row]
+        for youngest in [*reversed(self.reading), *reversed(rows)]:
+            self.preempt(youngest)
+        keep = self.pool_blocks // KEPT
+        self.pool = Pool(self.pool_blocks, max(keep, self.context // BLOCK))
+        self.cache = None
+
+    def check_weights(self):
+        """Forget the keys and values of other weights, or of another dtype.
+
+        Every change in place raises a tensor's version, an optimizer's step too, and a new tensor
+        has another address. Only a change by way of .data is not noticed: call forget().
+        """
+        weights = [(id(p), p.data_ptr(), p._version) for p in self.model.parameters()]
+        weights.append((self.cache_dtype(), torch.is_inference_mode_enabled()))
+        if weights != self.weights:
+            self.forget()
+            self.weights = weights
+
+    def grow(self, owner: 'Sample | Reading', tokens: int) -> bool:
+        """Give a text blocks for this many tokens. Where none is free, the youngest text loses its
+        own. False if that was the owner."""
+        while len(owner.blocks) * BLOCK < tokens:
+            block = self.pool.take()
+            if block is not None:
+                owner.blocks.append(block)
+                continue
+            youngest = self.reading[-1] if self.reading else self.rows[-1]
+            self.preempt(youngest)
+            if youngest is owner:
+                return False
+        return True
+
+    def preempt(self, text: 'Sample | Reading'):
+        """Take a text's blocks. It waits as the first, and is prefilled again."""
+        if isinstance(text, Reading):
+            self.reading.remove(text)
+            self.waiting = text.samples + self.waiting
+            self.pool.release(text.blocks)
+        else:
+            self.rows[self.rows.index(text)] = None
+            self.waiting.insert(0, text)
+            self.give_back(text)
+        self.drop_free_rows()
+
+    def give_back(self, row: Sample):
+        """Release the blocks of a row."""
+        # in decoded blocks numbers are rounded otherwise than in prefilled ones, so that with fixed
+        # rows it would show whether a beginning was found
+        if not self.fixed_rows:
+            self.pool.register(row.tokens[: row.cached], row.blocks)
+        self.pool.release(row.blocks)
+        row.blocks = []
 
     # ---- requests
 
@@ -319,6 +371,7 @@ class Engine:
             uniform = sampling.stream(number, i, count)
             request.samples.append(Sample(request, i, uniform, speakable, part=part))
         self.waiting += request.samples
+        self.trains = self.model.training
         return request
 
     def speakable(self, ids: list[int], calls: int) -> frozenset[int]:
@@ -342,131 +395,218 @@ class Engine:
                 event = Event(request, sample.index, [], text, None, 'cancelled', sample.part)
                 self.notices.append(event)
         self.waiting = [sample for sample in self.waiting if sample.request is not request]
+        for reading in [reading for reading in self.reading if reading.request is request]:
+            self.reading.remove(reading)
+            self.pool.release(reading.blocks)
         self.drop_finished()
 
     # ---- one step
 
+    @property
+    def busy(self) -> bool:
+        """Whether step() has anything left to do or to return."""
+        return bool(self.rows or self.reading or self.waiting or self.notices)
+
     @without_gradients
     def step(self) -> list[Event]:
-        """One more token for every row, new rows included; [] when nothing runs."""
-        # 1) Prefill new prompts, decode running rows. If a pass fails, the step can be repeated
+        """One more token for every row, new rows included. [] when no row has got one: nothing
+        runs, or a long prompt is being prefilled (see busy)."""
+        # 1) Waiting samples start, rows get room for their token
+        self.admit()
+        for row in list(self.rows):
+            if row and row.blocks:  # an older row may have taken them
+                self.grow(row, row.cached + 1)
+        chunk, T = self.next_chunk()
+
+        # 2) One pass that prefills, one that decodes. If a pass fails, the step can be repeated
         with evaluating(self.model), runtime.any_shape(self.device):
-            arriving = self.admit()
-            prefilled = self.prefill(arriving) if arriving else None
+            self.cache = self.cache or KVCache(self.model.config, self.cache_dtype(), self.device)
+            self.cache.reserve(self.pool.size)
+            first = self.prefill(chunk, T) if chunk else None
             logits = self.decode() if self.rows else None
-        # 2) New rows join the batch
-        if arriving:
-            logits = self.join(arriving, *prefilled, logits)
-        # 3) Each row gets its next token; finished rows leave
+
+        # 3) Prompts that are complete become rows
+        if chunk:
+            logits = self.join(chunk, T, first, logits)
+
+        # 4) Each row gets its next token; finished rows leave
         events = self.notices
         self.notices = []
         if self.rows:
             events += self.next_tokens(logits)
-            self.drop_finished()
+        self.drop_finished()
         return events
 
-    def admit(self) -> list[Sample]:
-        """The waiting samples that start now, limited by free rows and by one forward pass."""
+    def admit(self):
+        """Start waiting samples in order, as far as rows and blocks go: look up how each begins and
+        let the rest be prefilled. The samples of one prompt are prefilled together."""
+        # 1) Is it worth it? One large prefill is cheaper than many small ones
         if not self.waiting:
-            return []
-        limit = self.row_limit()
-        room = limit - len(self.rows) + self.rows.count(None)
-        if room < max(1, min(len(self.waiting), limit // 8)):
-            return []  # wait for more free rows: one large prefill is cheaper than many small ones
-        arriving = self.waiting[:room]
-        requests = list(dict.fromkeys(sample.request for sample in arriving))
-        most = PROMPTS
-        if requests and not self.fixed_rows:
-            most = max(1, PREFILL_TOKENS // max(len(request.prompt) for request in requests))
-        return [sample for sample in arriving if sample.request in requests[:most]]
+            return
+        rows = len(self.rows) - self.rows.count(None)
+        room = self.max_rows - rows - sum(len(reading.samples) for reading in self.reading)
+        if room < max(1, min(len(self.waiting), self.max_rows // 8)):
+            return
+        self.check_weights()
 
-    def row_limit(self) -> int:
-        """Rows at once: max_rows, or as many as max_bytes holds if each becomes as long as the
-        longest may."""
-        if self.fixed_rows:
-            return self.max_rows
-        samples = [row for row in self.rows if row] + self.waiting[: self.max_rows]
-        longest = max((len(s.request.prompt) + len(s.uniform) for s in samples), default=1)
-        config = self.model.config
-        numbers = 2 * config.n_layer * config.n_kv_head * config.head_dim  # of a slot
-        row_bytes = ceil_to(longest, SLOTS) * numbers * self.cache_dtype().itemsize
-        return min(self.max_rows, max(1, self.max_bytes // row_bytes))
+        for _ in range(room):
+            # 2) A further sample of a prompt that is being prefilled
+            if not self.waiting:
+                return
+            sample = self.waiting[0]
+            latest = self.reading[-1] if self.reading else None
+            if latest and latest.request is sample.request and latest.tokens == sample.tokens:
+                latest.samples.append(self.waiting.pop(0))
+                continue
 
-    def cache_dtype(self) -> torch.dtype:
-        """That of the keys: autocast's, where it is on."""
-        if torch.is_autocast_enabled(self.device.type):
-            return torch.get_autocast_dtype(self.device.type)
-        return self.model.transformer.wte.weight.dtype
+            # 3) Another text, if there are blocks for it besides those that the running ones will
+            # need soon
+            tokens = sample.tokens
+            blocks = self.pool.find(tokens)
+            needed = len(tokens) // BLOCK + 1 - len(blocks)
+            for reading in self.reading:
+                needed += len(reading.tokens) // BLOCK - len(reading.blocks)
+                needed += len(reading.samples)
+            if needed + len(self.rows) > self.pool.available and (self.rows or self.reading):
+                self.pool.release(blocks)
+                return
+            read = len(blocks) * BLOCK
+            self.reading.append(Reading([self.waiting.pop(0)], tokens, blocks, read))
 
-    def prefill(self, samples: list[Sample]) -> tuple[KVCache, list[int], torch.Tensor]:
+    def next_chunk(self) -> tuple[list[Reading], int]:
+        """The prompts of the next prefill pass, and the most tokens that it adds to each.
+
+        While rows decode, a pass is small, so that it does not stall them. Prompts with few tokens
+        left come first, so that a long one does not stall the others; every fourth pass takes the
+        oldest first, so that it gets on too.
         """
-        Run the distinct prompts of the samples through the model, padded on the right.
-
-        Returns a cache with a row for each prompt, and for each sample the number of its row and
-        the logits (vocab_size,) of its first id.
-        """
-        # 1) Distinct prompts as one padded tensor. With fixed rows it always has PROMPTS rows, and
-        # passes through the model in chunks of one size
-        requests = list(dict.fromkeys(sample.request for sample in samples))
-        lengths = [len(request.prompt) for request in requests]
-        chunk = max(lengths)
-        slots = max(lengths)
+        # 1) How much at once
+        self.passes += 1
+        most, budget = LONG_CHUNK, PREFILL_TOKENS
+        if self.rows:
+            most = budget = max(SHORT_CHUNK[self.device.type], 4 * len(self.rows))
         if self.fixed_rows:
-            chunk = math.gcd(CHUNK, self.context)
-            slots = self.context
-            lengths += [1] * (PROMPTS - len(lengths))
-        count = len(lengths)
-        inputs = torch.zeros(count, ceil_to(max(lengths), chunk), dtype=torch.int64)
-        for row, request in zip(inputs, requests):
-            row[: len(request.prompt)] = torch.tensor(request.prompt)
+            most = min(CHUNK, self.context)
+            budget = PROMPTS * most
 
-        # 2) Forward passes
-        cache = KVCache(self.model.config, count, slots, self.cache_dtype(), self.device)
-        hidden = []
-        for piece in inputs.to(self.device).split(chunk, dim=1):
-            hidden.append(self.model.hidden(piece, cache))
-            cache.lengths += chunk
-        # padding does not count: new tokens overwrite its slots
-        cache.lengths = torch.tensor(lengths, device=self.device)
+        # 2) As many as fit when padded to the longest piece
+        chunk, T = [], 0
+        oldest = self.reading[0] if self.reading and self.passes % 4 == 0 else None
+        for reading in sorted(self.reading, key=lambda r: (r is not oldest, r.left)):
+            width = max(T, min(most, reading.left))
+            if chunk and (len(chunk) + 1) * (most if self.fixed_rows else width) > budget:
+                break
+            chunk.append(reading)
+            T = width
 
-        # 3) Logits after each prompt's last token
-        every = torch.arange(count, device=self.device)
-        last = torch.cat(hidden, dim=1)[every, cache.lengths - 1]  # (count, C)
-        index = [requests.index(sample.request) for sample in samples]
-        return cache, index, self.model.logits(last).to(self.home)[index]
+        # 3) Their blocks
+        chunk = [r for r in chunk if r in self.reading and self.grow(r, r.read + min(T, r.left))]
+        return chunk, most if self.fixed_rows else T
+
+    def prefill(self, chunk: list[Reading], T: int) -> torch.Tensor | None:
+        """Run the next T tokens of each prompt through the model, padded on the right. Returns the
+        logits after the last ones, (len(chunk), V); None if no prompt is complete."""
+        # 1) The tokens as one padded tensor. With fixed rows it always has PROMPTS rows
+        counts = [min(T, reading.left) for reading in chunk]
+        tables = [reading.blocks for reading in chunk]
+        lengths = [reading.read for reading in chunk]
+        texts = [r.tokens[r.read : r.read + T] for r in chunk]
+        if self.fixed_rows:
+            unused = PROMPTS - len(chunk)
+            counts += [0] * unused
+            tables += [[]] * unused
+            lengths += [0] * unused
+            texts += [[]] * unused
+        inputs = torch.tensor([ids + [0] * (T - len(ids)) for ids in texts], device=self.device)
+
+        # 2) The forward pass
+        self.cache.select(tables, lengths, counts, self.context if self.fixed_rows else None)
+        hidden = self.model.hidden(inputs, self.cache)
+
+        # 3) Logits
+        if all(reading.left > T for reading in chunk):
+            return None
+        last = (self.cache.counts[:, 0] - 1).clamp(min=0)
+        last = hidden[torch.arange(len(hidden), device=self.device), last]  # (B, C)
+        return self.model.logits(last).to(self.home)[: len(chunk)]
 
     def decode(self) -> torch.Tensor:
         """Feed every row its last id, a free row id 0 at position 0. Returns logits (rows, V)."""
-        feed = [(row.ids[-1], row.cached) if row else (0, 0) for row in self.rows]
-        feed = torch.tensor(feed, device=self.cache.lengths.device)
-        self.cache.lengths = feed[:, 1]
-        longest = max(row.cached for row in self.rows if row)
-        self.cache.reserve(self.context if self.fixed_rows else longest + 1)
+        rows = self.rows
+        self.cache.select(
+            [row.blocks if row else [] for row in rows],
+            [row.cached if row else 0 for row in rows],
+            [1 if row else 0 for row in rows],
+            self.context if self.fixed_rows else None,
+        )
+        feed = torch.tensor([[row.ids[-1] if row else 0] for row in rows], device=self.device)
         mixed = torch.is_autocast_enabled(self.device.type)
-        packs = self.packed and len(feed) <= packed.MAX_ROWS and not mixed
+        packs = self.packed and len(rows) <= packed.MAX_ROWS and not mixed
         model = self.packed if packs else self.model
-        return model(feed[:, :1], cache=self.cache)[:, -1].to(self.home)
+        return model(feed, cache=self.cache)[:, -1].to(self.home)
 
-    def join(self, samples, cache: KVCache, index: list[int], first, logits) -> torch.Tensor:
+    def join(self, chunk: list[Reading], T: int, first, logits) -> torch.Tensor | None:
         """
-        Give each sample a row: a free one, else a new one. cache, index and first come from
-        prefill(); logits (rows, V) from decode(), or None. Returns the logits of all rows.
+        The samples of complete prompts become rows: free ones, else new ones. first comes from
+        prefill(), logits (rows, V) from decode(), or None. Returns the logits of all rows.
         """
-        if self.cache is None:
-            self.rows = [None] * (self.fixed_rows or 0)
-            self.cache = KVCache(
-                self.model.config, len(self.rows), cache.width, cache.keys.dtype, cache.keys.device
-            )
-            logits = first[:0]
-        self.rows += [None] * (len(samples) - self.rows.count(None))
-        places = [i for i, row in enumerate(self.rows) if row is None][: len(samples)]
-        for place, sample in zip(places, samples):
-            self.rows[place] = sample
-        self.waiting = self.waiting[len(samples) :]
-        self.cache.put(places, cache, index)
-        logits = F.pad(logits, (0, 0, 0, len(self.rows) - len(logits)))
-        logits[places] = first
+        # 1) What has been prefilled can be found from now on
+        for reading in chunk:
+            reading.read += min(T, reading.left)
+            self.pool.register(reading.tokens[: reading.read], reading.blocks)
+        complete = [i for i, reading in enumerate(chunk) if not reading.left]
+        if not complete:
+            return logits
+
+        # 2) Rows for the samples. All but the first get a copy of the last block, which is not full
+        source = []  # for each new row, its row of first
+        if not self.rows and self.fixed_rows:
+            self.rows = [None] * self.fixed_rows
+            logits = first.new_zeros(self.fixed_rows, first.shape[1])
+        places = []
+        for i in complete:
+            for sample in self.open_rows(chunk[i]):
+                if None not in self.rows:
+                    self.rows.append(None)
+                places.append(self.rows.index(None))
+                self.rows[places[-1]] = sample
+                source.append(i)
+
+        # 3) Their logits
+        if not self.fixed_rows:
+            return first[source] if logits is None else torch.cat((logits, first[source]))
+        logits[places] = first[source]
         return logits
+
+    def open_rows(self, reading: Reading) -> list[Sample]:
+        """Give the blocks of a complete prompt to its samples. Those for which there is no block
+        wait again."""
+        # 1) The first sample takes them over
+        self.reading.remove(reading)
+        first, *others = reading.samples
+        first.blocks = reading.blocks
+
+        # 2) The others share the full ones
+        full = len(reading.tokens) // BLOCK
+        copies = []
+        for sample in others:
+            tail = []
+            if full < len(reading.blocks):
+                block = self.pool.take()
+                if block is None:
+                    break
+                tail = [block]
+                copies.append(block)
+            self.pool.share(reading.blocks[:full])
+            sample.blocks = reading.blocks[:full] + tail
+        opened = reading.samples[: 1 + sum(bool(sample.blocks) for sample in others)]
+        self.waiting = reading.samples[len(opened) :] + self.waiting
+
+        # 3) and get a copy of the last one
+        if copies:
+            self.cache.reserve(self.pool.size)
+            self.cache.copy(reading.blocks[full], copies)
+        return opened
 
     def next_tokens(self, logits: torch.Tensor) -> list[Event]:
         """Append one id to every row: a forced one, or one drawn from logits (rows, V)."""
@@ -590,18 +730,20 @@ class Engine:
             return 'error'
 
     def drop_finished(self):
-        """Free the rows of finished samples."""
-        self.rows = [row if row and row.finish_reason is None else None for row in self.rows]
-        running = [i for i, row in enumerate(self.rows) if row]
-        if not running:
-            self.rows = []
-            self.cache = None
-            return
-        # compacting copies the whole cache: only if a quarter of the rows is free and nothing waits
-        worthwhile = 4 * len(running) <= 3 * len(self.rows)
-        if worthwhile and not self.fixed_rows and not self.waiting:
-            self.cache.reorder(torch.tensor(running, device=self.cache.lengths.device))
-            self.rows = [self.rows[i] for i in running]
+        """Free the rows of finished samples, and their blocks."""
+        for i, row in enumerate(self.rows):
+            if row and row.finish_reason:
+                self.give_back(row)
+                self.rows[i] = None
+        self.drop_free_rows()
+        # in training the weights will change, and the memory is needed
+        if self.trains and not self.rows and not self.reading:
+            self.forget()
+
+    def drop_free_rows(self):
+        """Without a fixed number of rows, no row is free."""
+        if not self.fixed_rows or not any(self.rows):
+            self.rows = [row for row in self.rows if row]
 
     # ---- whole texts
 

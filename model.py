@@ -182,7 +182,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, rotation, mask, cache):
         """x (B, T, C) -> (B, T, C). rotation: cos and sin for rotate(), or None. mask: True where a
-        query may look, or None for causal attention over x. cache: an engine.KVCache, or None."""
+        query may look, or None for causal attention over x. cache: a cache.KVCache, or None."""
         B, T, _ = x.shape
 
         # 1) Queries, keys and values, normalised and rotated, queries and keys in one piece.
@@ -202,15 +202,17 @@ class CausalSelfAttention(nn.Module):
         q, k = qk.to(v.dtype).transpose(1, 2).split(heads, dim=1)  # (B, H, T, D), (B, H_kv, T, D)
         v = v.transpose(1, 2)
 
-        # 2) With a cache: store the new keys and values, attend to all that it holds
+        # 2) Attention. A cache stores the new keys and values and attends to all that it holds
         if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # (B, H_kv, width, D)
+            y = cache.attend(self.layer, q, k, v)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            gqa = self.n_kv_head < self.n_head
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=gqa
+            )
 
-        # 3) Attention, and the output projection
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=self.n_kv_head < self.n_head
-        )
+        # 3) The output projection
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
         return F.dropout(y, self.dropout, self.training)
 
@@ -329,8 +331,8 @@ class GPT(nn.Module):
     def hidden(self, inputs, cache=None):
         """(B, T) ids -> (B, T, C), the input of the head.
 
-        cache: an engine.KVCache. It says where the new tokens go and what they attend to, and it
-        keeps their keys and values. A row of a cache is one document, whatever config.bos says.
+        cache: a cache.KVCache. It says where the new tokens go, keeps their keys and values and
+        computes attention. A row of a cache is one document, whatever config.bos says.
         ValueError where T exceeds block_size.
         """
         config = self.config
@@ -343,7 +345,7 @@ class GPT(nn.Module):
         # 1) Positions, and which tokens attend to which; no mask means causal attention
         mask = None
         if cache is not None:
-            positions, mask = cache.begin(T)  # (B, T), (B, 1, T, width)
+            positions = cache.begin(T)  # (B, T)
         else:
             positions = torch.arange(T, device=inputs.device)[None]  # (1, T)
         if cache is None and config.bos >= 0:

@@ -108,7 +108,7 @@ class PackedModel:
 
 @torch.no_grad()
 def pack(weights: list[torch.Tensor], width: int | None) -> list[torch.Tensor]:
-    """Copies of matrices (N, K) as (N / width, K, width), rounded up with zeros. None: (1, K, N)."""
+    """Copies of matrices (N, K) in blocks (N / width, K, width), N rounded up; width None: N."""
     # 1) One piece of memory for all: numpy asks Linux to make it of large pages if it is large. The
     # processor then looks up fewer addresses
     widths = [width or len(weight) for weight in weights]
