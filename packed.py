@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, ceil_to
+from model import GPT, Norm, ceil_to
 
 WIDTH = 48  # the fastest of 16 to 192
 MAX_ROWS = 48  # with more rows F.linear is about as fast
@@ -54,19 +54,32 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.linear = linear
-        self.blocks = None  # (N / width, K, width), see PackedModel.pack()
+        self.packed = None  # (K, N) or (N / WIDTH, K, WIDTH), see pack()
 
     def forward(self, x):
         """(…, K) -> (…, N)"""
-        rows = x.reshape(-1, x.shape[-1])
-        if len(self.blocks) == 1:
-            y = rows @ self.blocks[0]
+        if self.packed.dim() == 2:
+            y = x @ self.packed
         else:
-            y = torch.bmm(rows.expand(len(self.blocks), -1, -1), self.blocks)
-            y = y.transpose(0, 1).flatten(1)[:, : self.linear.out_features]  # (rows, N)
-        if self.linear.bias is not None:
-            y = y + self.linear.bias
-        return y.view(*x.shape[:-1], -1)
+            rows = x.reshape(-1, x.shape[-1]).expand(len(self.packed), -1, -1)
+            y = torch.bmm(rows, self.packed)  # (N / WIDTH, rows, WIDTH)
+            y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)[..., : self.linear.out_features]
+        return y if self.linear.bias is None else y + self.linear.bias
+
+
+class PackedNorm(nn.Module):
+    """RMSNorm of few rows, where each operation costs more than its arithmetic: F.rms_norm takes
+    nine of them on a CPU, this four."""
+
+    def __init__(self, norm: Norm):
+        super().__init__()
+        self.norm = norm
+        self.eps = torch.tensor(norm.eps)
+
+    def forward(self, x):
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self.eps, length, length, value=1 / self.norm.size).rsqrt_()
+        return x * scale if self.norm.weight is None else x * scale * self.norm.weight
 
 
 class PackedModel:
@@ -75,14 +88,22 @@ class PackedModel:
     def __init__(self, model: GPT):
         self.layers: list[PackedLinear] = []
         self.twin = self.copy(model)
-        self.versions = []  # of the weights that are packed
-        self.packed = {}  # width -> the blocks of each layer
+        self.weights = []  # those that are packed
+        self.versions = []  # and what they were then
+        self.packed = {}  # whether a step has several rows -> each layer's copy
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copies made so far."""
+        return sum(copy.nbytes for copies in self.packed.values() for copy in copies)
 
     def copy(self, module: nn.Module) -> nn.Module:
-        """The module with packed linear layers. It shares all else: code, parameters, buffers."""
+        """The module with packed layers. It shares all else: code, parameters, buffers."""
         if type(module) is nn.Linear:
             self.layers.append(PackedLinear(module))
             return self.layers[-1]
+        if isinstance(module, Norm) and module.kind != 'layer':
+            return PackedNorm(module)
         twin = module.__new__(type(module))
         children = {name: self.copy(child) for name, child in module._modules.items()}
         twin.__dict__.update(module.__dict__, _modules=children, training=False)
@@ -90,27 +111,29 @@ class PackedModel:
 
     def __call__(self, inputs, cache) -> torch.Tensor:
         """inputs (B, 1), B at most MAX_ROWS -> logits (B, 1, vocab_size)"""
-        # 1) Weights that have changed. Every change in place raises a tensor's version
+        # 1) Drop copies of weights that have changed. Every change in place raises a tensor's
+        # version; only one by way of .data does not
         weights = [layer.linear.weight for layer in self.layers]
-        versions = [(id(weight), weight._version) for weight in weights]
+        versions = [(id(weight), weight.data_ptr(), weight._version) for weight in weights]
         if versions != self.versions:
             self.packed.clear()
             self.versions = versions
+            self.weights = weights  # kept, so that no other tensor can get the id of one
 
         # 2) The order for this number of rows
-        width = WIDTH if len(inputs) > 1 else None
-        if width not in self.packed:
-            self.packed[width] = pack(weights, width)
-        for layer, blocks in zip(self.layers, self.packed[width]):
-            layer.blocks = blocks
+        several = len(inputs) > 1
+        if several not in self.packed:
+            self.packed[several] = pack(weights, WIDTH if several else None)
+        for layer, packed in zip(self.layers, self.packed[several]):
+            layer.packed = packed
         return self.twin(inputs, cache=cache)
 
 
 @torch.no_grad()
 def pack(weights: list[torch.Tensor], width: int | None) -> list[torch.Tensor]:
-    """Copies of matrices (N, K) in blocks (N / width, K, width), N rounded up; width None: N."""
-    # 1) One piece of memory for all: numpy asks Linux to make it of large pages if it is large. The
-    # processor then looks up fewer addresses
+    """Copies of matrices (N, K) as (N / width, K, width), N rounded up; width None: as (K, N)."""
+    # 1) One piece of memory for all. If it is large, numpy asks Linux to make it of large pages:
+    # the processor then looks up fewer addresses, up to a quarter of the time
     widths = [width or len(weight) for weight in weights]
     rows = [ceil_to(len(weight), width) for weight, width in zip(weights, widths)]
     sizes = [n * weight.shape[1] for weight, n in zip(weights, rows)]
@@ -118,9 +141,10 @@ def pack(weights: list[torch.Tensor], width: int | None) -> list[torch.Tensor]:
 
     # 2) Copy
     copies = []
-    for weight, width, n, piece in zip(weights, widths, rows, pieces):
+    for weight, block, n, piece in zip(weights, widths, rows, pieces):
         K = weight.shape[1]
         padded = F.pad(weight, (0, 0, 0, n - len(weight)))
-        copies.append(piece.view(-1, K, width))
-        copies[-1].copy_(padded.view(-1, width, K).transpose(1, 2))
+        copy = piece.view(-1, K, block)
+        copy.copy_(padded.view(-1, block, K).transpose(1, 2))
+        copies.append(copy if width else copy[0])
     return copies

@@ -1,0 +1,101 @@
+"""packed.py: its steps are the model's, also after the weights have changed. None asks how fast."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import packed
+import runtime
+from cache import KVCache
+from engine import Engine, Sampling
+from model import GPT, PRESETS, GPTConfig
+
+TOKENIZER = SimpleNamespace(vocab_size=50, special={}, bos=None, decode_bytes=lambda ids: b'')
+
+
+def make_model(preset='nano', **settings):
+    settings = dict(vocab_size=100, n_layer=2, n_head=4, n_embd=32, n_kv_head=2, **settings)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, **{**PRESETS[preset], **settings})).eval()
+    for p in model.parameters():  # gains and biases too, which start as ones and zeros
+        torch.nn.init.normal_(p, p.dim() == 1, 0.2)
+    return model
+
+
+@torch.inference_mode()
+def steps(decode, config, ids):
+    """The logits (B, T, V) of one step per token."""
+    cache = KVCache(config)
+    cache.reserve(len(ids) + 1)
+    logits = []
+    for i in range(ids.shape[1]):
+        cache.select([[1 + row] for row in range(len(ids))], [i] * len(ids), [1] * len(ids))
+        logits.append(decode(ids[:, i : i + 1], cache))
+    return torch.cat(logits, dim=1)
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('bias', [False, True])
+def test_its_logits_are_the_models(preset, bias):
+    """Of one row and of several, with a vocabulary that is no multiple of the blocks."""
+    model = make_model(preset, bias=bias)
+    decode = packed.PackedModel(model)
+    for rows in (1, 3):
+        ids = torch.randint(100, (rows, 6))
+        logits = steps(decode, model.config, ids)
+        torch.testing.assert_close(logits, model(ids), atol=1e-5, rtol=0)
+
+
+def test_a_copy_is_made_again_when_the_weights_change():
+    model = make_model()
+    decode = packed.PackedModel(model)
+    ids = torch.randint(100, (1, 4))
+    steps(decode, model.config, ids)
+    kept = decode.packed[False]
+    steps(decode, model.config, ids)
+    assert decode.packed[False] is kept and decode.nbytes == packed.weight_bytes(model)
+
+    changes = [
+        lambda: [p.sub_(p.grad) for p in model.parameters()],
+        lambda: model.load_state_dict({k: 0.9 * v for k, v in model.state_dict().items()}),
+        lambda: setattr(model.lm_head, 'weight', torch.nn.Parameter(torch.randn(128, 32))),
+    ]
+    for change in changes:
+        model(ids).square().sum().backward()
+        before = steps(decode, model.config, ids)
+        with torch.no_grad():
+            change()
+        after = steps(decode, model.config, ids)
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, model(ids), atol=1e-5, rtol=0)
+
+
+def test_the_engine_decodes_few_float32_rows_with_it(monkeypatch):
+    """Not many rows, not in mixed precision, not in float64, not a small model."""
+    monkeypatch.setattr(packed, 'MAX_ROWS', 2)
+    assert Engine(make_model(), TOKENIZER).packed is None
+    monkeypatch.setattr(packed, 'MIN_BYTES', 0)
+    assert Engine(make_model().double(), TOKENIZER).packed is None
+    model = make_model()
+    engine = Engine(model, TOKENIZER)
+    ask = ([[1, 2, 3]], 5, Sampling(top_k=9))
+
+    engine.generate(*ask, n=3)
+    with runtime.autocast('bfloat16', 'cpu'):
+        engine.generate(*ask)
+    assert engine.packed.nbytes == 0
+    found = [sample.ids for sample in engine.generate(*ask, n=2)]
+    assert engine.packed.nbytes > packed.weight_bytes(model)  # of blocks, rounded up
+    engine.packed = None
+    assert found == [sample.ids for sample in engine.generate(*ask, n=2)]
+
+
+def test_a_model_in_training_decodes_without_dropout():
+    model = make_model(dropout=0.5).train()
+    ids = torch.randint(100, (2, 4))
+    logits = steps(packed.PackedModel(model), model.config, ids)
+    torch.testing.assert_close(logits, model.eval()(ids), atol=1e-5, rtol=0)
+    model.train()
+    steps(packed.PackedModel(model), model.config, ids)
+    assert all(module.training for module in model.modules())
