@@ -57,12 +57,11 @@ def test_a_copy_is_made_again_when_the_weights_change():
     assert decode.packed[False] is kept and decode.nbytes == packed.weight_bytes(model)
 
     changes = [
-        lambda: [p.sub_(p.grad) for p in model.parameters()],
+        lambda: [p.mul_(0.9) for p in model.parameters()],
         lambda: model.load_state_dict({k: 0.9 * v for k, v in model.state_dict().items()}),
         lambda: setattr(model.lm_head, 'weight', torch.nn.Parameter(torch.randn(128, 32))),
     ]
     for change in changes:
-        model(ids).square().sum().backward()
         before = steps(decode, model.config, ids)
         with torch.no_grad():
             change()
