@@ -5,6 +5,8 @@ How fast this machine trains and loads, each as a share of a limit of the same m
     $ python bench.py --what=loader --batch_size=64
     $ python bench.py --what=train --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 \
                       --vocab_size=65 --batch_size=64
+    $ python bench.py --what=decode --n_layer=6 --n_head=6 --n_embd=384 --vocab_size=8192 \
+                      --repeats=9
     $ python bench.py --what=core --n_layer=6 --n_head=6 --n_embd=384 --vocab_size=16384
     $ python bench.py --depth=12 --block_size=1024 --vocab_size=50304 --batch_size=32   # on a GPU
 
@@ -14,6 +16,12 @@ speed swings, the ratio does not. On CUDA it is the peak of the card's data shee
 knows the card. loader: rows per second, compared with what the training step needs. Figures are
 medians. core: examples of CORE per second, on random tasks of CORE's shots and lengths, batched as
 core.py does it and one at a time. The last line of stdout is all of them as one JSON object.
+
+decode: tokens per second of the engine, for several numbers of rows, each a prompt of 64 tokens and
+its continuation. The limit of a step is the time to read every matrix and every cached key and
+value once, or its arithmetic, if that takes longer. On a CPU memory is timed by a sum over 256 MiB
+and arithmetic as above, before and after each run; on CUDA both are the data sheet's. Where
+transformers is installed, its generate() with a Llama of this size runs in turn with the engine.
 
 The tokenizer has a benchmark of its own, dev/bench_tokenizer.py. Left out on purpose: several
 ranks, and data larger than the operating system's file cache.
@@ -39,22 +47,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves thi
 import batches
 import console
 import core as core_tasks  # `core` measures it
+import packed
 import plan
 import runtime
 import shards
 import tokenizer as tokenizers
 from configurator import check_ranges, configure
+from engine import Engine, Sampling
 from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
 
 # What to measure, and on what
-what = 'all'  # all (train and loader), train, loader or core
+what = 'all'  # all (train and loader), train, loader, decode or core
 repeats = 20  # measurements; their median counts
 warmup = 3  # measurements before them, not counted; the first one compiles
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 | float64
 compile = None  # torch.compile: None is yes on CUDA and no elsewhere
 core_examples = 12  # core: examples of each task
+decode_rows = '1,4,16,64'  # decode: rows at once
+decode_tokens = 200  # decode: new tokens of a row
 seed = 1337  # for the weights and the random tokens
 
 # A step; names as in train.py. Its speed depends neither on the learning rate nor on the tokens
@@ -477,19 +489,202 @@ def core(data: shards.Data, machine: Machine, figures: dict) -> dict:
 
 
 # -----------------------------------------------------------------------------
+# decoding
+
+PROMPT = 64  # tokens
+DRAWING = Sampling(temperature=1.0, top_k=50)
+READ = 2**26  # float32 numbers: larger than a processor's cache
+
+
+class Turn(NamedTuple):
+    """One call that generates decode_tokens for each row."""
+
+    seconds: float
+    first: float  # seconds until the first token
+    tokens: int
+
+
+def memory_speed(device: str) -> Callable[[], float | None]:
+    """Function that returns the bytes per second that the device reads now, None where unknown."""
+    if device.startswith('cuda'):
+        peak = runtime.peak_bandwidth(device)
+        return lambda: peak
+    numbers = torch.ones(READ, device=device)
+
+    def measure():
+        watch = Stopwatch(device)
+        watch.mark()
+        numbers.sum()
+        watch.mark()
+        return numbers.nbytes / watch.seconds()[0]
+
+    return measure
+
+
+def least_seconds(model: GPT, rows: int, itemsize: int, memory: float, arithmetic: float) -> tuple:
+    """Of a step in the middle of a run, (to read memory, to compute), where memory is in bytes per
+    second and arithmetic in FLOP/s."""
+    config = model.config
+    weights = sum(linear.weight.numel() for linear in packed.linear_layers(model))
+    slots = rows * (PROMPT + decode_tokens / 2)
+    cached = 2 * config.n_layer * config.n_kv_head * config.head_dim * slots
+    products = rows * weights + 2 * config.n_layer * config.n_head * config.head_dim * slots
+    return (weights + cached) * itemsize / memory, 2 * products / arithmetic
+
+
+def our_turn(engine: Engine, prompt: list[int], rows: int) -> Turn:
+    began = time.perf_counter()
+    request = engine.submit(prompt, decode_tokens, DRAWING, n=rows)
+    first = None
+    while not request.done:
+        if engine.step() and first is None:
+            first = time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    return Turn(seconds, first, sum(len(sample.ids) for sample in request.samples))
+
+
+def make_llama(machine: Machine):
+    """transformers' Llama of this size, which generates; None where transformers is missing."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    ours = make_config()
+    config = transformers.LlamaConfig(
+        vocab_size=vocab_size, hidden_size=ours.n_embd, num_hidden_layers=ours.n_layer,
+        num_attention_heads=ours.n_head, num_key_value_heads=ours.n_kv_head,
+        intermediate_size=8 * ours.n_embd // 3, max_position_embeddings=PROMPT + decode_tokens,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).to(machine.device).eval()
+
+
+@torch.no_grad()
+def llama_turn(llama, prompt: list[int], rows: int) -> Turn:
+    inputs = torch.tensor([prompt] * rows, device=llama.device)
+    settings = dict(do_sample=True, top_k=DRAWING.top_k, eos_token_id=None, pad_token_id=0)
+    began = time.perf_counter()
+    llama.generate(inputs, max_new_tokens=1, **settings)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    ids = llama.generate(inputs, max_new_tokens=decode_tokens, **settings)
+    wait(str(llama.device))
+    return Turn(time.perf_counter() - began, first, ids.numel() - inputs.numel())
+
+
+def decode(data: shards.Data, machine: Machine, figures: dict) -> dict:
+    """Tokens per second of the engine and of transformers, by rows."""
+    # 1) The models. Their weights are random: speed does not depend on them
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=vocab_size, block_size=PROMPT + decode_tokens, zero_init=False)
+    model = GPT(dataclasses.replace(make_config(), **shape)).to(machine.device).eval()
+    if machine.dtype == 'float64':
+        model.double()
+    if machine.compile:
+        model.compile(dynamic=True)
+    engine = Engine(model, data.tokenizer)
+    llama = make_llama(machine)
+
+    # 2) Each number of rows
+    found = {}
+    for rows in map(int, decode_rows.split(',')):
+        found[rows] = decode_figures(engine, llama, rows, machine)
+        show_decode(rows, found[rows])
+    copies = engine.packed.nbytes if engine.packed else 0
+    print(f"decode  copies of the weights in the engine's order: {copies / 2**20:,.0f} MiB")
+    return dict(rows=found, packed_bytes=copies)
+
+
+def decode_figures(engine: Engine, llama, rows: int, machine: Machine) -> dict:
+    """The engine's turns and transformers' alternate, with the limits measured around them."""
+    # 1) Run. Each turn has a prompt of its own: the engine would find one that it has read
+    rng = np.random.default_rng(seed)
+    _, arithmetic = limit(machine.device)
+    memory = memory_speed(machine.device)
+    limits = []
+    ours = []
+    theirs = []
+    for _ in range(warmup + repeats):
+        prompt = rng.integers(vocab_size, size=PROMPT).tolist()
+        with runtime.autocast(machine.dtype, machine.device):
+            limits.append((memory(), arithmetic()))
+            ours.append(our_turn(engine, prompt, rows))
+            limits.append((memory(), arithmetic()))
+            if llama:
+                theirs.append(llama_turn(llama, prompt, rows))
+
+    # 2) Figures, and the share of the limit in the mean of the rates around each turn
+    found = decode_rates(ours[warmup:], rows)
+    found['warmup_seconds'] = sum(turn.seconds for turn in ours[:warmup])
+    found['share_of_limit'] = found['limit'] = None
+    if None not in limits[0]:
+        itemsize = getattr(torch, machine.dtype).itemsize
+        means = [np.add(*pair) / 2 for pair in zip(limits[::2], limits[1::2])][warmup:]
+        least = [least_seconds(engine.model, rows, itemsize, *mean) for mean in means]
+        steps = [turn.seconds * rows / turn.tokens for turn in ours[warmup:]]
+        found['share_of_limit'] = median(max(both) / step for both, step in zip(least, steps))
+        reads, computes = np.median(least, axis=0)
+        found['limit'] = 'memory' if reads > computes else 'arithmetic'
+        rates = np.median(means, axis=0).tolist()
+        found['bytes_per_second'], found['flops_per_second'] = rates
+    found['transformers'] = decode_rates(theirs[warmup:], rows) if llama else None
+    return found
+
+
+def decode_rates(turns: list[Turn], rows: int) -> dict:
+    def later(turn):  # seconds of a step after the first
+        return (turn.seconds - turn.first) / max(1, turn.tokens // rows - 1)
+
+    return dict(
+        tokens_per_second=median(turn.tokens / turn.seconds for turn in turns),
+        first_token_seconds=median(turn.first for turn in turns),
+        seconds_per_token=median(map(later, turns)),
+    )
+
+
+def show_decode(rows: int, found: dict) -> None:
+    share = 'limit unknown'
+    if found['limit']:
+        rates = {
+            'memory': f'{found["bytes_per_second"] / 1e9:,.1f} GB/s',
+            'arithmetic': f'{found["flops_per_second"] / 1e9:,.1f} GFLOP/s',
+        }
+        share = f'{found["share_of_limit"]:.2f} of {found["limit"]}, {rates[found["limit"]]}'
+    print(
+        f'decode  {rows:>3} rows {found["tokens_per_second"]:>9,.1f} tokens/s'
+        f' | first {found["first_token_seconds"] * 1000:.1f} ms'
+        f' | then {found["seconds_per_token"] * 1000:.2f} ms a token'
+        f' | {share} | warm-up {found["warmup_seconds"]:.1f} s'
+    )
+    if found['transformers']:
+        theirs = found['transformers']
+        times = found['tokens_per_second'] / theirs['tokens_per_second']
+        print(
+            f'        transformers {theirs["tokens_per_second"]:>6,.1f} tokens/s'
+            f' | first {theirs["first_token_seconds"] * 1000:.1f} ms'
+            f' | then {theirs["seconds_per_token"] * 1000:.2f} ms a token'
+            f' | ours is {times:.2f} times as fast',
+            flush=True,
+        )
+
+
+# -----------------------------------------------------------------------------
 # (data, machine, figures so far) -> {name: number}. To add a measurement, add a function and its
 # name here. The loader comes after train, with which it is compared
-MEASURES = {f.__name__: f for f in (train, loader, core)}
+MEASURES = {f.__name__: f for f in (train, loader, decode, core)}
 
 
 def check(names: list[str]) -> None:
     """Report everything wrong with bench's own settings. Model and optimizer check theirs."""
     least = dict(
         repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0,
-        block_size=1, vocab_size=2, seed=0, core_examples=1,
+        block_size=1, vocab_size=2, seed=0, core_examples=1, decode_tokens=2,
     )  # fmt: skip
     expected = f'expected all, or some of {", ".join(MEASURES)} separated by commas'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]
+    if not all(rows.strip().isdecimal() and int(rows) for rows in decode_rows.split(',')):
+        wrong.append(
+            f"decode_rows is '{decode_rows}', expected numbers of at least 1, such as 1,16"
+        )
     check_ranges(config, least=least, most=dict(vocab_size=tokenizers.MAX_VOCAB), wrong=wrong)
 
 

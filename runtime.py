@@ -40,6 +40,13 @@ PEAK_FLOPS = {
     'A100': 312e12, 'A10G': 70e12, 'A10': 125e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12,
     'RTX 3090': 71e12, 'V100': 125e12, 'T4': 65e12,
 }  # fmt: skip
+# Bytes that a second reads of the card's memory, from data sheets
+PEAK_BANDWIDTH = {
+    'B200': 8.0e12, 'H200': 4.8e12, 'H100 PCIe': 2.0e12, 'H100 NVL': 3.9e12, 'H100': 3.35e12,
+    'A100-SXM4-80GB': 2.04e12, 'A100 80GB': 1.94e12, 'A100': 1.56e12, 'A10G': 0.6e12,
+    'A10': 0.6e12, 'L40S': 0.86e12, 'L4': 0.3e12, 'RTX 4090': 1.01e12, 'RTX 3090': 0.94e12,
+    'V100': 0.9e12, 'T4': 0.32e12,
+}  # fmt: skip
 # Compilers: the environment variable that names one, then the usual names
 CC = ('CC', 'gcc', 'clang')
 CXX = ('CXX', 'g++', 'clang++', 'cl')
@@ -426,11 +433,21 @@ def keep_freed_memory() -> None:
 
 def peak_flops(device: str) -> float | None:
     """FLOP/s of the card by its name; None for an unknown card."""
+    return of_card(PEAK_FLOPS, device)
+
+
+def peak_bandwidth(device: str) -> float | None:
+    """Bytes per second of the card's memory; None for an unknown card."""
+    return of_card(PEAK_BANDWIDTH, device)
+
+
+def of_card(table: dict[str, float], device: str) -> float | None:
+    """The table's number for the card; None for an unknown card."""
     if not device.startswith('cuda'):
         return None
     name = torch.cuda.get_device_name(device)
     # whole words: an L40 is not an L4
-    return next((x for card, x in PEAK_FLOPS.items() if re.search(rf'\b{card}\b', name)), None)
+    return next((x for card, x in table.items() if re.search(rf'\b{card}\b', name)), None)
 
 
 def machine_facts(device: str) -> dict:

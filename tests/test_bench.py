@@ -279,6 +279,51 @@ def test_core_is_measured_on_all_its_tasks(load, figures, monkeypatch):
 
 
 # -----------------------------------------------------------------------------
+# decoding
+
+
+def test_decoding_is_measured_beside_its_limit(load, figures, monkeypatch):
+    """Every turn gives all its tokens; without transformers there is nothing to compare."""
+    bench = load(**QUICK, what='decode', decode_rows='1,3', decode_tokens=4)
+    monkeypatch.setattr(bench, 'SIDE', 16)
+    monkeypatch.setattr(bench, 'READ', 16)
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    turns = []
+    take = bench.our_turn
+    monkeypatch.setattr(bench, 'our_turn', lambda *a: turns.append(take(*a)) or turns[-1])
+    said, found = figures(bench)
+    found = found['decode']
+    assert [turn.tokens for turn in turns] == 3 * [4] + 3 * [12]
+    assert list(found['rows']) == ['1', '3'] and said.count('tokens/s') == 2
+    for i, rates in enumerate(found['rows'].values()):
+        counted = turns[3 * i + 1 : 3 * i + 3]
+        assert rates['warmup_seconds'] == pytest.approx(turns[3 * i].seconds)
+        expected = np.median([turn.tokens / turn.seconds for turn in counted])
+        assert rates['tokens_per_second'] == pytest.approx(expected)
+        assert 0 < rates['first_token_seconds'] and rates['share_of_limit'] > 0
+        assert rates['limit'] in ('memory', 'arithmetic') and rates['transformers'] is None
+
+
+def test_the_limit_of_a_step_is_memory_read_once_or_its_arithmetic(load):
+    bench = load(**TINY, vocab_size=64, decode_tokens=72)
+    model = GPT(dataclasses.replace(bench.make_config(), block_size=200))
+    matrices = 2 * 12 * 16 * 16 + 64 * 16
+    cached = 5 * (64 + 36) * 2 * 2 * 16  # 5 rows at half their length, keys and values of 2 layers
+    read, computed = bench.least_seconds(model, 5, 4, memory=1e9, arithmetic=2e9)
+    assert read == pytest.approx(4 * (matrices + cached) / 1e9)
+    assert computed == pytest.approx(2 * (5 * matrices + cached) / 2e9)
+
+
+@pytest.mark.slow
+def test_decoding_is_timed_against_transformers(load, oracle):
+    oracle('transformers')
+    bench = load(**QUICK, decode_tokens=3)
+    llama = bench.make_llama(bench.Machine('cpu', 'float32', False))
+    turn = bench.llama_turn(llama, [1, 2, 3], 2)
+    assert turn.tokens == 2 * 3 and turn.seconds > 0 and turn.first > 0
+
+
+# -----------------------------------------------------------------------------
 # the program
 
 
@@ -348,6 +393,7 @@ def test_the_dial_sets_the_model_alone(load):
     (dict(what='train,'), ["''", 'train, loader']),
     (dict(repeats=0, warmup=-1, seed=-1), ['repeats is 0', 'warmup is -1', 'seed is -1']),
     (dict(vocab_size=70000), ['vocab_size is 70000', '65536']),
+    (dict(decode_rows='1,0', decode_tokens=1), ["'1,0'", 'decode_tokens is 1']),
     (dict(what='train', optimizer='sgd'), ["'sgd'", 'muon']),
     (dict(what='train', n_embd=17), ['n_embd is 17']),
     (dict(n_layer=10**9), ['n_layer = 1000000000', 'GiB']),
