@@ -318,7 +318,7 @@ def test_tokens_have_alternatives_and_one_can_be_picked(page):
     assert page.locator('#inside .picked').inner_text() == picked
 
     # the loss mask: what the assistant says is underlined, the rest is not
-    page.get_by_role('tab', name='Who says what').click()
+    page.get_by_role('button', name='Who says what').click()
     page.locator('.speech').last.wait_for()
     assert page.locator('#inside .said').all_inner_texts() == after
     everything = chips(page)
@@ -391,7 +391,7 @@ def test_it_fits_a_phone_and_every_control_has_a_name(browser, sites, scheme):
         ask(page, SUM)
         page.get_by_role('button', name='Tokens').last.click()
         for name in ('Who says what', 'Probabilities'):
-            page.get_by_role('tab', name=name).click()
+            page.get_by_role('button', name=name).click()
             assert page.evaluate('document.documentElement.scrollWidth') <= 390
         nameless = """() => [...document.querySelectorAll('button, input, textarea')].filter(
             e => !(e.textContent || e.getAttribute('aria-label') || e.labels?.length)).length"""
