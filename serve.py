@@ -35,6 +35,7 @@ import hmac
 import ipaddress
 import json
 import queue
+import re
 import signal
 import socket
 import sys
@@ -45,7 +46,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
@@ -112,15 +112,16 @@ class Job:
         self.arrived.set()
 
     async def read(self) -> list[tuple[int, Event]]:
-        """The next events, [] after the last. Refused if the engine has failed."""
+        """The next events, [] after the last. Refused if the engine has failed after them."""
         if not self.unfinished:
             return []
         await self.arrived.wait()
-        self.arrived.clear()
-        if self.error:
-            raise self.error
         events = self.events
         self.events = []
+        if self.error and not events:
+            raise self.error
+        if not self.error:
+            self.arrived.clear()
         self.unfinished -= sum(event.finish_reason is not None for _, event in events)
         return events
 
@@ -221,6 +222,7 @@ class Service:
         self.about = about
         self.open = 0  # requests that hold one of max_requests places
         self.stopping = False
+        self.connections = lambda: 0  # how many are open; the server knows
         self.reader = ThreadPoolExecutor(1, 'reader')  # encodes prompts beside the event loop
 
     def enter(self, request):
@@ -409,8 +411,10 @@ def make_app(service: Service):
 
     @app.get('/health')
     async def health():
-        running = len(service.worker.running)
-        return dict(status='ok', requests=service.open, running=running)
+        return dict(
+            status='ok', requests=service.open, running=len(service.worker.running),
+            connections=service.connections(),
+        )  # fmt: skip
 
     @app.get('/api/about')
     async def about():
@@ -457,23 +461,25 @@ class Gate:
 
 def check_sender(scope: dict):
     """Refused for a request that another site's page makes, or that lacks the key."""
-    headers = {name.lower(): value.decode('latin-1') for name, value in scope['headers']}
+    headers = dict(scope['headers'])  # bytes, names in lower case
+    at, origin, sent = (
+        headers.get(name, b'').decode('latin-1') for name in (b'host', b'origin', b'authorization')
+    )
 
     # 1) Host
-    at = headers.get(b'host', '')
-    if not api_key and not is_loopback(urlsplit(f'//{at}').hostname or ''):
+    name = re.sub(r':\d*$', '', at).strip('[]')
+    if not api_key and not is_loopback(name):
         message = f'Host is {at!r:.100}, expected localhost or 127.0.0.1 (or start with --api_key)'
         raise Refused(message, status=403)
 
     # 2) Origin, which browsers send with what a page asks for
-    origin = headers.get(b'origin')
-    if origin is not None and urlsplit(origin).netloc != at:
+    if b'origin' in headers and origin.partition('://')[2] != at:
         raise Refused(f"Origin is {origin!r:.100}, expected this server's own page", status=403)
 
     # 3) The key. The page asks for it
-    sent = headers.get(b'authorization', '').removeprefix('Bearer ')
     public = scope['path'] in ('/', '/health')
-    if api_key and not public and not hmac.compare_digest(sent.encode(), api_key.encode()):
+    key = sent.removeprefix('Bearer ').encode('latin-1')
+    if api_key and not public and not hmac.compare_digest(key, api_key.encode()):
         raise Refused('the API key is missing or wrong', status=401, code='invalid_api_key')
 
 
@@ -530,7 +536,9 @@ def make_server(app, service: Service):
         app, http=Protocol, ws='none', lifespan='off', log_level='critical', access_log=False,
         timeout_graceful_shutdown=GRACE, server_header=False,
     )  # fmt: skip
-    return Server(settings)
+    server = Server(settings)
+    service.connections = lambda: len(server.server_state.connections)
+    return server
 
 
 def listen() -> socket.socket:
