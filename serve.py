@@ -448,6 +448,8 @@ class Gate:
         self.service = service
 
     async def __call__(self, scope, receive, send):
+        if scope['type'] != 'http':  # the start and the end of the server
+            return await self.app(scope, receive, send)
         try:
             check_sender(scope)
             await self.app(scope, receive, send)

@@ -59,10 +59,10 @@ def running(path, *args):
     service = program.Service(model, worker, program.describe(opened, model))
     app = program.Gate(program.make_app(service), service)
     worker.start()
-    client = TestClient(app, base_url='http://127.0.0.1:8000', raise_server_exceptions=False)
-    yield SimpleNamespace(
-        program=program, engine=opened.engine, service=service, app=app, client=client
-    )
+    with TestClient(app, base_url='http://127.0.0.1:8000') as client:
+        yield SimpleNamespace(
+            program=program, engine=opened.engine, service=service, app=app, client=client
+        )
     worker.order(None)
     service.reader.shutdown()
     worker.join(60)
@@ -184,7 +184,7 @@ def test_tokens_are_shown_if_asked_for(box, ask, stream):
 
 
 def test_several_answers_of_one_seed(ask, stream):
-    fields = dict(n=3, seed=-5, temperature=1.5, max_tokens=30)
+    fields = dict(n=3, seed=-5, temperature=1.5, max_tokens=12)
     first = [choice['message']['content'] for choice in ask(STORY, **fields)['choices']]
     assert len(set(first)) == 3
     again = stream(STORY, **fields)
@@ -195,7 +195,7 @@ def test_several_answers_of_one_seed(ask, stream):
     other = [
         choice['message']['content'] for choice in ask(STORY, **fields | {'seed': 6})['choices']
     ]
-    unseeded = [ask(STORY, temperature=1.5, max_tokens=30)['choices'][0] for _ in range(2)]
+    unseeded = [ask(STORY, temperature=1.5, max_tokens=12)['choices'][0] for _ in range(2)]
     assert other != first and unseeded[0] != unseeded[1]
 
 
@@ -241,7 +241,8 @@ def test_an_answer_goes_on_from_any_of_its_ids(box, ask):
     whole = ask(temperature=0, return_token_ids=True)['choices'][0]
     ids, text = whole['token_ids'], whole['message']['content']
     output = [box.engine.tokenizer.special[f'<|output_{end}|>'] for end in ('start', 'end')]
-    for count in range(len(ids) + 1):
+    places = {i for i, token in enumerate(ids) if token in box.engine.special}
+    for count in sorted({0, 2, len(ids), *places, *(place + 1 for place in places)}):
         inside = output[0] in ids[:count] and output[1] not in ids[:count]
         fields = dict(temperature=0, return_token_ids=True, answer_ids=ids[:count])
         rest = ask(status=400 if inside else 200, **fields)
