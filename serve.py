@@ -79,6 +79,7 @@ max_tokens = 500  # most tokens of a chat's answer
 
 # Limits
 max_rows = 64  # answers in progress at once; others wait
+max_bytes = 2**32  # of keys and values, at most; others wait too where they would need more
 max_requests = 128  # requests in progress or waiting; further ones are answered 429
 max_body = 2**20  # bytes of a request
 time_limit = 300  # seconds for a request, after which its answer is cut
@@ -137,6 +138,7 @@ class Worker(threading.Thread):
         self.engine = engine
         self.autocast = autocast or nullcontext()
         self.at_end = at_end  # called if the thread ends by an error
+        self.failed = False
         self.orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.running: dict[Request, tuple[Job, int]] = {}  # and the number of its first choice
 
@@ -150,6 +152,7 @@ class Worker(threading.Thread):
                 while self.obey():
                     self.step()
         except BaseException:
+            self.failed = True
             self.at_end()
             raise
 
@@ -585,8 +588,9 @@ def describe(opened, model: Served) -> dict:
 
 def main():
     # 1) Settings
-    least = dict(port=0, max_tokens=1, max_rows=1, max_requests=1, max_body=1)
-    check_ranges(config, least=least | dict(time_limit=1, stall_limit=1), most=dict(port=65535))
+    least = dict.fromkeys(('max_tokens', 'max_rows', 'max_bytes', 'max_requests', 'max_body'), 1)
+    least |= dict(port=0, time_limit=1, stall_limit=1)
+    check_ranges(config, least=least, most=dict(port=65535))
     try:
         sampling = Sampling(temperature, top_k, top_p)
     except ValueError as error:
@@ -601,7 +605,7 @@ def main():
 
     # 2) The model
     listener = listen()
-    opened = open_engine(out_dir, device, dtype, compile, max_rows=max_rows)
+    opened = open_engine(out_dir, device, dtype, compile, max_rows=max_rows, max_bytes=max_bytes)
     name = model_name or name_of(opened.path)
     created = int(opened.path.stat().st_mtime)
     served = Served(name, opened.engine, opened.why_no_chat, created, sampling, max_tokens)
@@ -612,22 +616,21 @@ def main():
     worker = Worker(opened.engine, opened.autocast())
     service = Service(served, worker, describe(opened, served))
     server = make_server(Gate(make_app(service), service), service)
-    died = []
 
-    def stop_server():
-        died.append(True)
+    def stop(*_):
         server.should_exit = True
 
-    worker.at_end = stop_server
+    worker.at_end = stop
     worker.start()
-    # uvicorn raises the signal that ended it once more: nothing is left to do then
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM):  # before and after uvicorn's own handlers
+        signal.signal(number, stop)
     at = f'[{host}]' if ':' in host else host
+    limits = f'{max_rows} answers at once, {max_bytes / 2**20:,.0f} MiB of keys and values'
+    print(f'at most {limits}', file=sys.stderr)
     print(f'serving {name} at http://{at}:{listener.getsockname()[1]}', flush=True)
     server.run(sockets=[listener])
     worker.join(GRACE)
-    if died:
+    if worker.failed:
         raise SystemExit('the thread of the engine has ended, see the error above; start it again')
     print('stopped', flush=True)
 

@@ -501,6 +501,16 @@ def test_a_step_that_fails_is_an_error_and_the_server_goes_on(box, ask, monkeypa
     assert 'out of everything' in capfd.readouterr().err
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_the_server_is_told_if_its_thread_ends(box):
+    ended = []
+    worker = box.program.Worker(box.engine, at_end=lambda: ended.append(True))
+    worker.order(lambda: 1 / 0)
+    worker.start()
+    worker.join(60)
+    assert ended == [True] and worker.failed and not worker.is_alive()
+
+
 def test_a_base_model_completes_and_says_why_it_does_not_chat(tmp_path, oracle):
     oracle('fastapi')
     write_checkpoint(tmp_path / 'out', BYTES, block_size=32)
