@@ -254,21 +254,24 @@ def max_tokens_of(fields: Fields, model: Served) -> int:
 
 def read_prompt(fields: Fields, model: Served) -> tuple[list[int], list[int], int]:
     """(ids of the messages, ids with which the answer begins, turns dropped for lack of room)."""
-    # 1) The messages
+    # 1) The messages. The beginning of the answer takes room from them
     engine = model.engine
-    messages = fields.require('messages')
+    fields.require('messages')
+    answer = read_answer(fields, engine)
+    max_tokens = max_tokens_of(fields, model)
+    context = engine.context - len(answer)
+
+    # 2) Their ids
     try:
-        session = Session(engine.chat, fields.get('messages', list) and plain(messages))
-        answer = read_answer(fields, engine)
-        # 2) Their ids. The beginning of the answer takes room from them
-        max_tokens = max_tokens_of(fields, model)
-        context = engine.context - len(answer)
+        session = Session(engine.chat, plain(fields.get('messages', list)))
         whole = session.copy()
         prompt, dropped = fit(session, max_tokens, context)
     except ValueError as error:
         too_long = 'prompt of' in str(error)
         code = 'context_length_exceeded' if too_long else None
         message = f'messages make {error}' if too_long else f'messages: {error}'
+        if answer:
+            message += f' ({engine.context} less the {len(answer)} of answer_ids)'
         raise Refused(message, 'messages', code=code) from None
 
     # 3) Are turns allowed to be dropped?
@@ -305,8 +308,11 @@ def plain(messages: list) -> list:
 
 def read_answer(fields: Fields, engine: Engine) -> list[int]:
     """The field answer_ids: the ids with which the answer begins."""
-    # 1) Ids of this tokenizer
+    # 1) Ids of this tokenizer, with room for more
     ids = read_ids(fields.get('answer_ids', list, []), 'answer_ids', engine)
+    if len(ids) >= engine.context:
+        expected = f'expected fewer than the context of {engine.context}'
+        raise Refused(f'answer_ids has {len(ids)} ids, {expected}', 'answer_ids')
 
     # 2) Special ones only where an answer can have them
     chat = engine.chat

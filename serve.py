@@ -35,6 +35,7 @@ import hmac
 import ipaddress
 import json
 import queue
+import re
 import signal
 import socket
 import sys
@@ -45,7 +46,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
@@ -79,6 +79,7 @@ max_tokens = 500  # most tokens of a chat's answer
 
 # Limits
 max_rows = 64  # answers in progress at once; others wait
+max_bytes = 2**32  # of keys and values, at most; others wait too where they would need more
 max_requests = 128  # requests in progress or waiting; further ones are answered 429
 max_body = 2**20  # bytes of a request
 time_limit = 300  # seconds for a request, after which its answer is cut
@@ -112,15 +113,16 @@ class Job:
         self.arrived.set()
 
     async def read(self) -> list[tuple[int, Event]]:
-        """The next events, [] after the last. Refused if the engine has failed."""
+        """The next events, [] after the last. Refused if the engine has failed after them."""
         if not self.unfinished:
             return []
         await self.arrived.wait()
-        self.arrived.clear()
-        if self.error:
-            raise self.error
         events = self.events
         self.events = []
+        if self.error and not events:
+            raise self.error
+        if not self.error:
+            self.arrived.clear()
         self.unfinished -= sum(event.finish_reason is not None for _, event in events)
         return events
 
@@ -136,6 +138,7 @@ class Worker(threading.Thread):
         self.engine = engine
         self.autocast = autocast or nullcontext()
         self.at_end = at_end  # called if the thread ends by an error
+        self.failed = False
         self.orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.running: dict[Request, tuple[Job, int]] = {}  # and the number of its first choice
 
@@ -149,6 +152,7 @@ class Worker(threading.Thread):
                 while self.obey():
                     self.step()
         except BaseException:
+            self.failed = True
             self.at_end()
             raise
 
@@ -221,6 +225,7 @@ class Service:
         self.about = about
         self.open = 0  # requests that hold one of max_requests places
         self.stopping = False
+        self.connections = lambda: 0  # how many are open; the server knows
         self.reader = ThreadPoolExecutor(1, 'reader')  # encodes prompts beside the event loop
 
     def enter(self, request):
@@ -409,8 +414,10 @@ def make_app(service: Service):
 
     @app.get('/health')
     async def health():
-        running = len(service.worker.running)
-        return dict(status='ok', requests=service.open, running=running)
+        return dict(
+            status='ok', requests=service.open, running=len(service.worker.running),
+            connections=service.connections(),
+        )  # fmt: skip
 
     @app.get('/api/about')
     async def about():
@@ -444,6 +451,8 @@ class Gate:
         self.service = service
 
     async def __call__(self, scope, receive, send):
+        if scope['type'] != 'http':  # the start and the end of the server
+            return await self.app(scope, receive, send)
         try:
             check_sender(scope)
             await self.app(scope, receive, send)
@@ -457,23 +466,25 @@ class Gate:
 
 def check_sender(scope: dict):
     """Refused for a request that another site's page makes, or that lacks the key."""
-    headers = {name.lower(): value.decode('latin-1') for name, value in scope['headers']}
+    headers = dict(scope['headers'])  # bytes, names in lower case
+    at, origin, sent = (
+        headers.get(name, b'').decode('latin-1') for name in (b'host', b'origin', b'authorization')
+    )
 
     # 1) Host
-    at = headers.get(b'host', '')
-    if not api_key and not is_loopback(urlsplit(f'//{at}').hostname or ''):
+    name = re.sub(r':\d*$', '', at).strip('[]')
+    if not api_key and not is_loopback(name):
         message = f'Host is {at!r:.100}, expected localhost or 127.0.0.1 (or start with --api_key)'
         raise Refused(message, status=403)
 
     # 2) Origin, which browsers send with what a page asks for
-    origin = headers.get(b'origin')
-    if origin is not None and urlsplit(origin).netloc != at:
+    if b'origin' in headers and origin.partition('://')[2] != at:
         raise Refused(f"Origin is {origin!r:.100}, expected this server's own page", status=403)
 
     # 3) The key. The page asks for it
-    sent = headers.get(b'authorization', '').removeprefix('Bearer ')
     public = scope['path'] in ('/', '/health')
-    if api_key and not public and not hmac.compare_digest(sent.encode(), api_key.encode()):
+    key = sent.removeprefix('Bearer ').encode('latin-1')
+    if api_key and not public and not hmac.compare_digest(key, api_key.encode()):
         raise Refused('the API key is missing or wrong', status=401, code='invalid_api_key')
 
 
@@ -530,7 +541,9 @@ def make_server(app, service: Service):
         app, http=Protocol, ws='none', lifespan='off', log_level='critical', access_log=False,
         timeout_graceful_shutdown=GRACE, server_header=False,
     )  # fmt: skip
-    return Server(settings)
+    server = Server(settings)
+    service.connections = lambda: len(server.server_state.connections)
+    return server
 
 
 def listen() -> socket.socket:
@@ -575,8 +588,9 @@ def describe(opened, model: Served) -> dict:
 
 def main():
     # 1) Settings
-    least = dict(port=0, max_tokens=1, max_rows=1, max_requests=1, max_body=1)
-    check_ranges(config, least=least | dict(time_limit=1, stall_limit=1), most=dict(port=65535))
+    least = dict.fromkeys(('max_tokens', 'max_rows', 'max_bytes', 'max_requests', 'max_body'), 1)
+    least |= dict(port=0, time_limit=1, stall_limit=1)
+    check_ranges(config, least=least, most=dict(port=65535))
     try:
         sampling = Sampling(temperature, top_k, top_p)
     except ValueError as error:
@@ -591,7 +605,7 @@ def main():
 
     # 2) The model
     listener = listen()
-    opened = open_engine(out_dir, device, dtype, compile, max_rows=max_rows)
+    opened = open_engine(out_dir, device, dtype, compile, max_rows=max_rows, max_bytes=max_bytes)
     name = model_name or name_of(opened.path)
     created = int(opened.path.stat().st_mtime)
     served = Served(name, opened.engine, opened.why_no_chat, created, sampling, max_tokens)
@@ -602,22 +616,21 @@ def main():
     worker = Worker(opened.engine, opened.autocast())
     service = Service(served, worker, describe(opened, served))
     server = make_server(Gate(make_app(service), service), service)
-    died = []
 
-    def stop_server():
-        died.append(True)
+    def stop(*_):
         server.should_exit = True
 
-    worker.at_end = stop_server
+    worker.at_end = stop
     worker.start()
-    # uvicorn raises the signal that ended it once more: nothing is left to do then
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM):  # before and after uvicorn's own handlers
+        signal.signal(number, stop)
     at = f'[{host}]' if ':' in host else host
+    limits = f'{max_rows} answers at once, {max_bytes / 2**20:,.0f} MiB of keys and values'
+    print(f'at most {limits}', file=sys.stderr)
     print(f'serving {name} at http://{at}:{listener.getsockname()[1]}', flush=True)
     server.run(sockets=[listener])
     worker.join(GRACE)
-    if died:
+    if worker.failed:
         raise SystemExit('the thread of the engine has ended, see the error above; start it again')
     print('stopped', flush=True)
 
