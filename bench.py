@@ -15,7 +15,8 @@ the FLOP/s of a float32 matrix product timed right before and after each step: a
 speed swings, the ratio does not. On CUDA it is the peak of the card's data sheet, where runtime.py
 knows the card. loader: rows per second, compared with what the training step needs. Figures are
 medians. core: examples of CORE per second, on random tasks of CORE's shots and lengths, batched as
-core.py does it and one at a time. The last line of stdout is all of them as one JSON object.
+core.py does it and one at a time. serve: tokens per second and latencies of serve.py on loopback,
+compared with the engine alone. The last line of stdout is all of them as one JSON object.
 
 decode: tokens per second of the engine, for several numbers of rows, each a prompt of 64 tokens and
 its continuation. The limit of a step is the time to read every matrix and every cached key and
@@ -27,10 +28,12 @@ The tokenizer has a benchmark of its own, dev/bench_tokenizer.py. Left out on pu
 ranks, and data larger than the operating system's file cache.
 """
 
+import asyncio
 import dataclasses
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,6 +48,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
 import batches
+import checkpoint
 import console
 import core as core_tasks  # `core` measures it
 import packed
@@ -53,12 +57,13 @@ import runtime
 import shards
 import tokenizer as tokenizers
 from configurator import check_ranges, configure
-from engine import Engine, Sampling
+from engine import Engine
 from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
+from sampling import Sampling
 
 # What to measure, and on what
-what = 'all'  # all (train and loader), train, loader, decode or core
+what = 'all'  # all (train and loader), train, loader, decode, core or serve
 repeats = 20  # measurements; their median counts
 warmup = 3  # measurements before them, not counted; the first one compiles
 device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
@@ -67,6 +72,9 @@ compile = None  # torch.compile: None is yes on CUDA and no elsewhere
 core_examples = 12  # core: examples of each task
 decode_rows = '1,4,16,64'  # decode: rows at once
 decode_tokens = 200  # decode: new tokens of a row
+serve_clients = 16  # serve: clients that ask at the same time
+serve_requests = 8  # serve: requests of each client, one after the other
+serve_tokens = 64  # serve: tokens of an answer; prompts have half to one and a half times as many
 seed = 1337  # for the weights and the random tokens
 
 # A step; names as in train.py. Its speed depends neither on the learning rate nor on the tokens
@@ -668,16 +676,123 @@ def show_decode(rows: int, found: dict) -> None:
 
 
 # -----------------------------------------------------------------------------
+# the server
+
+
+def serve(data: shards.Data, machine: Machine, figures: dict) -> dict:
+    """Tokens per second of serve.py with many clients, their latencies, and the share of what the
+    engine does alone."""
+    # 1) A model whose logits are all equal, so that no greedy answer ends early
+    tokenizer = ONE_TOKEN_PER_BYTE
+    model = GPT(dataclasses.replace(make_config(), vocab_size=tokenizer.vocab_size))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(serve_tokens // 2, 3 * serve_tokens // 2 + 1, serve_clients)
+    prompts = [[tokenizer.bos, *rng.integers(0, 256, length).tolist()] for length in lengths]
+
+    # 2) The engine alone, right before and after
+    number = torch.float64 if machine.dtype == 'float64' else torch.float32
+    engine = Engine(model.to(machine.device, number).eval(), tokenizer)
+    engine_alone(engine, prompts, machine)  # warm-up
+    alone = [engine_alone(engine, prompts, machine)]
+
+    # 3) The server, in a process of its own
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'random.pt')
+        state = dict(model=model.state_dict(), model_config=dataclasses.asdict(model.config))
+        state |= dict(tokenizer=tokenizer.to_dict(), stage='pretrain', step=0, config={})
+        checkpoint.save(path, state)
+        program = Path(__file__).resolve().with_name('serve.py')
+        where = [f'--device={machine.device}', f'--dtype={machine.dtype}', '--port=0']
+        where += [f'--max_rows={serve_clients}', f'--max_requests={serve_clients}']
+        command = [sys.executable, str(program), f'--out_dir={path}', *where]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            port = int(server.stdout.readline().rpartition(':')[2])
+            seconds, latencies = asyncio.run(ask_all(port, prompts))
+            server.terminate()
+    alone.append(engine_alone(engine, prompts, machine))
+
+    # 4) Figures
+    first, following = (np.concatenate(kind) for kind in zip(*latencies))
+    rate = serve_clients * serve_requests * serve_tokens / seconds
+    found = dict(
+        tokens_per_second=rate,
+        requests_per_second=serve_clients * serve_requests / seconds,
+        share_of_engine=rate / median(alone),
+        first_token_seconds=dict(median=float(np.median(first)), worst=float(first.max())),
+        token_seconds=dict(
+            median=float(np.median(following)), p99=float(np.quantile(following, 0.99))
+        ),
+    )
+    print(
+        f'serve   {serve_clients} clients: {rate:,.0f} tokens/s'
+        f' | {found["share_of_engine"]:.0%} of the engine alone'
+        f' | first token {1000 * np.median(first):,.0f} ms, at most {1000 * first.max():,.0f}'
+        f' | next {1000 * np.median(following):,.1f} ms'
+    )
+    return found
+
+
+def engine_alone(engine: Engine, prompts: list[list[int]], machine: Machine) -> float:
+    """Tokens per second of the engine with all prompts at once, without a server."""
+    began = time.perf_counter()
+    with runtime.autocast(machine.dtype, machine.device):
+        engine.generate(prompts, serve_tokens, Sampling(temperature=0))
+    return len(prompts) * serve_tokens / (time.perf_counter() - began)
+
+
+async def ask_all(port: int, prompts: list[list[int]]) -> tuple[float, list[tuple]]:
+    """(seconds, [(seconds to the first tokens, seconds between the others)] of each client). Each
+    asks for one completion after the other; a first round warms up."""
+    await asyncio.gather(*[ask(port, prompt, 1) for prompt in prompts])
+    began = time.perf_counter()
+    latencies = await asyncio.gather(*[ask(port, prompt, serve_requests) for prompt in prompts])
+    return time.perf_counter() - began, latencies
+
+
+async def ask(port: int, prompt: list[int], count: int) -> tuple[list[float], list[float]]:
+    """Latencies of `count` streams of the same completion on one connection."""
+    body = dict(prompt=prompt, max_tokens=serve_tokens, temperature=0, stream=True)
+    body = json.dumps(dict(body, return_token_ids=True)).encode()  # a block for each token
+    head = 'POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n'
+    head = f'{head}Content-Length: {len(body)}\r\n\r\n'.encode()
+    reader, writer = await asyncio.open_connection('127.0.0.1', port)
+    first = []
+    following = []
+    for _ in range(count):
+        before = time.perf_counter()
+        writer.write(head + body)
+        tokens = 0
+        while not (line := await reader.readline()).startswith(b'data: [DONE]'):
+            if not line:
+                raise SystemExit('the server has closed a connection, see its messages')
+            if line.startswith(b'data: ') and b'"token_ids":[]' not in line:
+                now = time.perf_counter()
+                (following if tokens else first).append(now - before)
+                before = now
+                tokens += 1
+        if tokens != serve_tokens:
+            raise SystemExit(f'the server sent {tokens} tokens, expected {serve_tokens}')
+        while await reader.readline() != b'0\r\n':  # the last chunk of the response
+            pass
+        await reader.readline()
+    writer.close()
+    return first, following
+
+
+# -----------------------------------------------------------------------------
 # (data, machine, figures so far) -> {name: number}. To add a measurement, add a function and its
 # name here. The loader comes after train, with which it is compared
-MEASURES = {f.__name__: f for f in (train, loader, decode, core)}
+MEASURES = {f.__name__: f for f in (train, loader, decode, core, serve)}
 
 
 def check(names: list[str]) -> None:
     """Report everything wrong with bench's own settings. Model and optimizer check theirs."""
     least = dict(
         repeats=1, warmup=0, batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0,
-        block_size=1, vocab_size=2, seed=0, core_examples=1, decode_tokens=2,
+        block_size=1, vocab_size=2, seed=0, core_examples=1, decode_tokens=2, serve_clients=1,
+        serve_requests=1, serve_tokens=1,
     )  # fmt: skip
     expected = f'expected all, or some of {", ".join(MEASURES)} separated by commas'
     wrong = [f"what has '{name}', {expected}" for name in names if name not in MEASURES]

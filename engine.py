@@ -369,10 +369,25 @@ class Engine:
         part = 'python' if self.chat and self.chat.python_end in speakable else 'text'
         for i in range(n):
             uniform = sampling.stream(number, i, count)
-            request.samples.append(Sample(request, i, uniform, speakable, part=part))
+            sample = Sample(request, i, uniform, speakable, part=part)
+            request.samples.append(sample)
+            self.go_on(sample)
         self.waiting += request.samples
         self.trains = self.model.training
         return request
+
+    def go_on(self, sample: Sample):
+        """Where the prompt ends inside a character or right after a call, the sample begins with
+        the rest of the character, or with the tool's answer."""
+        last = sample.request.prompt[-4:]  # a character has at most 4 bytes, a token at least one
+        for token in last:
+            if token in self.special or token >= self.tokenizer.vocab_size:
+                sample.decoder.reset()
+            else:
+                sample.decoder.decode(self.tokenizer.decode_bytes([token]))
+        if self.chat and last[-1] == self.chat.python_end:
+            sample.part = 'output'
+            sample.forced.extend(self.chat.output(self.call_tool(sample)))
 
     def speakable(self, ids: list[int], calls: int) -> frozenset[int]:
         """The special tokens that may be sampled after ids, `calls` calls into an answer."""

@@ -25,14 +25,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
-import checkpoint
 import console
-import runtime
 from configurator import configure
-from conversation import Chat, Session
-from engine import Engine, Sampling
+from dialogue import Dialogue, Opened, open_engine
+from engine import Engine
+from sampling import Sampling
 from tokenizer import Tokenizer
-from tools import calculate
 
 # What to complete, and with which model
 init_from = 'resume'  # resume: one of this project's checkpoints; the only choice so far
@@ -64,64 +62,25 @@ console.set_up(must_finish=False)
 arguments = ['--chat=True' if given == '--chat' else given for given in sys.argv[1:]]
 config = configure(globals(), derive, arguments)
 
-IN_THE_BOX = Path(__file__).resolve().parent / 'assets' / 'tinyworld.pt'  # quickstart.sh made it
-
 
 def note(text: str):
     """A line on stderr that is not part of the conversation."""
     print(f'({text})', file=sys.stderr, flush=True)
 
 
-def find_checkpoint() -> Path:
-    """The checkpoint in out_dir, else the newest, else the model in the box."""
+def open_model() -> Opened:
+    """The model that the settings name. With --chat, SystemExit for one that cannot chat."""
     if init_from != 'resume':
         raise SystemExit(
             f"init_from is '{init_from}', expected 'resume'; name a trained model's folder with "
             '--out_dir=FOLDER'
         )
-    if not out_dir and checkpoint.newest() is None and IN_THE_BOX.exists():
-        print('no checkpoint under out/ or out-*/: taking the model in the box', file=sys.stderr)
-        return IN_THE_BOX
-    return checkpoint.find(out_dir)
-
-
-def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
-    """
-    The engine of a checkpoint, and the checkpoint. Prints which one it is.
-
-    With --chat, SystemExit for a model that cannot chat: it is of the stage pretrain, or its
-    tokenizer has no format for conversations.
-    """
-    # 1) Load and name it
-    path = find_checkpoint()
-    model, tokenizer, state = checkpoint.open_model(path, device, dtype)
-    can_answer = state['stage'] != 'pretrain'
-    line = f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}'
-    if can_answer and not chat:
-        line += '; it has learned to answer: --chat'
-    print(console.printable(line), file=sys.stderr)
-
-    # 2) Can it chat?
-    form = None
-    if chat:
-        try:
-            form = Chat(tokenizer)
-        except SystemExit as error:
-            hint = 'or complete a text: leave out --chat'
-            raise SystemExit(f'{path} cannot chat, {error}; {hint}') from None
-        if not can_answer:
-            raise SystemExit(
-                f'{path} is of stage pretrain, it has not learned to answer; train it further with '
-                f'--stage=sft --init_from={path.parent}, or take the --out_dir of a later stage'
-            )
-
-    # 3) Compile it
-    compiled, why_not = runtime.choose_compile(compile, device)
-    if compiled:
-        model.compile(dynamic=True)  # rows and the cache's width change often
-    elif compile:
-        print(f'not compiled: {why_not}', file=sys.stderr)
-    return Engine(model, tokenizer, form, calculate if chat else None), state
+    opened = open_engine(out_dir, device, dtype, compile)
+    if chat and opened.why_no_chat:
+        raise SystemExit(f'{opened.why_no_chat}; or complete a text: leave out --chat')
+    if not chat and not opened.why_no_chat:
+        note('it has learned to answer: --chat')
+    return opened
 
 
 # -----------------------------------------------------------------------------
@@ -259,87 +218,39 @@ def part_marks(part: str, following: str) -> str:
     return closing_mark + {'text': '', 'python': dim + '[', 'output': '='}[following]
 
 
-class Talk:
-    """
-    A conversation in the terminal.
+class Talk(Dialogue):
+    """A conversation in the terminal."""
 
-        session     what the model sees: turns as ids, without those dropped from a full context
-        messages    the whole conversation, to be saved
-    """
-
-    def __init__(self, engine: Engine, sampling: Sampling):
-        self.engine = engine
-        self.sampling = sampling
-        self.context = engine.model.config.block_size
-        # a prompt of at most this many tokens leaves room for an answer
-        self.room = self.context - min(max_new_tokens, self.context // 2)
-        self.reset()
-        shortest = self.session.copy()
-        shortest.add({'role': 'user', 'content': ''})
-        size = len(shortest.prompt(self.room)[0])
-        if size >= self.context:
-            raise SystemExit(
-                f'system makes a prompt of {size} tokens, expected fewer than the context of '
-                f'{self.context}: shorten --system'
-            )
-
-    def reset(self):
-        self.messages = [{'role': 'system', 'content': system}] if system else []
-        self.session = Session(self.engine.chat, self.messages)
-
-    def answer(self, text: str):
-        """Answer the user's message. One that does not fit the context is refused with a note, and
-        the conversation stays as it was."""
-        # 1) The prompt, from a copy that replaces the session when the answer is complete
-        question = {'role': 'user', 'content': text}
-        session = self.session.copy()
-        session.add(question)
-        prompt, dropped = session.prompt(self.room)
-        if len(prompt) >= self.context:
-            note(
-                f'your message makes a prompt of {len(prompt)} tokens, expected fewer than the '
-                f'context of {self.context}: write a shorter one'
-            )
-            return
-        if dropped:
-            note(f'the context of {self.context} tokens is full; oldest turns dropped: {dropped}')
+    def print_answer(self, text: str):
+        """Print the answer to the user's message, up to its end or Ctrl-C. A message that does not
+        fit the context is refused with a note, and the conversation stays as it was."""
+        # 1) The prompt
+        try:
+            stream = self.stream(text)
+        except ValueError as error:
+            return note(f'your message makes {error}: write a shorter one')
+        if self.dropped:
+            context = self.engine.context
+            note(f'the context of {context} tokens is full; oldest turns dropped: {self.dropped}')
 
         # 2) The answer
-        ids = self.print_answer(prompt)
-        session.add_answer(ids)
-        self.session = session
-
-        # 3) Keep both as messages. The content of an answer without calls is a string
-        content = self.engine.chat.parts(ids)
-        if all(part['type'] == 'text' for part in content):
-            content = ''.join(part['text'] for part in content)
-        self.messages += [question, {'role': 'assistant', 'content': content}]
-
-    def print_answer(self, prompt: list[int]) -> list[int]:
-        """Sample and print an answer, up to its end or Ctrl-C. Returns its ids."""
-        ids = []
         part = 'text'
-        reason = None
-        # another seed for each answer: with one seed all would draw the same numbers
-        fresh = replace(self.sampling, seed=(seed, len(self.messages)))
-        stream = self.engine.stream(prompt, max_new_tokens, fresh)
         with catch_ctrl_c() as pressed, closing(stream) as events:
             for event in events:
-                ids += event.ids
-                text = console.printable(event.text)
-                print(part_marks(part, event.part) + text, end='', flush=True)
+                shown = console.printable(event.text)
+                print(part_marks(part, event.part) + shown, end='', flush=True)
                 part = event.part
-                reason = event.finish_reason
                 if pressed:
                     break
         print(part_marks(part, 'text'), flush=True)
-        if reason == 'length':
+
+        # 3) Why it ended
+        if self.finish_reason == 'length':
             note(f'cut at --max_new_tokens={max_new_tokens}')
-        elif reason == 'context':
+        elif self.finish_reason == 'context':
             note('cut: the context is full')
-        elif reason != 'stop':
+        elif self.finish_reason != 'stop':
             note('stopped')
-        return ids
 
     def save(self, path: Path):
         if path.suffix.lower() != '.jsonl':
@@ -357,7 +268,7 @@ class Talk:
         """Follow a command, or answer a message. A text of several lines is a message."""
         command, _, argument = text.partition(' ')
         if '\n' in text:
-            self.answer(text)
+            self.print_answer(text)
         elif command == '/reset':
             self.reset()
             note('a new conversation')
@@ -369,7 +280,7 @@ class Talk:
             for name, meaning in COMMANDS.items():
                 print(f'  {name:14}{meaning}', file=sys.stderr)
         elif text:
-            self.answer(text)
+            self.print_answer(text)
 
     def run(self):
         """Read lines until /quit or the end of the input. Piped input gets no prompt symbol."""
@@ -410,24 +321,19 @@ def main():
     except ValueError as error:
         raise SystemExit(str(error)) from error
 
-    # 2) The machine and the model
-    where = runtime.choose_device(device)
-    number_type, _ = runtime.choose_dtype(dtype, where)
-    runtime.set_up(where, runtime.Ranks(), deterministic=False)
-    engine, state = load_engine(where, number_type)
-
-    # 3) Chat, or complete
+    # 2) Chat, or complete
+    opened = open_model()
     if chat:
-        introduce(state.get('about') or {})
+        introduce(opened.state.get('about') or {})
         console.enable_line_editing()
-        with runtime.autocast(number_type, where):
-            Talk(engine, sampling).run()
+        with opened.autocast():
+            Talk(opened.engine, sampling, max_new_tokens, system).run()
         return
-    prompt = read_prompt(engine.tokenizer)
+    prompt = read_prompt(opened.engine.tokenizer)
     try:
-        with runtime.autocast(number_type, where):
-            beginning = engine.tokenizer.decode(prompt)
-            print_samples(beginning, complete(engine, prompt, sampling))
+        with opened.autocast():
+            beginning = opened.engine.tokenizer.decode(prompt)
+            print_samples(beginning, complete(opened.engine, prompt, sampling))
     except KeyboardInterrupt:
         print()
         raise SystemExit(130) from None

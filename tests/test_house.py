@@ -28,8 +28,8 @@ LAYERS = {
     'runlog',
     'lower': 'shards cache packed',
     'middle': 'batches tasks engine checkpoint pretrained plan',
-    'high': 'core',
-    'upper': 'evaluate costs',
+    'high': 'core dialogue',
+    'upper': 'evaluate costs protocol',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

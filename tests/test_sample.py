@@ -18,6 +18,7 @@ import torch
 
 import checkpoint
 import console
+import dialogue
 from conversation import SPECIAL, Chat, read_messages, read_rows
 from engine import Engine, Sampling
 from model import GPT, PRESETS, GPTConfig
@@ -31,11 +32,11 @@ GREEDY = Sampling(temperature=0)
 
 @pytest.fixture
 def sample(tmp_path, monkeypatch, capsys):
-    """sample('--a=b', stdin='', program=PATH) runs the program in this process, in tmp_path: a
+    """sample('--a=b', stdin='') runs the program in this process, in tmp_path: a
     start of Python takes seconds."""
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
 
-    def run(*args, stdin='', program=ROOT / 'sample.py'):
+    def run(*args, stdin=''):
         monkeypatch.setattr('sys.argv', ['sample.py', *map(str, args)])
         typed = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding='utf-8')
         monkeypatch.setattr('sys.stdin', typed)
@@ -44,7 +45,7 @@ def sample(tmp_path, monkeypatch, capsys):
         status = 0
         final_message = ''
         try:
-            runpy.run_path(str(program), run_name='__main__')
+            runpy.run_path(str(ROOT / 'sample.py'), run_name='__main__')
         except SystemExit as stop:
             status = 1
             final_message = f'{stop.code}\n'
@@ -127,27 +128,25 @@ def test_out_dir_is_taken_if_asked_for(tmp_path, sample):
     assert texts(sample(*args[1:])) != texts(first)
 
 
-def test_without_a_checkpoint_it_says_what_makes_one(tmp_path, sample):
-    """Where the repository ships a model, that one is taken: here a copy that has one of ours."""
-    program = tmp_path / 'copy' / 'sample.py'
-    program.parent.mkdir()
-    shutil.copyfile(ROOT / 'sample.py', program)
-    done = sample(program=program)
+def test_without_a_checkpoint_it_says_what_makes_one(tmp_path, sample, monkeypatch):
+    """Where the repository ships a model, that one is taken."""
+    box = tmp_path / 'assets' / 'tinyworld.pt'
+    monkeypatch.setattr(dialogue, 'IN_THE_BOX', box)
+    done = sample()
     assert_one_line(done, 'python train.py')
     assert done.stdout == ''
     engine, tokenizer = write_checkpoint(tmp_path / 'elsewhere')
-    box = program.parent / 'assets' / 'tinyworld.pt'
     box.parent.mkdir()
     shutil.copyfile(tmp_path / 'elsewhere' / 'ckpt.pt', box)
     args = ('--start=to be', '--temperature=0', '--max_new_tokens=9', '--num_samples=1')
-    done = sample(*args, program=program)
+    done = sample(*args)
     (expected,) = engine.generate([tokenizer.encode('to be')], 9, GREEDY)
     assert texts(done) == ['to be' + expected.text]
     assert 'the model in the box' in done.stderr and str(box) in done.stderr
     named = sample(*args, f'--out_dir={box}')
     assert texts(named) == texts(done) and 'in the box' not in named.stderr
     write_checkpoint(tmp_path / 'out' / 'mine' / 'sft', seed=5)
-    assert 'in the box' not in sample('--max_new_tokens=1', program=program).stderr
+    assert 'in the box' not in sample('--max_new_tokens=1').stderr
 
 
 def test_the_model_in_the_box_chats():
