@@ -26,7 +26,7 @@ LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
     'leaf': 'model moe tokenizer conversation optim sampling tools sandbox configurator runtime '
     'runlog',
-    'lower': 'shards',
+    'lower': 'shards hf_tokenizer',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'high': 'core',
     'upper': 'evaluate costs',
