@@ -501,8 +501,8 @@ def origin(settings):
         return here, True
     if settings['init_from'] == 'scratch':
         return None, False
-    earlier = Path(settings['init_from'])
-    return earlier if earlier.suffix == '.pt' else earlier / 'ckpt.pt', False
+    earlier = settings['init_from']
+    return checkpoint.named(earlier) or checkpoint.latest_of(earlier), False
 
 
 # Mapped: a rank reads the weights, and of the optimizer's state its share. No tensor of it may be

@@ -27,8 +27,8 @@ LAYERS = {
     'leaf': 'model moe tokenizer conversation optim sampling tools sandbox configurator runtime '
     'runlog',
     'lower': 'shards hf_tokenizer',
-    'middle': 'batches tasks engine checkpoint pretrained plan',
-    'high': 'core',
+    'middle': 'batches tasks engine pretrained plan',
+    'high': 'core checkpoint',
     'upper': 'evaluate costs',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }
