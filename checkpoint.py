@@ -121,10 +121,14 @@ def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
 
 
 def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
-    """Copy the checkpoint's weights into a model built from its model_config. SystemExit if their
-    names or shapes differ."""
+    """Copy the checkpoint's weights into a model built from its model_config; its context may be
+    shorter. SystemExit if names or other shapes differ."""
+    weights = dict(state['model'])
+    positions = weights.get('transformer.wpe.weight')
+    if positions is not None:
+        weights['transformer.wpe.weight'] = positions[: model.config.block_size]
     try:
-        model.load_state_dict(state['model'])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         # torch lists all differences, one per line; the first is enough. It may quote the file
         first = console.printable(str(error).split('\n\t')[1]).strip()
@@ -318,6 +322,10 @@ def inherit(
         recipe = {name: before[name] for name in rules.recipe if name in before}
         taken = recipe | architecture
         may_differ = rules.recipe - architecture.keys()
+        # A new stage may have a shorter context, or with RoPE any: no shape depends on it
+        learned = architecture.get('positions') == 'learned'
+        if not learned or settings['block_size'] < architecture['block_size']:
+            may_differ |= {'block_size'}
 
     # 3) Compare. A setting n_kv_head = 0 is n_head in the model: the user may give either
     for name in taken:

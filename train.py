@@ -54,7 +54,7 @@ from utf8 import valid_text
 
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
-init_from = 'scratch'  # scratch | resume | a .pt file, or an earlier run's out_dir
+init_from = 'scratch'  # scratch | resume | a .pt, an earlier out_dir | gpt2 … gpt2-xl | hf:FOLDER
 init_optimizer = False  # also take the optimizer's moments from there
 auto_resume = False  # resume if out_dir has a checkpoint of this stage
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
