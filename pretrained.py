@@ -496,15 +496,17 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             raise damaged(f'a header of {length} bytes in a file of {size}')
         try:
             header = json.loads(file.read(length))
-            header.pop('__metadata__', None)
-        except (ValueError, RecursionError, AttributeError):
-            raise damaged('its header is no JSON object') from None
+        except (ValueError, RecursionError):
+            header = None
+        if not isinstance(header, dict):
+            raise damaged('its header is no JSON object')
+        header.pop('__metadata__', None)
     # 2) Each tensor
     found = {}
     ranges = []
     for name, entry in header.items():
         try:
-            kind, shape = entry['dtype'], tuple(entry['shape'])
+            kind, shape = str(entry['dtype']), tuple(entry['shape'])
             begin, end = entry['data_offsets']
             is_whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except (KeyError, TypeError, ValueError):
