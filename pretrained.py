@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 if __name__ == '__main__':
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
@@ -272,9 +273,19 @@ class Part(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
 
+class Undrawn(TorchFunctionMode):
+    """Draw no random numbers: on the meta device that would import torch's compiler, for seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ == 'normal_':  # of a tensor, or torch.nn.init's
+            return args[0] if args else kwargs['tensor']
+        return function(*args, **kwargs)
+
+
 def parts(config: GPTConfig, family: Family | None) -> list[Part]:
     """All tensors of a model. family None: names are ours, as in exports with their own code."""
-    with torch.device('meta'):
+    with torch.device('meta'), Undrawn():
         model = GPT(config)
     blocks = model.matrix_blocks()
     found = []
@@ -369,7 +380,8 @@ def read_config(folder: Path) -> tuple[str, GPTConfig]:
     for name, allowed in family.constants.items():
         if raw.get(name, allowed[0]) not in allowed:
             refuse(path, name, raw[name], allowed[0])
-    if set(raw.get('layer_types') or ['full_attention']) != {'full_attention'}:
+    kinds = raw.get('layer_types') or ['full_attention']
+    if not isinstance(kinds, list) or any(kind != 'full_attention' for kind in kinds):
         refuse(path, 'layer_types', raw['layer_types'], 'full_attention alone')
     if 'bias' in family.fields and raw.get('mlp_bias', False) != raw.get('attention_bias', False):
         refuse(path, 'mlp_bias', raw.get('mlp_bias', False), 'the same as attention_bias')
