@@ -4,6 +4,7 @@ Complete a prompt with a trained model, or chat with it in the terminal.
     $ python sample.py                                         # newest checkpoint, out/ or out-*/
     $ python sample.py --out_dir=out-shakespeare-char --start="To be" --num_samples=5
     $ python sample.py --start=FILE:prompt.txt --temperature=0 # the likeliest continuation
+    $ python sample.py --init_from=gpt2-xl --start="Once"      # other weights: docs/weights.md
     $ python sample.py --chat                                  # /help lists the commands
     $ printf 'hi\\nwho are you?\\n' | python sample.py --chat  # one line per message
 
@@ -33,7 +34,7 @@ from sampling import Sampling
 from tokenizer import Tokenizer
 
 # What to complete, and with which model
-init_from = 'resume'  # resume: one of this project's checkpoints; the only choice so far
+init_from = 'resume'  # resume: the one in out_dir; or gpt2 … gpt2-xl, hf:FOLDER, hf:owner/name
 out_dir = ''  # folder of best.pt or ckpt.pt, or a .pt file; '' is the newest of out/, out-*/
 chat = False  # a conversation in the terminal, not a continuation; --chat alone is enough
 system = ''  # with --chat: text that begins the conversation, and is never dropped
@@ -70,12 +71,10 @@ def note(text: str):
 
 def open_model() -> Opened:
     """The model that the settings name. With --chat, SystemExit for one that cannot chat."""
-    if init_from != 'resume':
-        raise SystemExit(
-            f"init_from is '{init_from}', expected 'resume'; name a trained model's folder with "
-            '--out_dir=FOLDER'
-        )
-    opened = open_engine(out_dir, device, dtype, compile)
+    if init_from != 'resume' and out_dir:
+        raise SystemExit(f"init_from is '{init_from}' and out_dir is '{out_dir}', expected one")
+    name = out_dir if init_from == 'resume' else init_from
+    opened = open_engine(name, device, dtype, compile)
     if chat and opened.why_no_chat:
         raise SystemExit(f'{opened.why_no_chat}; or complete a text: leave out --chat')
     if not chat and not opened.why_no_chat:

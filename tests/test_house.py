@@ -26,22 +26,15 @@ LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
     'leaf': 'model moe tokenizer conversation optim sampling tools sandbox configurator runtime '
     'runlog',
-    'lower': 'shards cache packed',
-    'middle': 'batches tasks engine checkpoint pretrained plan',
-    'high': 'core dialogue',
-    'upper': 'evaluate costs protocol',
+    'lower': 'shards cache hf_tokenizer packed',
+    'middle': 'batches tasks engine pretrained plan',
+    'high': 'core checkpoint',
+    'upper': 'evaluate costs dialogue',
+    'top': 'protocol',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-MAY_IMPORT = {
-    'base': (),
-    'leaf': ('base',),
-    'lower': ('base', 'leaf'),
-    'middle': ('base', 'leaf', 'lower'),
-    'high': ('base', 'leaf', 'lower', 'middle'),
-    'upper': ('base', 'leaf', 'lower', 'middle', 'high'),
-    'program': ('base', 'leaf', 'lower', 'middle', 'high', 'upper'),
-}
+MAY_IMPORT = {layer: tuple(LAYERS)[:i] for i, layer in enumerate(LAYERS)}  # those before it
 PACKAGES = {'torch', 'numpy', 'tiktoken', 'requests', 'tqdm', 'regex'}
 UNIX_ONLY = {'fcntl', 'resource', 'termios', 'pwd', 'grp', 'readline', 'tty', 'pty', 'syslog'}
 PICKLES = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve', 'marshal'}
