@@ -8,10 +8,11 @@ Tokenizers of other projects: Hugging Face's tokenizer.json, in and out, and the
 A tokenizer.json is a pipeline: a normalizer changes the text, pre-tokenizers cut it, and a model
 merges each chunk. Byte-level BPE is read, with the same ids: GPT-2's, Llama 3's, Qwen's, SmolLM2's,
 MiniMind's, nanochat's. Everything else is refused in one line, so that no text is encoded otherwise
-than its model has learned it. Two things differ on purpose:
+than its model has learned it. Three things differ on purpose:
 
 1) Text that spells an added token stays text.
 2) No token is added around a text. sample.py and the data folders write bos themselves.
+3) In ChatML, the line break after a role is encoded apart from a content that begins with blanks.
 
 A chat template is a program in Jinja. It is not kept. It renders three short conversations, and
 what it wrote around their texts says which of conversation.py's formats it is. write() writes a
@@ -73,6 +74,7 @@ GGUF_NAMES = {
     ((), LLAMA3_PATTERN): 'llama-bpe',
     ((), QWEN2_PATTERN): 'qwen2',
 }
+MAX_IDS = 2**20  # the largest vocabularies known have a quarter of that
 NORMAL, CONTROL = 1, 3  # kinds of tokens in a GGUF
 ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>')  # tokens that end a document
 # A chat template, after the lines that set the data of a format
@@ -166,6 +168,8 @@ def build(document: dict) -> ImportedTokenizer:
             raise ValueError(f'its added token {token["content"]!r} is text, expected a name')
         special[token['content']] = token['id']
     known = {*vocab.values(), *special.values()}
+    if not 0 <= min(known) <= max(known) < MAX_IDS:
+        raise ValueError(f'its ids span {min(known)} to {max(known)}, expected 0 to {MAX_IDS - 1}')
     for i in sorted(set(range(max(known) + 1)) - known):
         special[f'<|unused_{i}|>'] = i
 
@@ -288,7 +292,10 @@ def cut_pattern(step: dict) -> str:
     template = (INVERTED if step.get('invert') else BEHAVIOURS)[behaviour]
     if template != 'P':
         pattern = template.replace('P', f'(?:{pattern})')
-    tokenizers.check_pattern(pattern)
+    try:
+        tokenizers.check_pattern(pattern)
+    except SystemExit as error:
+        raise ValueError(f'its {error}') from None
     return pattern
 
 
@@ -308,9 +315,7 @@ def read_chat(tokenizer: Tokenizer, folder: Path) -> dict:
     try:
         chat = Chat(tokenizer)
     except SystemExit:
-        return note(
-            folder, 'its chat template is of no format that is known here: it cannot chat'
-        )
+        return note(folder, 'its chat template is of no format that is known here: it cannot chat')
 
     # 2) What is around the texts of two conversations?
     asked = [ask('system', 'user'), ask('user', 'assistant', 'user')]
@@ -374,7 +379,7 @@ def find_texts(chat: Chat, with_system: str, without: str) -> dict:
             turn = start.removeprefix(bos + opening['system']).removesuffix(end)
             found['system'] = turn.removeprefix(preamble)
         start = bos
-    if not start:
+    if chat.begin and not start:
         found['bos'] = False
     return found
 
@@ -524,6 +529,9 @@ def pre_tokenizer(tokenizer: BPETokenizer) -> dict:
         if pattern in names:
             steps.append({'type': 'Digits', 'individual_digits': names[pattern]})
             continue
+        pattern = pattern.replace('(?s:.)', r'[\s\S]')  # the same in the library's engine
+        if re.search(r'\(\?i?[a-hj-z]', pattern):
+            raise SystemExit(f'the pattern {pattern!r:.80} has flags that other programs lack')
         split = {'type': 'Split', 'pattern': {'Regex': pattern}}
         if pattern in SPLITTABLE:
             steps.append({**split, 'behavior': 'Isolated', 'invert': False})
