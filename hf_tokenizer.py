@@ -37,6 +37,7 @@ from conversation import Chat
 from tokenizer import (
     GPT2_PATTERN,
     LLAMA3_PATTERN,
+    PATTERN,
     QWEN2_PATTERN,
     SPELLING,
     SPLITTABLE,
@@ -73,6 +74,7 @@ GGUF_NAMES = {
     ((DIGITS[True],), GPT2_PATTERN): 'smollm',
     ((), LLAMA3_PATTERN): 'llama-bpe',
     ((), QWEN2_PATTERN): 'qwen2',
+    ((), PATTERN.replace('{1,2}', '')): 'qwen35',
 }
 MAX_IDS = 2**20  # the largest vocabularies known have a quarter of that
 NORMAL, CONTROL = 1, 3  # kinds of tokens in a GGUF
