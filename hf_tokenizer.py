@@ -39,6 +39,7 @@ from tokenizer import (
     LLAMA3_PATTERN,
     PATTERN,
     QWEN2_PATTERN,
+    SMOLLM2_PATTERN,
     SPELLING,
     SPLITTABLE,
     BPETokenizer,
@@ -52,6 +53,7 @@ from utf8 import valid_text
 FILE = 'tokenizer.json'
 CONFIG = 'tokenizer_config.json'
 DIGITS = {True: r'\p{N}|\P{N}+', False: r'\p{N}+|\P{N}+'}  # individual_digits, or runs
+DIGITS_FIRST = [DIGITS[True], GPT2_PATTERN]  # the same as SMOLLM2_PATTERN, but slower
 ANYTHING = r'[\s\S]+'
 # Each behaviour of a Split by a pattern P, as a pattern whose matches are the parts that it leaves.
 # OTHER is a character at which no P begins. Inverted, P and what is between change places
@@ -68,13 +70,13 @@ INVERTED = BEHAVIOURS | {
     'MergedWithNext': BEHAVIOURS['MergedWithPrevious'],
     'Removed': 'P',
 }
-# llama.cpp knows a few ways to cut a text by name (src/llama-vocab.cpp): (splits, pattern): name
+# Patterns that llama.cpp knows by name (src/llama-vocab.cpp)
 GGUF_NAMES = {
-    ((), GPT2_PATTERN): 'gpt-2',
-    ((DIGITS[True],), GPT2_PATTERN): 'smollm',
-    ((), LLAMA3_PATTERN): 'llama-bpe',
-    ((), QWEN2_PATTERN): 'qwen2',
-    ((), PATTERN.replace('{1,2}', '')): 'qwen35',
+    GPT2_PATTERN: 'gpt-2',
+    SMOLLM2_PATTERN: 'smollm',
+    LLAMA3_PATTERN: 'llama-bpe',
+    QWEN2_PATTERN: 'qwen2',
+    PATTERN.replace('{1,2}', ''): 'qwen35',
 }
 MAX_IDS = 2**20  # the largest vocabularies known have a quarter of that
 NORMAL, CONTROL = 1, 3  # kinds of tokens in a GGUF
@@ -263,6 +265,8 @@ def read_patterns(step: dict | None) -> tuple[list[str], bool]:
     patterns = [cut_pattern(cut) for cut in cuts]
     if last.get('use_regex', True):
         patterns.append(GPT2_PATTERN)
+    if patterns == DIGITS_FIRST:
+        patterns = [SMOLLM2_PATTERN]
     return patterns or [ANYTHING], prefix_space
 
 
@@ -521,7 +525,8 @@ def byte_level(use_regex: bool = True, prefix_space: bool = False) -> dict:
 
 def pre_tokenizer(tokenizer: BPETokenizer) -> dict:
     """The patterns as pre-tokenizers: the reverse of read_patterns()."""
-    *cuts, last = [*tokenizer.splits, tokenizer.pattern]
+    patterns = [*tokenizer.splits, tokenizer.pattern]
+    *cuts, last = DIGITS_FIRST if patterns == [SMOLLM2_PATTERN] else patterns
     use_regex = last == GPT2_PATTERN
     if not use_regex and last != ANYTHING:
         cuts.append(last)
@@ -610,7 +615,7 @@ def gguf_name(tokenizer: Tokenizer) -> tuple[str, str]:
     """(llama.cpp's name for the way in which the tokenizer cuts a text, and what it does otherwise:
     '' if nothing)."""
     tokenizer = as_bpe(tokenizer)
-    name = GGUF_NAMES.get((tuple(tokenizer.splits), tokenizer.pattern))
+    name = None if tokenizer.splits else GGUF_NAMES.get(tokenizer.pattern)
     others = []
     if name is None:
         name = 'llama-bpe'

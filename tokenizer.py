@@ -75,6 +75,9 @@ LLAMA3_PATTERN = (
     r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace('{1,3}', '')
+# SmolLM2's file cuts out each digit, then uses GPT-2's pattern between. In one pattern: a digit
+# ends a run of blanks, as the end of the text does
+SMOLLM2_PATTERN = GPT2_PATTERN.replace(r' ?\p{N}++', r'\p{N}').replace(r'\S)', r'[^\s\p{N}])')
 # Patterns whose chunks never cross a place where segments.py splits a text, and that leave out no
 # character. Their character classes do not overlap, so a greedy quantifier matches what a
 # possessive one does.
@@ -452,7 +455,7 @@ def from_dict(table: dict, source: str | Path = 'tokenizer') -> Tokenizer:
             tokenizer = CharTokenizer(table['characters'])
         else:
             more = {name: table[name] for name in IMPORTED if name in table}
-            make = ImportedTokenizer if more else BPETokenizer
+            make = ImportedTokenizer if more or None in table['bytes'] else BPETokenizer
             tokenizer = make(
                 table['pattern'], table['merges'], table['special'], table['bytes'], **more
             )
