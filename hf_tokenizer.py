@@ -14,7 +14,7 @@ than its model has learned it. Three things differ on purpose:
 2) No token is added around a text. sample.py and the data folders write bos themselves.
 3) In ChatML, the line break after a role is encoded apart from a content that begins with blanks.
 
-A chat template is a program in Jinja. It is not kept. It renders three short conversations, and
+A chat template is a program in Jinja. It is not kept. It renders two short conversations, and
 what it wrote around their texts says which of conversation.py's formats it is. write() writes a
 template that renders what Chat renders.
 

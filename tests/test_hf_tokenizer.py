@@ -608,3 +608,50 @@ def test_a_session_prompts_as_the_chat_does(name, tmp_path, oracle):
         system = messages[:1] if messages[0]['role'] == 'system' else []
         if dropped:
             assert short == chat.prompt([*system, *messages[-2 * len(session.turns) + 1 :]])
+
+
+# -----------------------------------------------------------------------------
+# GGUF
+
+
+def test_the_fields_of_a_gguf(tmp_path, oracle):
+    oracle('tokenizers')
+    ours = imported('Llama 3.2', tmp_path)
+    fields = hf_tokenizer.gguf_fields(ours, Chat(ours))
+    content = json.loads((tmp_path / 'tokenizer.json').read_text(encoding='utf-8'))
+    tokens = fields['tokenizer.ggml.tokens']
+    vocab = content['model']['vocab'] | {t['content']: t['id'] for t in content['added_tokens']}
+    assert tokens == sorted(vocab, key=vocab.get)
+    assert fields['tokenizer.ggml.merges'] == [' '.join(p) for p in content['model']['merges']]
+    control = {i for i, kind in enumerate(fields['tokenizer.ggml.token_type']) if kind == 3}
+    assert control == set(ours.special.values())
+    assert fields['tokenizer.ggml.model'] == 'gpt2'
+    assert tokens[fields['tokenizer.ggml.bos_token_id']] == '<|begin_of_text|>'
+    assert tokens[fields['tokenizer.ggml.eos_token_id']] == '<|eot_id|>'
+    assert tokens[fields['tokenizer.ggml.padding_token_id']] == '<|end_of_text|>'
+    assert 'Today Date' in fields['tokenizer.chat_template']
+    assert 'tokenizer.chat_template' not in hf_tokenizer.gguf_fields(ours)
+
+
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        ('GPT-2', ('gpt-2', '')),
+        ('SmolLM2', ('smollm', '')),
+        ('Llama 3', ('llama-bpe', '')),
+        ('Qwen3', ('qwen2', 'llama.cpp does not normalise the text')),
+        ('a blank first', ('gpt-2', 'llama.cpp puts no blank before it')),
+    ],
+)
+def test_llama_cpps_name_of_a_pattern(name, expected, tmp_path, oracle):
+    oracle('tokenizers')
+    save(tmp_path, document(name))
+    assert hf_tokenizer.gguf_name(read(tmp_path)) == expected
+
+
+def test_our_pattern_has_no_name_in_llama_cpp():
+    ours = train_bpe(LINES, 300, SPECIAL)
+    name, note = hf_tokenizer.gguf_name(ours)
+    assert name == 'llama-bpe' and 'cuts numbers' in note
+    digits = train_bpe(LINES, 300, pattern=PATTERN.replace('{1,2}', ''))
+    assert hf_tokenizer.gguf_name(digits) == ('qwen35', '')
