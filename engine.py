@@ -32,12 +32,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 import runtime
 from model import GPT, GPTConfig, ceil_to
+from sampling import Sampling, cut
 
 SLOTS = 64  # the cache grows, and is read, in blocks of this many slots: few shapes to compile
 MAX_CALLS = 8  # calls of the tool in one answer, at most
@@ -123,57 +123,6 @@ class KVCache:
         self.lengths[places] = other.lengths[index]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. ValueError for a value out of range."""
-
-    temperature: float = 1.0  # divides the logits; 0 takes the likeliest token
-    top_k: int | None = None  # keep the k likeliest tokens; None, 0 or more than there are: all
-    # keep the likeliest tokens that reach this probability together (Holtzman et al., 2019)
-    top_p: float = 1.0
-    seed: int | tuple[int, ...] = 0  # a row's stream is (seed, number of prompt, number of sample)
-    stop: tuple[int, ...] = ()  # ids that end a text, besides <|bos|>; they are not returned either
-
-    def __post_init__(self):
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(
-                f'temperature is {self.temperature}, expected a finite number of at least 0'
-            )
-        if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f'top_k is {self.top_k}, expected None or a number of at least 0')
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f'top_p is {self.top_p}, expected more than 0 and at most 1')
-        if min(np.atleast_1d(self.seed), default=0) < 0:
-            raise ValueError(f'seed is {self.seed}, expected a number of at least 0')
-
-    def stream(self, number: int, sample: int, count: int) -> list[float]:
-        """Uniform numbers in [0, 1), one per id of a row. A longer stream extends a shorter one."""
-        seed = np.random.SeedSequence(self.seed, spawn_key=(number, sample))
-        return np.random.Generator(np.random.PCG64(seed)).random(count).tolist()
-
-    def draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """
-        logits (B, V), -inf where a token is not allowed; uniform (B,) float64 in [0, 1) -> ids (B,)
-
-        Inverse transform sampling: the id at which the cumulative probability passes the uniform
-        number. Rows are independent. top_k applies before top_p.
-        """
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        ids = None
-        if self.top_k or self.top_p < 1:
-            vocab_size = logits.shape[1]
-            logits, ids = logits.topk(min(self.top_k or vocab_size, vocab_size))  # likeliest first
-        # subtract the maximum first, so that even a temperature of 1e-40 does not overflow
-        distance = (logits - logits.amax(-1, keepdim=True)).double()
-        cumulative = (distance / self.temperature).exp().cumsum(-1)
-        total = cumulative[:, -1:]
-        if self.top_p < 1:  # a token stays if those before it have not reached top_p
-            total = cumulative.gather(1, torch.searchsorted(cumulative, self.top_p * total))
-        drawn = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-        return (drawn if ids is None else ids.gather(1, drawn))[:, 0]
-
-
 def utf8_decoder() -> codecs.IncrementalDecoder:
     """Bytes to text piece by piece; an incomplete character waits for its last byte."""
     return codecs.getincrementaldecoder('utf-8')('replace')
@@ -191,11 +140,13 @@ class Sample:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # one per id, see Event
     spoken: list[bool] = field(default_factory=list)  # one per id: sampled, not forced
+    alternatives: list[tuple] = field(default_factory=list)  # one per id, see Event
     text: str = ''  # text parts only: no calls, no outputs
     finish_reason: str | None = None  # stop | length | context | cancelled
     part: str = 'text'  # current part: text | python (a call) | output (the tool's answer)
     forced: deque[int] = field(default_factory=deque)  # ids to come in place of sampled ones
     decoder: codecs.IncrementalDecoder = field(default_factory=utf8_decoder)
+    held: str = ''  # text not returned yet: it may begin a stop text
 
     @property
     def cached(self) -> int:
@@ -221,6 +172,7 @@ class Event(NamedTuple):
 
     logprob, in nats, belongs to the new id, also if it ends the text or was forced: log-softmax of
     the model's logits over the whole vocabulary, at temperature 1, before any filter.
+    alternatives are the sampling's top_logprobs likeliest ids with theirs, likeliest first.
     """
 
     request: Request
@@ -230,6 +182,7 @@ class Event(NamedTuple):
     logprob: float | None  # None if the row was cancelled
     finish_reason: str | None = None  # stop | length | context | cancelled
     part: str = 'text'  # part of the text: text | python (a call) | output (the tool's answer)
+    alternatives: tuple[tuple[int, float], ...] = ()  # (id, logprob)
 
 
 def without_gradients(method: Callable) -> Callable:
@@ -378,7 +331,7 @@ class Engine:
         for sample in request.samples:
             if sample.finish_reason is None:
                 sample.finish_reason = 'cancelled'
-                text = sample.decoder.decode(b'', final=True)
+                text = sample.held + sample.decoder.decode(b'', final=True)
                 if sample.part == 'text':
                     sample.text += text
                 event = Event(request, sample.index, [], text, None, 'cancelled', sample.part)
@@ -509,11 +462,25 @@ class Engine:
 
     def next_tokens(self, logits: torch.Tensor) -> list[Event]:
         """Append one id to every row: a forced one, or one drawn from logits (rows, V)."""
+        # 1) Ids, and log-probabilities before any filter
         tokens = self.draw(logits)
-        logprobs = (logits[range(len(tokens)), tokens] - logits.logsumexp(-1)).tolist()
+        normaliser = logits.logsumexp(-1)
+        logprobs = (logits[range(len(tokens)), tokens] - normaliser).tolist()
+
+        # 2) The likeliest ids, where a row asks for them
+        wanted = [row.request.sampling.top_logprobs if row else 0 for row in self.rows]
+        alternatives = [()] * len(wanted)
+        if any(wanted):
+            known = min(max(wanted), self.tokenizer.vocab_size)
+            best = logits[:, : self.tokenizer.vocab_size].topk(known)
+            scores = (best.values - normaliser[:, None]).tolist()
+            listed = [tuple(zip(*pair)) for pair in zip(best.indices.tolist(), scores)]
+            alternatives = [likeliest[:count] for likeliest, count in zip(listed, wanted)]
+
+        # 3) Append
         return [
-            self.append_token(row, token, logprob)
-            for row, token, logprob in zip(self.rows, tokens, logprobs)
+            self.append_token(row, *new)
+            for row, *new in zip(self.rows, tokens, logprobs, alternatives)
             if row
         ]
 
@@ -525,17 +492,19 @@ class Engine:
         if special:
             where = tuple(zip(*special))
             allowed[where] = logits[where]
+        for i, row in enumerate(self.rows):
+            if row and row.request.sampling.repetition_penalty != 1:
+                seen = row.request.prompt + row.ids
+                allowed[i] = row.request.sampling.penalise(allowed[i], seen)
 
-        # 2) Forced ids; group the other rows by their settings
+        # 2) Forced ids; group the other rows by their filters
         tokens = [0] * len(self.rows)
         groups = {}
         for i, row in enumerate(self.rows):
             if row and row.forced:
                 tokens[i] = row.forced[0]
             elif row:
-                sampling = row.request.sampling
-                settings = (sampling.temperature, sampling.top_k, sampling.top_p)
-                groups.setdefault(settings, []).append(i)
+                groups.setdefault(row.request.sampling.filters, []).append(i)
 
         # 3) Draw each group at once
         for index in groups.values():
@@ -547,7 +516,9 @@ class Engine:
                 tokens[i] = token
         return tokens
 
-    def append_token(self, row: Sample, token: int, logprob: float) -> Event:
+    def append_token(
+        self, row: Sample, token: int, logprob: float, alternatives: tuple = ()
+    ) -> Event:
         """Append the id to the row. It may end the row, or begin another part of it."""
         # 1) Append, except an id that ends plain text
         request = row.request
@@ -562,6 +533,7 @@ class Engine:
             row.ids.append(token)
             row.logprobs.append(logprob)
             row.spoken.append(sampled)
+            row.alternatives.append(alternatives)
 
         # 2) Does the row end, or does another part begin?
         if silent or sampled and token in self.stop:
@@ -577,8 +549,14 @@ class Engine:
         part_ends = row.finish_reason is not None or row.part != part
         text = row.decoder.decode(self.tokenizer.decode_bytes(ids), final=part_ends)
         if part == 'text':
+            text, row.held, found = cut(row.held + text, request.sampling.stop_texts)
+            if found:
+                row.finish_reason = 'stop'
+            elif part_ends:
+                text += row.held
+                row.held = ''
             row.text += text
-        return Event(request, row.index, ids, text, logprob, row.finish_reason, part)
+        return Event(request, row.index, ids, text, logprob, row.finish_reason, part, alternatives)
 
     def switch_part(self, row: Sample, token: int):
         """After a special token: start the next part and update which special tokens are allowed.

@@ -112,6 +112,8 @@ TURNS = """{{- bos -}}
       {{- content -}}
     {%- endif -%}
     {{- closing[message.role] -}}
+  {%- elif message.role != 'system' -%}
+    {{- raise_exception("a message of the role " ~ message.role ~ " cannot be written") -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- cue -}}{%- endif -%}

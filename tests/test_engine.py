@@ -1,8 +1,6 @@
 """Oracles: the model without a cache, loops that run the whole text again for every token, and a
 naive sampler."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -248,121 +246,6 @@ def test_a_prompt_whose_forward_fails_leaves_the_others_as_they_were(monkeypatch
     engine.cancel(late)
     run_until_done(engine, request)
     assert request.samples[0].ids == greedy_without_cache(engine.model, prompt(5), 10)[0]
-
-
-# -----------------------------------------------------------------------------
-# how a token is drawn
-
-
-def naive_probs(logits, temperature=1.0, top_k=None, top_p=1.0):
-    """Filters as their definitions say them, one token at a time."""
-    probs = [math.exp(x / temperature) for x in logits]
-    order = sorted(range(len(probs)), key=lambda i: -probs[i])[: top_k or None]
-    total, kept, reached = sum(probs[i] for i in order), [], 0.0
-    for i in order:
-        if reached < top_p:
-            kept.append(i)
-            reached += probs[i] / total
-    total = sum(probs[i] for i in kept)
-    return [probs[i] / total if i in kept else 0.0 for i in range(len(probs))]
-
-
-@pytest.mark.parametrize(
-    'filters',
-    [
-        dict(),
-        dict(temperature=0.5),
-        dict(temperature=2.0, top_k=5),
-        dict(top_k=0),
-        dict(top_k=1000),
-        dict(top_p=0.7),
-        dict(temperature=1.3, top_k=9, top_p=0.8),
-        dict(top_p=1e-9),
-        dict(top_k=1),
-    ],
-)
-def test_frequencies_are_those_of_the_naive_filters(filters):
-    """Pearson's chi-square of 4,000 seeded draws, at most its mean plus 5 standard deviations; none
-    is filtered."""
-    logits = torch.randn(12, generator=torch.Generator().manual_seed(1))
-    sampling, draws = Sampling(**filters), 4000
-    uniform = torch.tensor(sampling.stream(0, 0, draws), dtype=torch.float64)
-    counts = torch.bincount(sampling.draw(logits.expand(draws, 12), uniform), minlength=12)
-    probs = naive_probs(logits.tolist(), **filters)
-    kept = [i for i in range(12) if probs[i]]
-    assert sum(counts[i] for i in kept) == draws
-    chi2 = sum((int(counts[i]) - draws * probs[i]) ** 2 / (draws * probs[i]) for i in kept)
-    freedom = len(kept) - 1
-    assert chi2 <= freedom + 5 * math.sqrt(2 * freedom)
-
-
-@pytest.mark.parametrize('temperature', [0, 1e-60, 1e-12])
-def test_the_coldest_temperatures_are_argmax(temperature):
-    logits = torch.tensor([1.0, 7.0, -math.inf, 6.9])
-    sampling = Sampling(temperature=temperature, top_p=0.9)
-    uniform = torch.tensor(sampling.stream(0, 0, 20), dtype=torch.float64)
-    assert sampling.draw(logits.expand(20, 4), uniform).tolist() == [1] * 20
-
-
-def test_streams_differ():
-    """First draws of neighbouring seeds, prompts and samples look like independent uniform
-    numbers."""
-    keys = [
-        (seed, number, sample) for seed in range(10) for number in range(10) for sample in range(10)
-    ]
-    first = torch.tensor([Sampling(seed=s).stream(n, i, 1)[0] for s, n, i in keys])
-    assert len(first.unique()) == 1000
-    assert abs(first.mean() - 0.5) < 5 / math.sqrt(12 * 1000)
-    assert abs(torch.corrcoef(torch.stack((first[:-1], first[1:])))[0, 1]) < 5 / math.sqrt(1000)
-    assert Sampling(seed=3).stream(1, 2, 9)[:4] == Sampling(seed=3).stream(1, 2, 4)
-
-
-@pytest.mark.parametrize(
-    'value',
-    [dict(temperature=-1), dict(temperature=math.nan), dict(temperature=math.inf), dict(top_k=-1)]
-    + [dict(top_p=0), dict(top_p=1.1), dict(top_p=math.nan), dict(seed=-1), dict(seed=(1, -2))],
-)  # fmt: skip
-def test_values_out_of_range_are_named(value):
-    with pytest.raises(ValueError, match=f'{next(iter(value))} is '):
-        Sampling(**value)
-
-
-@pytest.mark.parametrize('top_k', [None, 1, 7, 40])
-@pytest.mark.parametrize('top_p', [1.0, 0.9, 0.3, 1e-9])
-@pytest.mark.parametrize('temperature', [0.3, 1.0, 3.0])
-def test_a_batch_is_drawn_as_row_by_row_in_numpy(temperature, top_k, top_p):
-    """Tokens by their likelihood where there is a filter, by their ids else; the first whose sum
-    passes the number."""
-    generator = np.random.default_rng(0)
-    logits = generator.normal(0, 3, (200, 20)).astype(np.float32)
-    logits[generator.random(logits.shape) < 0.2] = -np.inf
-    uniform = generator.random(200)
-    uniform[:40] = [0.0, 1 - 1e-9] * 20
-    expected = []
-    for row, u in zip(logits.astype(np.float64), uniform):
-        probs = np.exp(row / temperature - row.max() / temperature)
-        probs /= probs.sum()
-        order = np.arange(20)
-        if top_k or top_p < 1:
-            order = np.argsort(-probs, kind='stable')[:top_k]
-            before = (
-                np.cumsum(probs[order] / probs[order].sum()) - probs[order] / probs[order].sum()
-            )
-            order = order[before < top_p]
-        kept = probs[order] / probs[order].sum()
-        expected.append(next(i for i, reached in zip(order, np.cumsum(kept)) if reached > u))
-    sampling = Sampling(temperature, top_k, top_p)
-    drawn = sampling.draw(torch.tensor(logits), torch.tensor(uniform))
-    assert drawn.tolist() == expected
-    for u in (0.0, 1 - 2.0**-53):  # the ends of what a generator gives
-        drawn_there = sampling.draw(
-            torch.tensor(logits), torch.full((200,), u, dtype=torch.float64)
-        )
-        assert np.isfinite(logits[np.arange(200), drawn_there]).all()
-    alone = [
-        sampling.draw(torch.tensor(row)[None], torch.tensor([u])) for row, u in zip(logits, uniform)
-    ]
-    assert torch.equal(torch.cat(alone), drawn)
 
 
 # -----------------------------------------------------------------------------
@@ -624,6 +507,79 @@ def test_a_trained_tokenizer_streams_its_own_text():
     ids = [tokenizer.bos, *tokenizer.encode('the cat')]
     for sample in engine.generate([ids], 50, Sampling(seed=1), n=4):
         assert sample.text == tokenizer.decode(sample.ids)
+
+
+@pytest.mark.parametrize('text, stops, shown', [
+    ('one, two, three', ('two',), 'one, '),
+    ('one, two, three', ('three', 'two', 'x'), 'one, '),  # the first in the text
+    ('one, two, three', ('ones', 'three!'), 'one, two, three'),  # began, did not end
+    (EMOJI + 'abc', ('🌍a',), '你好'),
+    ('aaab', ('aab',), 'a'),
+])  # fmt: skip
+def test_a_text_ends_before_its_first_stop_text(text, stops, shown):
+    model = Parrot([text])
+    model.numbers = [0]
+    engine = Engine(model, Bytes())
+    request = engine.submit([0], 60, Sampling(temperature=0, stop_texts=stops))
+    events = run_until_done(engine, request)
+    assert ''.join(event.text for event in events) == request.samples[0].text == shown
+    assert events[-1].finish_reason == 'stop'
+
+
+def test_text_that_may_begin_a_stop_text_is_returned_at_the_end():
+    for text, count in (('one tw', 60), ('one two', 6)):  # its own end; max_tokens
+        model = Parrot([text])
+        model.numbers = [0]
+        (sample,) = Engine(model, Bytes()).generate(
+            [[0]], count, Sampling(temperature=0, stop_texts=('two',))
+        )
+        assert sample.text == 'one tw'
+
+
+def test_cancelling_returns_the_text_that_was_held_back():
+    model = Parrot(['one two'])
+    model.numbers = [0]
+    engine = Engine(model, Bytes())
+    request = engine.submit([0], 60, Sampling(temperature=0, stop_texts=('two',)))
+    events = [event for _ in range(6) for event in engine.step()]
+    engine.cancel(request)
+    events += engine.step()
+    assert ''.join(event.text for event in events) == request.samples[0].text == 'one tw'
+
+
+def test_alternatives_are_the_likeliest_ids_of_the_model():
+    engine = engine_of(std=0.3)
+    asked = engine.submit(prompt(7), 8, Sampling(seed=3, top_k=2, top_logprobs=5))
+    engine.submit(prompt(9), 8, Sampling(seed=4))
+    ids = list(asked.prompt)
+    for event in run_until_done(engine, asked):
+        if event.request is not asked:
+            assert event.alternatives == ()
+            continue
+        with torch.no_grad():
+            scores = engine.model(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        best = scores.topk(5)
+        assert [id for id, _ in event.alternatives] == best.indices.tolist()
+        np.testing.assert_allclose([p for _, p in event.alternatives], best.values, atol=1e-5)
+        assert event.ids[0] in best.indices[:2]
+        ids += event.ids
+    assert [len(listed) for listed in asked.samples[0].alternatives] == [5] * 8
+
+
+@pytest.mark.parametrize('penalty', [1.3, 0.7])
+def test_a_repetition_penalty_changes_the_logits_of_ids_already_there(penalty):
+    engine = engine_of(std=0.3, seed=2)
+    settings = Sampling(temperature=0, repetition_penalty=penalty)
+    (sample,) = engine.generate([prompt(12)], 40, settings)
+    ids = prompt(12)
+    for _ in range(40):
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([ids]))[0, -1]
+        for i in set(ids):
+            logits[i] *= penalty if logits[i] < 0 else 1 / penalty
+        ids.append(int(logits.argmax()))
+    assert sample.ids == ids[12:]
+    assert sample.ids != engine.generate([prompt(12)], 40, Sampling(temperature=0))[0].ids
 
 
 # -----------------------------------------------------------------------------

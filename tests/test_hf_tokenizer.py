@@ -530,6 +530,8 @@ def test_contents_may_be_lists_of_texts(tmp_path, oracle):
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
         text = theirs.apply_chat_template(messages, tokenize=False)
         assert text == spell(ours, Chat(ours).render(messages))
+        with pytest.raises(oracle('jinja2').TemplateError, match='role tool'):
+            theirs.apply_chat_template([*messages[1:], {'role': 'tool', 'content': '1'}])
 
 
 @pytest.mark.parametrize('template, words', [

@@ -24,7 +24,8 @@ CORE = [path for path in CODE if path.parent == ROOT]
 
 LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
-    'leaf': 'model moe tokenizer conversation optim tools sandbox configurator runtime runlog',
+    'leaf': 'model moe tokenizer conversation optim sampling tools sandbox configurator runtime '
+    'runlog',
     'lower': 'shards hf_tokenizer',
     'middle': 'batches tasks engine checkpoint pretrained plan',
     'high': 'core',
