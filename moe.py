@@ -140,3 +140,13 @@ def is_grouped(x) -> bool:
     """Whether torch has a grouped product for x: in bf16 on CUDA, from torch 2.10 on (not measured
     here)."""
     return x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, 'grouped_mm')
+
+
+def take_load(model) -> torch.Tensor:
+    """(n_layer, n_expert) the tokens that each routed expert got in training since the last call.
+    Waits for the device."""
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    load = torch.stack([layer.load for layer in layers]).cpu()
+    for layer in layers:
+        layer.load.zero_()
+    return load
