@@ -252,7 +252,7 @@ def test_muon_orthogonalizes_each_expert_by_itself():
 
 
 @pytest.mark.skipif(not hasattr(F, 'grouped_mm'), reason='torch before 2.10')
-def test_grouped_products_are_the_same(monkeypatch):
+def test_grouped_products_are_the_same():
     model = build('qwen3', n_expert_shared=0, n_embd=32, n_hidden=16).float()
     layer = model.transformer.h[0].mlp
     x = torch.randn(20, 32, requires_grad=True)
@@ -266,21 +266,22 @@ def test_grouped_products_are_the_same(monkeypatch):
     assert_close(found[0], found[1], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(F, 'grouped_mm'), reason='torch before 2.10')
 def test_compiled_with_grouped_products_it_is_one_graph(monkeypatch):
     monkeypatch.setattr(moe, 'is_grouped', lambda x: x.dtype == torch.bfloat16)
     graphs = []
 
     def backend(graph, inputs):
-        graphs.append([node.target for node in graph.graph.nodes])
+        graphs.append(str(graph.graph))
         return graph
 
-    model = build('qwen3').float()
+    model = build('qwen3', n_layer=1).float()
     compiled = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)
     with torch.autocast('cpu', torch.bfloat16):
         nll = compiled(ids(), ids(seed=2))
         torch.testing.assert_close(nll, model(ids(), ids(seed=2)), atol=1e-5, rtol=1e-5)
-    assert len(graphs) == 1 and graphs[0].count(F.grouped_mm) == 4
+    assert len(graphs) == 1 and graphs[0].count('grouped_mm](') == 2
 
 
 def test_it_has_shapes_without_memory():
