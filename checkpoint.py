@@ -33,6 +33,7 @@ if __name__ == '__main__':
 
 import console
 import disk
+import pretrained
 import runlog
 import tokenizer as tokenizers
 from model import GPT, GPTConfig
@@ -58,7 +59,8 @@ def save(path: str | Path, state: dict) -> None:
 
 def load(path: str | Path, mmap: bool = False) -> dict:
     """
-    Read a checkpoint onto the CPU. Nothing in the file is ever run as code.
+    Read a checkpoint onto the CPU. Nothing in the file is ever run as code. A config.json stands
+    for its folder, the weights of another project: see pretrained.py.
 
     mmap: read a tensor from the disk only when it is used, so that the other fields are cheap. The
     file is in use while any of its tensors is: Windows refuses to replace it.
@@ -66,6 +68,8 @@ def load(path: str | Path, mmap: bool = False) -> dict:
     """
     # 1) Is it there?
     path = Path(path)
+    if path.name == pretrained.CONFIG:
+        return pretrained.read(path.parent)
     if not path.exists():
         raise SystemExit(
             f'there is no checkpoint {path}, expected the out_dir of a run; '
@@ -102,23 +106,29 @@ def training_command(folder: Path) -> str:
 
 
 def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a tok.json, of a .pt file, or of a folder: a run's or a data set's.
-    SystemExit if none is found."""
-    path = Path(path)
+    """The tokenizer of a tok.json, of a .pt file, or of a folder: a run's, a data set's, or one of
+    Hugging Face. SystemExit if none is found."""
+    path = pretrained.locate(str(path)) if pretrained.is_name(str(path)) else Path(path)
     if path.is_dir():
-        names = ('tok.json', 'ckpt.pt', 'best.pt')
+        names = ('tok.json', 'ckpt.pt', 'best.pt', pretrained.CONFIG)
         found = [path / name for name in names if (path / name).exists()]
         path = found[0] if found else path / 'tok.json'
+    if path.name == pretrained.CONFIG:
+        return tokenizers.from_dict(pretrained.read_tokenizer(path.parent), path)
     if path.suffix == '.pt':
         return tokenizers.from_dict(load(path, mmap=True)['tokenizer'], path)
     return tokenizers.load(path)
 
 
 def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
-    """Copy the checkpoint's weights into a model built from its model_config. SystemExit if their
-    names or shapes differ."""
+    """Copy the checkpoint's weights into a model built from its model_config; its context may be
+    shorter. SystemExit if names or other shapes differ."""
+    weights = dict(state['model'])
+    positions = weights.get('transformer.wpe.weight')
+    if positions is not None:
+        weights['transformer.wpe.weight'] = positions[: model.config.block_size]
     try:
-        model.load_state_dict(state['model'])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         # torch lists all differences, one per line; the first is enough. It may quote the file
         first = console.printable(str(error).split('\n\t')[1]).strip()
@@ -145,10 +155,12 @@ def identity(path: Path | None) -> dict | None:
     """{'path': …, 'sha256': …} of a checkpoint, which a run keeps as `parent`. None for None."""
     if path is None:
         return None
+    is_folder = path.name == pretrained.CONFIG
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(2**24):
-            digest.update(chunk)
+    for part in [path, *pretrained.weight_files(path.parent)] if is_folder else [path]:
+        with open(part, 'rb') as file:
+            while chunk := file.read(2**24):
+                digest.update(chunk)
     return {'path': str(path), 'sha256': digest.hexdigest()}
 
 
@@ -189,7 +201,7 @@ def choose(folder: str | Path) -> Path:
     before the run was resumed with that setting. Later steps were not compared with it, so it is
     used only if ckpt.pt is not ahead of it.
     """
-    latest = Path(folder, 'ckpt.pt')
+    latest = latest_of(folder)
     best = Path(folder, 'best.pt')
     if not best.exists():
         return latest
@@ -200,6 +212,13 @@ def choose(folder: str | Path) -> Path:
     if keeps_best or state['step'] <= load(best, mmap=True)['step']:
         return best
     return latest
+
+
+def latest_of(folder: str | Path) -> Path:
+    """A run's ckpt.pt. Without one: the config.json of a Hugging Face folder, if it has that."""
+    latest = Path(folder, 'ckpt.pt')
+    other = Path(folder, pretrained.CONFIG)
+    return other if other.exists() and not latest.exists() else latest
 
 
 def newest(root: str | Path = '.') -> Path | None:
@@ -213,15 +232,22 @@ def newest(root: str | Path = '.') -> Path | None:
 # a model to use
 
 
+def named(place: str) -> Path | None:
+    """The checkpoint that a place names if it is not a run's folder: 'small.pt', 'hf:FOLDER'."""
+    if pretrained.is_name(place):
+        return pretrained.locate(place)
+    is_file = place.endswith('.pt') or Path(place).name == pretrained.CONFIG
+    return Path(place) if is_file else None
+
+
 def find(out_dir: str) -> Path:
     """
     The checkpoint that a user's --out_dir stands for: '' is the newest run's, 'out/sft' that run's
-    (see choose), 'small.pt' that file. SystemExit if '' finds no run.
+    (see choose), 'small.pt' that file, 'hf:FOLDER' and 'gpt2' are weights of another project.
+    SystemExit if '' finds no run.
     """
-    if out_dir.endswith('.pt'):
-        return Path(out_dir)
     if out_dir:
-        return choose(out_dir)
+        return named(out_dir) or choose(out_dir)
     latest = newest()
     if latest is None:
         raise SystemExit(
@@ -296,6 +322,10 @@ def inherit(
         recipe = {name: before[name] for name in rules.recipe if name in before}
         taken = recipe | architecture
         may_differ = rules.recipe - architecture.keys()
+        # A new stage may have a shorter context, or with RoPE any: no shape depends on it
+        learned = architecture.get('positions') == 'learned'
+        if not learned or settings['block_size'] < architecture['block_size']:
+            may_differ |= {'block_size'}
 
     # 3) Compare. A setting n_kv_head = 0 is n_head in the model: the user may give either
     for name in taken:

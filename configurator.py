@@ -37,8 +37,8 @@ EXPECTED = {
 # The settings that name files, in all programs; some are lists with commas. A shell expands the ~
 # of `cat ~/a`, but not that of --out_dir=~/a, which would make a folder named ~
 PATHS = {
-    'answers', 'data', 'dataset', 'evaluate', 'init_from', 'input', 'json', 'out', 'out_dir',
-    'problems', 'tokenizer',
+    'answers', 'data', 'dataset', 'evaluate', 'export', 'import_from', 'init_from', 'input',
+    'json', 'out', 'out_dir', 'problems', 'to', 'tokenizer',
 }  # fmt: skip
 
 

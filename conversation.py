@@ -1,7 +1,7 @@
 """
 Conversations as token ids, and the loss on them: special tokens, headers, rendering, the mask.
 
-    chat = Chat(tokenizer)         # our format or ChatML, whichever special tokens it has
+    chat = Chat(tokenizer)         # our format, ChatML or Llama 3's, by its special tokens
     ids = chat.render(
         [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello!'}]
     )
@@ -18,6 +18,7 @@ From a conversation to a loss:
      ours     <|bos|><|user_start|>What is 12*7?<|user_end|><|assistant_start|>It is
               <|python_start|>12*7<|python_end|><|output_start|>84<|output_end|>84.<|assistant_end|>
      ChatML   <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎
+     Llama 3  <|start_header_id|>user<|end_header_id|>⏎⏎Hi<|eot_id|>
 
 3) The mask. The model learns what the assistant says, so only spoken targets count:
 
@@ -48,12 +49,23 @@ progress. The rest checks messages, reads them from JSON, and prints conversatio
     $ python conversation.py chats.jsonl --tokenizer=out/run    # token by token, spoken ones marked
     $ python conversation.py data/tinyworld/sft                 # a data folder's validation split
 
-Left out on purpose: tools in ChatML, Jinja templates.
+The models of other projects add texts of their own to ChatML and Llama 3's format. hf_tokenizer.py
+finds them in a chat template and keeps them in the tokenizer's table, as tokenizer.chat:
+
+     bos          False: a prompt does not begin with bos. A document of a data folder still does
+     system       the system's text where a conversation has none
+     preamble     what each system turn begins with, before its text
+     cue          what comes after the header of the answer to be sampled, such as an empty
+                  <think> … </think>; nobody says it
+     cue_always   True: it also comes after the headers of earlier answers
+
+Left out on purpose: tools in other formats than ours, Jinja templates.
 """
 
 import codecs
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,11 +85,40 @@ SPECIAL = (
     '<|python_start|>', '<|python_end|>', '<|output_start|>', '<|output_end|>',
 )  # fmt: skip
 CHATML = ('<|im_start|>', '<|im_end|>')
+LLAMA3 = ('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>')
 ROLES = ('system', 'user', 'assistant')
 
 
 # -----------------------------------------------------------------------------
 # a format: rendering and the mask
+
+
+class Format(NamedTuple):
+    """
+    How a format writes a turn: pieces before and after the content, {role} for the role. A piece is
+    a special token, or text that is encoded apart from the content, so that a header's ids do not
+    depend on the text after it.
+    """
+
+    name: str
+    needs: tuple[str, ...]  # its special tokens
+    opening: tuple[str, ...]
+    closing: tuple[str, ...]
+    roles: tuple[str, ...] = ROLES  # without system: the first user turn begins with its text
+    strips: bool = False  # blanks around a content are left out
+
+
+FORMATS = (
+    Format('ours', SPECIAL, ('<|{role}_start|>',), ('<|{role}_end|>',), roles=ROLES[1:]),
+    Format('ChatML', CHATML, ('<|im_start|>', '{role}', '\n'), ('<|im_end|>', '\n')),
+    Format(
+        'Llama 3',
+        LLAMA3,
+        ('<|start_header_id|>', '{role}', '<|end_header_id|>', '\n\n'),
+        ('<|eot_id|>',),
+        strips=True,
+    ),
+)
 
 
 class Header(NamedTuple):
@@ -91,86 +132,95 @@ class Header(NamedTuple):
 
 class Chat:
     """
-    One format of conversations over a tokenizer's ids: ours, or ChatML.
+    One format of conversations over a tokenizer's ids: ours, ChatML or Llama 3's.
 
         opening, closing            {role: ids before and after the content of its turn}
         parts_between               {'python' | 'output': (id before, id after)}, {} without tools
         python_start, python_end    the ids around a call, None without tools
+        cue                         the ids after which an answer is sampled, opening included
         stop                        the ids that end an answer
         headers                     headers[0] applies before any header
         begin                       the ids that begin a document: [bos], [] without bos
+        head                        the ids that begin a prompt: begin, or []
 
-    SystemExit that names the missing special tokens if the tokenizer has neither format's.
+    SystemExit that names the missing special tokens if the tokenizer has no format's.
     """
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.bos = tokenizer.bos
         self.begin = [] if self.bos is None else [self.bos]
-        self.parts_between: dict[str, tuple[int, int]] = {}
-        self.python_start = None
-        self.python_end = None
+        self.head = self.begin if tokenizer.chat.get('bos', True) else []
 
         # 1) Which format?
-        missing = [name for name in SPECIAL if name not in tokenizer.special]
-        if not missing:
-            headers = self.set_up_ours()
-        elif all(name in tokenizer.special for name in CHATML):
-            headers = self.set_up_chatml()
-        else:
+        named = [form for form in FORMATS if tokenizer.special.keys() >= set(form.needs)]
+        if not named:
+            missing = [name for name in SPECIAL if name not in tokenizer.special]
             raise SystemExit(
                 f'this tokenizer has no format for conversations: {" ".join(missing)} missing (and '
                 f'{" ".join(CHATML)} too); data/custom/prepare.py --tokenizer=bpe makes one that '
                 'has them'
             )
+        self.format = named[0]
 
-        # 2) Plain text, before any header and after bos: nothing is spoken
+        # 2) Turns and parts
+        self.opening = {role: self.write(self.format.opening, role) for role in self.format.roles}
+        self.closing = {role: self.write(self.format.closing, role) for role in self.format.roles}
+        self.cue = self.opening['assistant'] + self.marked(tokenizer.chat.get('cue', ''))
+        if tokenizer.chat.get('cue_always'):
+            self.opening['assistant'] = self.cue
+        self.stop = frozenset(self.closing['assistant'][:1])
+        self.parts_between: dict[str, tuple[int, int]] = {}
+        self.python_start = None
+        self.python_end = None
+        if self.merges_system:
+            for kind in ('python', 'output'):
+                before, after = f'<|{kind}_start|>', f'<|{kind}_end|>'
+                self.parts_between[kind] = tokenizer.special[before], tokenizer.special[after]
+            self.python_start, self.python_end = self.parts_between['python']
+
+        # 3) Headers. In plain text, before any header and after bos, nothing is spoken
         plain = Header((), speakable=tuple(self.begin))
         documents = [] if self.bos is None else [plain._replace(ids=(self.bos,))]
-        self.headers = [plain, *documents, *headers]
-        self.stop = frozenset(self.closing['assistant'][:1])
+        self.headers = [plain, *documents, *self.headers_of_turns(), *self.headers_of_parts()]
 
-    def set_up_ours(self) -> list[Header]:
-        special = {name.strip('<|>'): self.tokenizer.special[name] for name in SPECIAL}
-        # no system turn: the first user turn begins with the system's text
-        roles = ('user', 'assistant')
-        self.opening = {role: [special[f'{role}_start']] for role in roles}
-        self.closing = {role: [special[f'{role}_end']] for role in roles}
-        self.parts_between = {
-            kind: (special[f'{kind}_start'], special[f'{kind}_end'])
-            for kind in ('python', 'output')
-        }
-        self.python_start, self.python_end = self.parts_between['python']
+    def write(self, pieces: Sequence[str], role: str) -> list[int]:
+        """The ids of the pieces of a format."""
+        ids = []
+        for piece in pieces:
+            piece = piece.replace('{role}', role)
+            special = self.tokenizer.special.get(piece)
+            ids += self.tokenizer.encode(piece) if special is None else [special]
+        return ids
 
-        user = (special['user_start'],)
-        answer = (special['assistant_start'],)
-        call = (special['python_start'],)
-        output = (special['output_start'],)
-        end_or_call = (special['assistant_end'], special['python_start'])
+    def marked(self, text: str) -> list[int]:
+        """The ids of a text of the format itself, in which special tokens are spelled."""
+        names = '|'.join(map(re.escape, self.tokenizer.special))
+        pieces = re.split(f'({names})', text)
+        return self.write([piece for piece in pieces if piece], role='')
+
+    def headers_of_turns(self) -> list[Header]:
+        *others, answer = map(tuple, self.opening.values())
+        speakable = (*self.stop, *([self.python_start] if self.has_tools else []))
+        answers = dict.fromkeys((answer, tuple(self.cue)))  # usually one
+        ends = dict.fromkeys(closing[0] for closing in self.closing.values())
         return [
-            Header(user, again=user),
-            Header((special['user_end'],)),
-            Header(answer, spoken=True, again=answer, speakable=end_or_call),
-            Header((special['assistant_end'],)),
-            Header(call, spoken=True, again=call, speakable=(special['python_end'],)),
-            Header((special['python_end'],)),
-            Header(output, again=output),
-            Header((special['output_end'],), spoken=True, again=answer, speakable=end_or_call),
+            *(Header(ids, again=ids) for ids in others),
+            *(Header(ids, spoken=True, again=ids, speakable=speakable) for ids in answers),
+            *(Header((end,)) for end in ends),
         ]
 
-    def set_up_chatml(self) -> list[Header]:
-        start, end = (self.tokenizer.special[name] for name in CHATML)
-        newline = self.tokenizer.encode('\n')
-        # the role and the line break are encoded apart from the text, so that a header's ids do not
-        # depend on the text after it
-        self.opening = {role: [start, *self.tokenizer.encode(role), *newline] for role in ROLES}
-        self.closing = {role: [end, *newline] for role in ROLES}
-        system, user, answer = (tuple(self.opening[role]) for role in ROLES)
+    def headers_of_parts(self) -> list[Header]:
+        if not self.has_tools:
+            return []
+        answer = tuple(self.opening['assistant'])
+        call, output = ((before,) for before, _ in self.parts_between.values())
+        after_output = self.parts_between['output'][1]
         return [
-            Header(system, again=system),
-            Header(user, again=user),
-            Header(answer, spoken=True, again=answer, speakable=(end,)),
-            Header((end,)),
+            Header(call, spoken=True, again=call, speakable=(self.python_end,)),
+            Header((self.python_end,)),
+            Header(output, again=output),
+            Header((after_output,), spoken=True, again=answer, speakable=(*self.stop, *call)),
         ]
 
     @property
@@ -188,31 +238,53 @@ class Chat:
         """The ids of a conversation: bos, then its turns. ValueError as in check()."""
         check(messages, tools=self.has_tools)
         ids = list(self.begin)
-        for message in merge_system(messages) if self.merges_system else messages:
+        if self.merges_system:
+            messages = merge_system(messages)
+        elif messages[0]['role'] == 'system':
+            ids += self.system_turn(messages[0])
+            messages = messages[1:]
+        else:
+            ids += self.system_turn(None)
+        for message in messages[:-1]:
             ids += self.encode_message(message)
-        return ids
+        return ids + self.encode_message(messages[-1], is_last=True)
 
-    def encode_message(self, message: dict) -> list[int]:
-        """The ids of one turn: its opening, the content, its closing."""
-        ids = list(self.opening[message['role']])
-        for part in as_parts(message['content']):
+    def system_turn(self, message: dict | None) -> list[int]:
+        """The ids of the system's turn. Without a message: of the format's own text, if any."""
+        own = self.tokenizer.chat.get('system')
+        if self.merges_system or message is None and own is None:
+            return []
+        text = own if message is None else text_of(message)
+        text = text.strip() if self.format.strips and message else text
+        text = self.tokenizer.chat.get('preamble', '') + text
+        return self.opening['system'] + self.tokenizer.encode(text) + self.closing['system']
+
+    def encode_message(self, message: dict, is_last: bool = False) -> list[int]:
+        """The ids of one turn: its opening, the content, its closing. is_last: an answer begins as
+        a sampled one does."""
+        role = message['role']
+        ids = list(self.cue if is_last and role == 'assistant' else self.opening[role])
+        content = message['content']
+        if self.format.strips:
+            content = text_of(message).strip()
+        for part in as_parts(content):
             inner = self.tokenizer.encode(part['text'])
             if part['type'] in self.parts_between:
                 before, after = self.parts_between[part['type']]
                 inner = [before, *inner, after]
             ids += inner
-        return ids + self.closing[message['role']]
+        return ids + self.closing[role]
 
     def prompt(self, messages: list[dict]) -> list[int]:
         """The ids after which the answer begins. The last message must be the user's."""
-        ids = self.render(messages)
+        ids = self.render(messages)[len(self.begin) :]
         check_last(messages)
-        return ids + self.opening['assistant']
+        return self.head + ids + self.cue
 
     def output(self, text: str) -> list[int]:
         """The ids of a call's result. They follow the call, and the assistant does not say them."""
         if not self.has_tools:
-            raise ValueError('this format of conversations (ChatML) has no tools')
+            raise ValueError(f'this format of conversations ({self.format.name}) has no tools')
         before, after = self.parts_between['output']
         return [before, *self.tokenizer.encode(text), after]
 
@@ -222,7 +294,10 @@ class Chat:
         """(n,) ids -> (n - 1,) bool: does the assistant say target ids[1:]? It never says bos."""
         ids = np.asarray(ids, dtype=np.int64)
         header_speaks = np.array([header.spoken for header in self.headers])
-        spoken = header_speaks[self.last_headers(self.completed(ids))[:-1]]
+        completed = self.completed(ids)
+        spoken = header_speaks[self.last_headers(completed)[:-1]]
+        if self.cue != self.opening['assistant']:  # it goes on after a header that is whole by then
+            spoken = spoken & ~self.inside(completed)[1:]
         return spoken if self.bos is None else spoken & (ids[1:] != self.bos)
 
     def completed(self, ids: np.ndarray) -> np.ndarray:
@@ -235,6 +310,14 @@ class Chat:
                 found &= ids[k : k + places] == i
             completed[len(header.ids) - 1 :][found] = number
         return completed
+
+    def inside(self, completed: np.ndarray) -> np.ndarray:
+        """(n,) bool: is each id in a header, and not its first?"""
+        inside = np.zeros(len(completed), bool)
+        for number, header in enumerate(self.headers):
+            for k in range(1, len(header.ids)):
+                inside[np.flatnonzero(completed == number) + 1 - k] = True
+        return inside
 
     def last_headers(self, completed: np.ndarray) -> np.ndarray:
         """(n,) number of the last header up to each id: [0, 2, 0, 5, 0] -> [0, 2, 2, 5, 5]."""
@@ -269,10 +352,7 @@ class Chat:
         # 2) Where a cut is good, and where it is not allowed
         completed = self.completed(ids)
         last = self.last_headers(completed)
-        inside = np.zeros(len(ids), bool)  # a cut before this id would split a header
-        for number, header in enumerate(self.headers):
-            for k in range(1, len(header.ids)):
-                inside[np.flatnonzero(completed == number) + 1 - k] = True
+        inside = self.inside(completed)
         question = tuple(self.opening['user'])
         number = [header.ids for header in self.headers].index(question)
         ends = np.flatnonzero(completed == number)
@@ -388,7 +468,7 @@ class Session:
         if not isinstance(messages, (list, tuple)):
             raise ValueError(NO_MESSAGES)
         self.chat = chat
-        self.head = chat.begin  # ids before the first turn
+        self.head = chat.head + chat.system_turn(None)  # ids before the first turn
         self.system: dict | None = None
         self.turns: list[Turn] = []
         self.count = 0  # messages so far, dropped ones included
@@ -407,8 +487,7 @@ class Session:
             self.turns[-1] = self.turns[-1]._replace(answer=self.chat.encode_message(message))
         else:
             self.system = message
-            if not self.chat.merges_system:
-                self.head = self.head + self.chat.encode_message(message)
+            self.head = self.chat.head + self.chat.system_turn(message)
         self.count += 1
         self.last_role = role
 
@@ -436,8 +515,8 @@ class Session:
         check_asks(self.last_role, self.count)
 
         # 2) Drop turns
-        opening = self.chat.opening['assistant']
-        size = len(self.head) + sum(turn.size for turn in self.turns) + len(opening)
+        cue = self.chat.cue
+        size = len(self.head) + sum(turn.size for turn in self.turns) + len(cue)
         dropped = 0
         while size > room and len(self.turns) > 1:
             size -= self.turns.pop(0).size
@@ -453,7 +532,7 @@ class Session:
         for turn in self.turns:
             ids += turn.question
             ids += turn.answer
-        return ids + opening, dropped
+        return ids + cue, dropped
 
     def encode_question(self, message: dict, is_first: bool) -> list[int]:
         if is_first and self.system and self.chat.merges_system:
@@ -553,7 +632,7 @@ def content_problem(content: str | list[dict], role: str, tools: bool) -> str:
         if kind != 'text' and role != 'assistant':
             return f'part {number} has type "{kind}" in a message of the {role}, expected text'
         if kind != 'text' and not tools:
-            return f'part {number} has type "{kind}", but this format (ChatML) has no tools'
+            return f'part {number} has type "{kind}", but this format of conversations has no tools'
         # 2) Its place: an output follows each call. A call may come last, in an answer cut short
         if kind == 'output' and previous != 'python':
             return f'part {number} is an output without a python part before it'

@@ -8,8 +8,7 @@ The model: a decoder-only Transformer. Its settings cover GPT-2, nanochat, Llama
 
 Shapes: B rows, T tokens per row, C = n_embd, H heads, D = head_dim.
 
-Left out on purpose: loading the weights of other projects. Optimizers, checkpoints and sampling
-have files of their own.
+Optimizers, checkpoints, sampling, and weights of other projects have files of their own.
 """
 
 import math
@@ -163,6 +162,14 @@ class Norm(nn.Module):
             return F.rms_norm(x, (self.size,), gain, self.eps)
 
 
+def rotation_table(config: GPTConfig):
+    """cos and sin of RoPE's angle at each position, (block_size, D/2) each."""
+    # radians per token
+    speeds = config.rope_theta ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
+    angles = torch.outer(torch.arange(config.block_size), speeds)  # (T, D/2)
+    return angles.cos(), angles.sin()
+
+
 def rotate(x, cos, sin):
     """RoPE (Su et al., 2021): rotate the point (x[i], x[i + D/2]) by an angle proportional to its
     position. Pairs and direction of rotation are as in Llama.
@@ -280,11 +287,9 @@ class GPT(nn.Module):
         if config.positions == 'learned':
             parts['wpe'] = nn.Embedding(config.block_size, config.n_embd)
         else:
-            # radians per token
-            speeds = config.rope_theta ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
-            angles = torch.outer(torch.arange(config.block_size), speeds)  # (T, D/2)
-            self.register_buffer('cos', angles.cos(), persistent=False)
-            self.register_buffer('sin', angles.sin(), persistent=False)
+            cos, sin = rotation_table(config)
+            self.register_buffer('cos', cos, persistent=False)
+            self.register_buffer('sin', sin, persistent=False)
         self.transformer = nn.ModuleDict(parts)
         # 3) Input norm and head. The norm has no gain: the table can learn its effect
         self.embed_norm = nn.Identity()

@@ -4,6 +4,7 @@ Complete a prompt with a trained model, or chat with it in the terminal.
     $ python sample.py                                         # newest checkpoint, out/ or out-*/
     $ python sample.py --out_dir=out-shakespeare-char --start="To be" --num_samples=5
     $ python sample.py --start=FILE:prompt.txt --temperature=0 # the likeliest continuation
+    $ python sample.py --init_from=gpt2-xl --start="Once"      # other weights: docs/weights.md
     $ python sample.py --chat                                  # /help lists the commands
     $ printf 'hi\\nwho are you?\\n' | python sample.py --chat  # one line per message
 
@@ -35,7 +36,7 @@ from tokenizer import Tokenizer
 from tools import calculate
 
 # What to complete, and with which model
-init_from = 'resume'  # resume: one of this project's checkpoints; the only choice so far
+init_from = 'resume'  # resume: the one in out_dir; or gpt2 … gpt2-xl, hf:FOLDER, hf:owner/name
 out_dir = ''  # folder of best.pt or ckpt.pt, or a .pt file; '' is the newest of out/, out-*/
 chat = False  # a conversation in the terminal, not a continuation; --chat alone is enough
 system = ''  # with --chat: text that begins the conversation, and is never dropped
@@ -73,12 +74,12 @@ def note(text: str):
 
 
 def find_checkpoint() -> Path:
-    """The checkpoint in out_dir, else the newest, else the model in the box."""
+    """The weights that init_from names, else the checkpoint in out_dir, else the newest, else the
+    model in the box."""
+    if init_from != 'resume' and out_dir:
+        raise SystemExit(f"init_from is '{init_from}' and out_dir is '{out_dir}', expected one")
     if init_from != 'resume':
-        raise SystemExit(
-            f"init_from is '{init_from}', expected 'resume'; name a trained model's folder with "
-            '--out_dir=FOLDER'
-        )
+        return checkpoint.find(init_from)
     if not out_dir and checkpoint.newest() is None and IN_THE_BOX.exists():
         print('no checkpoint under out/ or out-*/: taking the model in the box', file=sys.stderr)
         return IN_THE_BOX

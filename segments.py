@@ -188,8 +188,8 @@ def in_processes(make: Callable, argument, items: Iterable, num_workers: int = 1
 
 class BulkEncoder:
     """
-    Encodes a block of texts: returns the uint16 ids of all of them as bytes, and the number of ids
-    of each text.
+    Encodes a block of texts: returns the ids of all of them as bytes, and the number of ids of each
+    text.
 
     Each distinct segment is encoded once. If the texts hardly repeat themselves (base64, columns of
     hashes), tiktoken encodes them as they are, and the next few blocks too, so that a vain search
@@ -199,7 +199,9 @@ class BulkEncoder:
     """
 
     def __init__(self, tokenizer):
-        self.engine = tokenizer._engine
+        self.encode = tokenizer.encode_part
+        self.code = 'H' if tokenizer.vocab_size <= 2**16 else 'I'  # uint16 or uint32, for array
+        self.dtype = np.dtype(self.code)
         self.bytes_per_id = tokenizer.bytes_per_id
         # blocks to pass through before segments are tried again
         self.patience = 0 if tokenizer.splittable else float('inf')
@@ -218,19 +220,19 @@ class BulkEncoder:
             self.patience = 4
         self.patience -= 1
         rows = [self.to_bytes(text) for text in texts]
-        return b''.join(rows), [len(row) // 2 for row in rows]
+        return b''.join(rows), [len(row) // self.dtype.itemsize for row in rows]
 
     def to_bytes(self, text: str) -> bytes:
-        """The ids of a text as uint16 bytes."""
-        parts = [array('H', self.engine.encode_ordinary(part)) for part in split(text)]
+        """The ids of a text as bytes."""
+        parts = [array(self.code, self.encode(part)) for part in split(text)]
         return b''.join(part.tobytes() for part in parts)
 
     def join(self, distinct: list[bytes], numbers: np.ndarray) -> tuple[bytes, list[int]]:
         """Concatenate the ids of the segments at all places, by numpy."""
         # 1) The ids of all distinct segments, concatenated
         pieces = [self.known[segment] for segment in distinct]
-        ids = np.frombuffer(b''.join(pieces), dtype=np.uint16)
-        sizes = np.array([len(piece) // 2 for piece in pieces])
+        ids = np.frombuffer(b''.join(pieces), dtype=self.dtype)
+        sizes = np.array([len(piece) // self.dtype.itemsize for piece in pieces])
         starts = (np.cumsum(sizes) - sizes)[numbers]  # where each place's segment is in ids
         # 2) Gather them place by place
         sizes = sizes[numbers]
@@ -255,9 +257,9 @@ class BulkEncoder:
         # 2) One call, then cut at the ids that end with a segment's last byte
         joined = after_word + after_any
         ids = self.to_bytes(b''.join(joined).decode('utf-8'))
-        ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=np.uint16)])
+        ends_of_ids = np.cumsum(self.bytes_per_id[np.frombuffer(ids, dtype=self.dtype)])
         ends = np.cumsum([len(segment) for segment in joined], dtype=np.int64)
-        cuts = 2 * np.searchsorted(ends_of_ids, ends) + 2
+        cuts = self.dtype.itemsize * (np.searchsorted(ends_of_ids, ends) + 1)
         start = 0
         for segment, end in zip(joined, cuts.tolist()):
             self.known[segment] = ids[start:end]

@@ -25,16 +25,12 @@ import numpy as np
 import console
 import disk
 import tokenizer as tokenizers
+from tokenizer import id_dtype
 from utf8 import valid_text
 
 COUNTED = 2**24  # ids in which the documents of a mixture's part are counted
 UNFINISHED = 'meta.json.part'  # lists the files of a folder while a Writer replaces them
 DTYPES = {'uint16': np.dtype('<u2'), 'uint32': np.dtype('<u4')}  # by their name in meta.json
-
-
-def id_dtype(vocab_size: int) -> np.dtype:
-    """The type of ids in token files: little-endian uint16 where that suffices, else uint32."""
-    return DTYPES['uint16' if vocab_size <= 2**16 else 'uint32']
 
 
 # -----------------------------------------------------------------------------
@@ -60,10 +56,6 @@ class Writer:
     def __init__(
         self, folder: str | Path, tokenizer, shard_tokens: int = 2**27, notes: dict | None = None
     ):
-        if tokenizer.vocab_size > tokenizers.MAX_VOCAB:
-            raise SystemExit(
-                f'vocab_size is {tokenizer.vocab_size}, expected at most {tokenizers.MAX_VOCAB}'
-            )
         self.folder = Path(folder)
         self.tokenizer = tokenizer
         self.dtype = id_dtype(tokenizer.vocab_size)

@@ -12,15 +12,16 @@ A tokenizer is saved as tok.json: kind, pattern, merges (pairs of ids in the ord
 id of each byte and of each special token, and a hash of all that. Data folders and checkpoints
 contain it. Merges take the ids that bytes and special tokens leave free, in ascending order. So one
 format holds our own tables (bytes first, special tokens last), GPT-2's (bytes permuted) and
-MiniMind's (special tokens first). Text never becomes a special token, even if it spells one: only a
+MiniMind's (special tokens first). Tables that hf_tokenizer.py reads from other projects have more
+keys: see ImportedTokenizer. Text never becomes a special token, even if it spells one: only a
 program puts `tokenizer.special[...]` into a row.
 
 $ python tokenizer.py --input=FILE.txt --vocab_size=1024 --out=tok.json    train one
 $ python tokenizer.py --show="some text" --merges=True                     print tokens and merges
 $ python tokenizer.py --evaluate=tok.json,out/run                          compare with GPT-2, GPT-4
 
-Left out on purpose: vocabularies above 65,536 ids (token files are uint16) and normalisation of the
-text.
+Left out on purpose: training with more than 65,536 ids, and normalisation of the text in our own
+tables.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
@@ -48,8 +50,9 @@ import segments
 from utf8 import valid_text
 
 VERSION = 1  # the version of tok.json's format
-MAX_VOCAB = 65536  # ids are stored as uint16
-BOS = ('<|bos|>', '<|endoftext|>')  # the token that begins a document: ours, or GPT-2's
+MAX_VOCAB = 65536  # of a table trained here: a pair of ids is one number in learn_merges
+# The token that begins a document: ours, GPT-2's, Llama 3's, or one of older tables
+BOS = ('<|bos|>', '<|endoftext|>', '<|begin_of_text|>', '<s>')
 
 # Matches the chunks of a text; no token spans two of them. GPT-4's pattern with two changes:
 # combining marks are part of words, and a chunk has at most two digits, because a small vocabulary
@@ -66,10 +69,19 @@ PATTERN = '|'.join(
     )
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-# Patterns whose chunks never cross a place where segments.py splits a text. Their character classes
-# do not overlap, so a greedy quantifier matches what a possessive one does.
+# Llama 3's and Qwen's patterns, as their tokenizer.json files have them
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r'|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace('{1,3}', '')
+# Patterns whose chunks never cross a place where segments.py splits a text, and that leave out no
+# character. Their character classes do not overlap, so a greedy quantifier matches what a
+# possessive one does.
 SPLITTABLE = {
     GPT2_PATTERN,
+    LLAMA3_PATTERN,
+    QWEN2_PATTERN,
     *(PATTERN.replace('{1,2}', digits) for digits in ('', '{1,2}', '{1,3}')),
 }
 GPT2_FILES = ('vocab.bpe', 'encoder.json')
@@ -77,6 +89,18 @@ GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 # sha256 of GPT-2's table in our format, so that a table can be recognised as GPT-2's
 GPT2_DIGEST = '0a8d8fbaf67fbdeb3c02f1eddf704fed5511564a3b677f48844a5cbe8422fdf7'
 GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
+
+# How files of other projects spell each byte as one character: itself if it can be printed, else
+# the next one from U+0100 on. So a blank is 'Ġ'.
+PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
+OTHERS = iter(range(256, 512))
+SPELLING = [chr(byte if byte in PRINTABLE else next(OTHERS)) for byte in range(256)]
+BYTE_OF = {character: byte for byte, character in enumerate(SPELLING)}
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The type of ids in token files: little-endian uint16 where that suffices, else uint32."""
+    return np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
 
 
 class Tokenizer:
@@ -88,6 +112,7 @@ class Tokenizer:
         vocab_size      number of ids, special tokens included
         special         {spelling: id} of the special tokens
         bos             id that begins a document, or None
+        chat            what hf_tokenizer.py found in a chat template: see conversation.py
         bytes_per_id    (vocab_size,) int64, 0 for special tokens
         halves          {id: (left, right)}, the two ids that a merge joined into it
         hash            sha256 of the table, or 'gpt2'
@@ -95,6 +120,7 @@ class Tokenizer:
 
     kind = ''
     halves = {}
+    chat = {}
 
     def __init__(self, pieces: list[bytes], special: dict[str, int]):
         """pieces: the bytes of each id, b'' for a special token."""
@@ -108,9 +134,10 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
-        """(n,) uint16 ids of each text, in order. For large data: memory holds a few blocks of
-        text."""
-        return (np.array(self.encode(text), dtype=np.uint16) for text in texts)
+        """(n,) ids of each text, in order, of the type id_dtype(vocab_size). For large data: memory
+        holds a few blocks of text."""
+        dtype = id_dtype(self.vocab_size)
+        return (np.array(self.encode(text), dtype=dtype) for text in texts)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of the ids, without special tokens. ValueError for an unknown id."""
@@ -178,11 +205,17 @@ class BPETokenizer(Tokenizer):
     The bytes of a chunk become ids. Then, of the merges whose pair occurs, the earliest is applied,
     again and again, until none is left.
 
-    merges: pairs of ids, in order. byte_ids: the id of each of the 256 bytes. ValueError if ids
-    clash, or a merge joins ids that do not exist before it.
+    merges: pairs of ids, in order. byte_ids: the id of each of the 256 bytes. For imported tables:
+    ids of the merges, if these do not ascend, and words that no merge makes, {spelling: id}.
+    ValueError if ids clash, or a merge joins ids that do not exist before it.
     """
 
     kind = 'bpe'
+    # of imported tables
+    splits = ()
+    normalizer = ''
+    prefix_space = False
+    ignore_merges = False
 
     def __init__(
         self,
@@ -190,33 +223,46 @@ class BPETokenizer(Tokenizer):
         merges: Sequence[tuple[int, int]],
         special: dict[str, int],
         byte_ids: Sequence[int] = range(256),
+        ids: Sequence[int] = (),
+        words: dict[str, int] | None = None,
     ):
         self.pattern = pattern
         self.splittable = pattern in SPLITTABLE
         self.byte_ids = list(byte_ids)
         self.merges = [(int(left), int(right)) for left, right in merges]
-        self.halves = dict(zip(merge_ids(self.byte_ids, special, len(self.merges)), self.merges))
-        super().__init__(join_pieces(self.halves, self.byte_ids, special), special)
+        self.words = dict(words or {})
+        free = merge_ids(self.byte_ids, {**special, **self.words}, len(self.merges))
+        if ids and sorted(ids) != free:
+            raise ValueError(f'the ids of the {len(free)} merges are not those that are free')
+        self.halves = dict(zip(ids or free, self.merges))
+        pieces = join_pieces(self.halves, self.byte_ids, special, self.words)
+        super().__init__(pieces, special)
 
     @cached_property
     def _engine(self) -> tiktoken.Encoding:
         """tiktoken's merge loop with our table. It merges the pair whose joined bytes have the
         lowest id, which gives the same ids."""
         ranks = {piece: i for i, piece in self._pieces.items() if piece}
-        pattern = self.pattern
-        if self.splittable:  # tiktoken's regex is twice as fast without possessive quantifiers
-            pattern = re.sub(r'(?<=[+*?])\+', '', pattern)
-        return tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        return tiktoken_engine(self.pattern, ranks)
+
+    @cached_property
+    def encode_part(self) -> Callable[[str], list[int]]:
+        """The function that encodes a part of a text, short enough for tiktoken's regex."""
+        return self._engine.encode_ordinary
+
+    def prepare(self, text: str) -> str:
+        """The text that is encoded: without lone surrogates."""
+        return valid_text(text)
 
     def encode(self, text: str) -> list[int]:
-        parts = segments.split(valid_text(text))
-        return [i for part in parts for i in self._engine.encode_ordinary(part)]
+        parts = segments.split(self.prepare(text))
+        return [i for part in parts for i in self.encode_part(part)]
 
     def encode_batch(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[np.ndarray]:
-        blocks = segments.in_blocks(map(valid_text, texts), segments.BLOCK // 2)
+        blocks = segments.in_blocks(map(self.prepare, texts), segments.BLOCK // 2)
         encoded = segments.in_processes(segments.BulkEncoder, self, blocks, num_workers)
         for ids, counts in encoded:
-            ids = np.frombuffer(ids, dtype=np.uint16)
+            ids = np.frombuffer(ids, dtype=id_dtype(self.vocab_size))
             yield from (ids[end - count : end] for count, end in zip(counts, accumulate(counts)))
 
     def table(self) -> dict:
@@ -230,16 +276,24 @@ class BPETokenizer(Tokenizer):
         }
 
 
+def tiktoken_engine(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
+    if pattern in SPLITTABLE:  # tiktoken's regex is twice as fast without possessive quantifiers
+        pattern = re.sub(r'(?<=[+*?])\+', '', pattern)
+    return tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
 def check_size(vocab_size: int) -> None:
     if vocab_size > MAX_VOCAB:
         raise SystemExit(
-            f'a vocabulary of {vocab_size} ids: at most {MAX_VOCAB}, because token files are uint16'
+            f'a vocabulary of {vocab_size} ids: at most {MAX_VOCAB} can be trained here'
         )
 
 
-def merge_ids(byte_ids: Sequence[int], special: dict[str, int], num_merges: int) -> list[int]:
+def merge_ids(
+    byte_ids: Sequence[int | None], special: dict[str, int], num_merges: int
+) -> list[int]:
     """The ids of the merges: those that no byte and no special token has, ascending."""
-    taken = [*byte_ids, *special.values()]
+    taken = [*(i for i in byte_ids if i is not None), *special.values()]
     size = len(taken) + num_merges
     is_valid = len(byte_ids) == 256 and len(set(taken)) == len(taken)
     if not is_valid or not all(0 <= i < size for i in taken):
@@ -247,15 +301,18 @@ def merge_ids(byte_ids: Sequence[int], special: dict[str, int], num_merges: int)
             f'the ids of 256 bytes and {len(special)} special tokens must differ '
             f'and be below {size}'
         )
-    check_size(size)
     return sorted(set(range(size)) - set(taken))
 
 
 def join_pieces(
-    halves: dict[int, tuple[int, int]], byte_ids: Sequence[int], special: dict[str, int]
+    halves: dict[int, tuple[int, int]],
+    byte_ids: Sequence[int | None],
+    special: dict[str, int],
+    words: dict[str, int],
 ) -> list[bytes]:
     """The bytes of each id, b'' for special tokens."""
-    pieces = {byte_id: bytes([byte]) for byte, byte_id in enumerate(byte_ids)}
+    pieces = {i: bytes([byte]) for byte, i in enumerate(byte_ids) if i is not None}
+    pieces.update({i: spelled_bytes(word) for word, i in words.items()})
     for new_id, (left, right) in halves.items():
         if left not in pieces or right not in pieces:
             raise ValueError(f'merge {new_id} joins {left} and {right}, expected two earlier ids')
@@ -264,6 +321,104 @@ def join_pieces(
         raise ValueError('two merges give the same bytes')
     pieces.update({special_id: b'' for special_id in special.values()})
     return [pieces[i] for i in range(len(pieces))]
+
+
+def spelled_bytes(spelling: str) -> bytes:
+    """'Ġthe' -> b' the'. ValueError if a character spells no byte."""
+    try:
+        return bytes(BYTE_OF[character] for character in spelling)
+    except KeyError as error:
+        raise ValueError(f'{error} in {spelling!r:.40} spells no byte') from None
+
+
+# -----------------------------------------------------------------------------
+# Tables of other projects
+
+IMPORTED = ('ids', 'words', 'splits', 'normalizer', 'prefix_space', 'ignore_merges', 'chat')
+
+
+class ImportedTokenizer(BPETokenizer):
+    """
+    A byte-level BPE that hf_tokenizer.py has read. Keys of its table, each only where it is used:
+
+        ids             of the merges, where they do not ascend
+        words           pieces that no merge makes, {spelling: id}
+        ignore_merges   a chunk that is a word is that word, as in Llama 3; else words are unused
+        splits          patterns that cut the text, one after the other, before `pattern` does
+        normalizer      'NFC', or ''
+        prefix_space    a text begins with a blank, if it does not
+        chat            see conversation.py
+
+    A byte that the table lacks has the id None. It is left out of the text.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        merges: Sequence[tuple[int, int]],
+        special: dict[str, int],
+        byte_ids: Sequence[int | None],
+        *,
+        ids: Sequence[int] = (),
+        words: dict[str, int] | None = None,
+        splits: Sequence[str] = (),
+        normalizer: str = '',
+        prefix_space: bool = False,
+        ignore_merges: bool = False,
+        chat: dict | None = None,
+    ):
+        super().__init__(pattern, merges, special, byte_ids, ids, words)
+        self.ids = list(ids)
+        self.splits = list(splits)
+        self.normalizer = normalizer
+        self.prefix_space = prefix_space
+        self.ignore_merges = ignore_merges
+        self.chat = dict(chat or {})
+        self.missing = bytes(byte for byte in range(256) if self.byte_ids[byte] is None)
+        self.splittable = self.splittable and not (self.splits or self.missing)
+        if normalizer not in ('', 'NFC'):
+            raise ValueError(f'the normalizer is {normalizer!r:.40}, expected NFC')
+
+    def table(self) -> dict:
+        more = {name: getattr(self, name) for name in IMPORTED}
+        return super().table() | {name: value for name, value in more.items() if value}
+
+    def prepare(self, text: str) -> str:
+        text = valid_text(text)
+        if self.normalizer:
+            text = unicodedata.normalize(self.normalizer, text)
+        if self.prefix_space and text and text[0] != ' ':
+            text = ' ' + text
+        return text
+
+    @cached_property
+    def encode_part(self) -> Callable[[str], list[int]]:
+        """tiktoken merges by rank, and its ids are ranks: here the number of the merge."""
+        # 1) The ids in the order of their ranks
+        ids = [i for i in self.byte_ids if i is not None] + list(self.halves)
+        ids += self.words.values() if self.ignore_merges else ()
+        ranks = {self._pieces[i]: rank for rank, i in enumerate(ids)}
+        engine = tiktoken_engine(self.pattern, ranks)
+        cuts = [regex.compile(pattern).findall for pattern in self.splits]
+        chunks = regex.compile(self.pattern).findall
+
+        # 2) Encode what all cuts but the last leave. A chunk without its missing bytes is one piece
+        def encode_part(text: str) -> list[int]:
+            parts = [text]
+            for cut in cuts:
+                parts = [part for whole in parts for part in cut(whole)]
+            found = []
+            for part in parts:
+                data = part.encode('utf-8') if self.missing else b''
+                if len(data.translate(None, self.missing)) == len(data):
+                    found += engine.encode_ordinary(part)
+                    continue
+                for chunk in chunks(part):
+                    kept = chunk.encode('utf-8').translate(None, self.missing)
+                    found += engine._encode_single_piece(kept) if kept else ()
+            return [ids[rank] for rank in found]
+
+        return encode_part
 
 
 # -----------------------------------------------------------------------------
@@ -291,8 +446,10 @@ def from_dict(table: dict, source: str | Path = 'tokenizer') -> Tokenizer:
         if kind == 'char':
             tokenizer = CharTokenizer(table['characters'])
         else:
-            tokenizer = BPETokenizer(
-                table['pattern'], table['merges'], table['special'], table['bytes']
+            more = {name: table[name] for name in IMPORTED if name in table}
+            make = ImportedTokenizer if more else BPETokenizer
+            tokenizer = make(
+                table['pattern'], table['merges'], table['special'], table['bytes'], **more
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SystemExit(f'{source}: a damaged tokenizer ({error}): prepare it again') from None
@@ -607,15 +764,8 @@ def read_gpt2(folder: Path) -> BPETokenizer:
     """
     Read GPT-2's two files: vocab.bpe has a comment line and then one merge per line, encoder.json
     the id of each piece. SystemExit if they are damaged or do not belong together.
-
-    Each byte is spelled as one character: itself if that can be printed, else the next one from
-    U+0100 on. So a blank is 'Ġ'.
     """
-    # 1) The spelling of each byte
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    spelling = [chr(byte if byte in printable else next(others)) for byte in range(256)]
-    # 2) Both files
+    # 1) Both files
     try:
         ids = json.loads((folder / 'encoder.json').read_bytes())
         text = (folder / 'vocab.bpe').read_text(encoding='utf-8')
@@ -623,13 +773,13 @@ def read_gpt2(folder: Path) -> BPETokenizer:
         pairs = [(left, right) for left, right in (line.split(' ') for line in lines)]
         special = {name: ids[name] for name in BOS if name in ids}
         merges = [(ids[left], ids[right]) for left, right in pairs]
-        byte_ids = [ids[character] for character in spelling]
+        byte_ids = [ids[character] for character in SPELLING]
         table = BPETokenizer(GPT2_PATTERN, merges, special, byte_ids)
     except (KeyError, ValueError) as error:
         raise SystemExit(
             f'{folder}: vocab.bpe or encoder.json is damaged ({error}): fetch both again'
         ) from None
-    # 3) Each merge has the id that encoder.json says
+    # 2) Each merge has the id that encoder.json says
     wrong = [i for i, (left, right) in zip(table.halves, pairs) if ids.get(left + right) != i]
     if wrong or len(ids) != table.vocab_size:
         raise SystemExit(
@@ -648,10 +798,7 @@ def from_tiktoken(name: str, folder: str | Path | None = None) -> BPETokenizer:
     if name not in known:
         raise SystemExit(f'tiktoken has no encoding {name!r}, only {", ".join(known)}')
     if name.startswith(('cl100k', 'o200k')):
-        raise SystemExit(
-            f'{name}: more than {MAX_VOCAB} ids, but token files are uint16: take gpt2, or train '
-            'one (bpe)'
-        )
+        raise SystemExit(f'{name}: more than {MAX_VOCAB} ids: take gpt2, or train one (bpe)')
     # 2) Download
     hint = 'try again'
     if name == 'gpt2':
@@ -687,16 +834,24 @@ def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[int, int]]:
     applied to the bytes of a piece, leave its two halves. ValueError if they leave more parts.
     """
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [piece[i : i + 1] for i in range(len(piece))]
-        while len(parts) > 2:
-            found = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:])]
-            best = min(found)
-            if best >= rank:
-                raise ValueError(f'{piece!r} is not a merge of two pieces')
-            i = found.index(best)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        parts = parts_before(piece, rank, ranks)
+        if len(parts) > 2:
+            raise ValueError(f'{piece!r} is not a merge of two pieces')
         if len(parts) == 2:
             yield ranks[parts[0]], ranks[parts[1]]
+
+
+def parts_before(piece: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
+    """What the merges of a lower rank make of a piece: usually its two halves."""
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while len(parts) > 2:
+        found = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:])]
+        best = min(found)
+        if best >= rank:
+            break
+        i = found.index(best)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
 
 
 # -----------------------------------------------------------------------------

@@ -55,7 +55,7 @@ from utf8 import valid_text
 
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
-init_from = 'scratch'  # scratch | resume | a .pt file, or an earlier run's out_dir
+init_from = 'scratch'  # scratch | resume | a .pt, an earlier out_dir | gpt2 … gpt2-xl | hf:FOLDER
 init_optimizer = False  # also the optimizer's moments
 auto_resume = False  # resume if out_dir has this stage's checkpoint
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
@@ -507,8 +507,8 @@ def origin(settings):
         return here, True
     if settings['init_from'] == 'scratch':
         return None, False
-    earlier = Path(settings['init_from'])
-    return earlier if earlier.suffix == '.pt' else earlier / 'ckpt.pt', False
+    earlier = settings['init_from']
+    return checkpoint.named(earlier) or checkpoint.latest_of(earlier), False
 
 
 # Mapped: a rank reads the weights, and of the optimizer's state its share. No tensor of it may be

@@ -4,8 +4,8 @@ Download files: each is complete, or it is not there.
     path = download('https://.../input.txt', folder / 'input.txt', sha256='86c4...')
     paths = parquet_files('openai/gsm8k', 'main', 'train', folder / 'raw')  # of Hugging Face's hub
 
-HF_ENDPOINT names a mirror of the hub, HF_TOKEN a token for data sets that need one. The token is
-sent to the hub's or the mirror's own host only: not to the hosts that it redirects to.
+HF_ENDPOINT names a mirror of the hub, HF_TOKEN a token for data sets and models that need one. It
+is sent to the hub's or the mirror's own host only: not to the hosts that it redirects to.
 """
 
 import hashlib
@@ -534,9 +534,13 @@ def list_split(repo: str, subset: str, split: str, tries: int, hint: str) -> lis
         return list(pool.map(lambda file: describe(file, tries, hint), urls))
 
 
-def list_repo(repo: str, pattern: str, tries: int, hint: str) -> list[Remote]:
-    """The files of a data set whose path matches the pattern, by path, with size and hash."""
-    start = page = f'{endpoint()}/api/datasets/{repo}/tree/main'
+def list_repo(
+    repo: str, pattern: str, tries: int, hint: str, kind: str = 'datasets'
+) -> list[Remote]:
+    """The files of a data set or a model (kind: 'datasets' | 'models') whose path matches the
+    pattern, by path, with size and hash."""
+    start = page = f'{endpoint()}/api/{kind}/{repo}/tree/main'
+    place = f'{HUB}/{repo}' if kind == 'models' else f'{HUB}/{kind}/{repo}'
     found = {}
     while page:
         here = at_endpoint(page)
@@ -545,7 +549,7 @@ def list_repo(repo: str, pattern: str, tries: int, hint: str) -> list[Remote]:
             path = row.get('path', '') if isinstance(row, dict) else ''
             if re.fullmatch(pattern, path) and isinstance(row.get('size'), int):
                 sha256 = (row.get('lfs') or {}).get('oid')
-                url = f'{HUB}/datasets/{repo}/resolve/main/{path}'
+                url = f'{place}/resolve/main/{path}'
                 found[path] = Remote(url, row['size'], sha256)
     if not found:
         raise SystemExit(f'{start}: lists no files of this kind: {hint}')

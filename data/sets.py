@@ -62,7 +62,7 @@ class Part(NamedTuple):
 
 def chat_tokenizer(path: str):
     """The tokenizer that --tokenizer names. It must have the special tokens of conversations."""
-    if not Path(path).exists():
+    if not path.startswith('hf:') and not Path(path).exists():
         raise SystemExit(
             f'--tokenizer={path}: no such file or folder, expected the tokenizer of the model to '
             'train: a tok.json (python tokenizer.py writes one), a .pt file, a run or data folder'

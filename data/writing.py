@@ -75,7 +75,7 @@ def write_text(
     for (split, begins, text), ids in zip(parts, encoded):
         counts[split] = counts.get(split, 0) + begins
         if begins and tokenizer.bos is not None:
-            ids = np.append(np.uint16(tokenizer.bos), ids)
+            ids = np.append(ids.dtype.type(tokenizer.bos), ids)
         collector.add(split, ids, len(text.encode('utf-8')))
     collector.flush()
     return counts
@@ -98,7 +98,7 @@ def write_conversations(out: Writer, examples: Iterable[tuple[str, Example]]) ->
     for split, example in examples:
         for messages in example.conversations:
             try:
-                ids = np.array(chat.render(messages), dtype=np.uint16)
+                ids = np.array(chat.render(messages), dtype=out.dtype)
             except ValueError as error:  # tool calls, for which ChatML has no tokens
                 raise SystemExit(f'{example.where}: {error}') from None
             collector.add(split, ids, int(out.tokenizer.bytes_per_id[ids].sum()))

@@ -8,7 +8,7 @@ from conftest import ROOT, read_defaults, train_defaults
 
 import plan
 from configurator import configure
-from model import GPT, GPTConfig
+from model import GPT, PRESETS, GPTConfig
 from optim import Optimizer
 
 TRAIN = runpy.run_path(str(ROOT / 'train.py'), run_name='train')
@@ -27,6 +27,12 @@ def program_of(path):
 STAGES = [path for path in CONFIGS if program_of(path) == 'train.py']
 OTHERS = [path for path in CONFIGS if program_of(path) != 'train.py']
 DEFAULTS = train_defaults()
+GPT2_SIZES = {
+    'gpt2': dict(n_layer=12, n_head=12, n_embd=768),
+    'gpt2-medium': dict(n_layer=24, n_head=16, n_embd=1024),
+    'gpt2-large': dict(n_layer=36, n_head=20, n_embd=1280),
+    'gpt2-xl': dict(n_layer=48, n_head=25, n_embd=1600),
+}
 
 
 def each(paths):
@@ -43,6 +49,11 @@ def with_parents(path):
     config = own_settings(path)
     if config['init_from'] == 'scratch':
         return configure(dict(DEFAULTS), derive=plan.derive, argv=[str(path)])
+    if config['init_from'] in GPT2_SIZES:  # as pretrained.py reads them from config.json
+        sizes = {**PRESETS['gpt2'], 'bias': True, 'block_size': 1024}
+        sizes |= GPT2_SIZES[config['init_from']]
+        derived = {name: (x, 'config.json') for name, x in sizes.items()}
+        return configure(dict(DEFAULTS), lambda *_: derived, argv=[str(path)])
     parent = next(p for p in STAGES if own_settings(p)['out_dir'] == config['init_from'])
     before = with_parents(parent)
     names = TRAIN['RECIPE'] | set(GPTConfig.__dataclass_fields__)

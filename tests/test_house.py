@@ -26,9 +26,9 @@ LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
     'leaf': 'model moe tokenizer conversation optim sampling tools sandbox configurator runtime '
     'runlog',
-    'lower': 'shards',
-    'middle': 'batches tasks engine checkpoint pretrained plan',
-    'high': 'core',
+    'lower': 'shards hf_tokenizer',
+    'middle': 'batches tasks engine pretrained plan',
+    'high': 'core checkpoint',
     'upper': 'evaluate costs',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
 }

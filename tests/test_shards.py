@@ -12,6 +12,7 @@ from conftest import one_line
 
 import disk
 import shards as shards_module
+from data.writing import write_text
 from shards import (
     Data,
     Writer,
@@ -99,13 +100,16 @@ def test_ids_out_of_range_are_refused(tmp_path, bad):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_vocabulary_beyond_uint16_is_refused(tmp_path):
-    class Large:
-        vocab_size = 2**16 + 1
-
-    with pytest.raises(SystemExit) as stop:
-        Writer(tmp_path, Large())
-    one_line(stop, 65537, 65536)
+def test_a_vocabulary_beyond_uint16_has_uint32_shards(tmp_path):
+    special = {f'<|{i}|>': 256 + i for i in range(2**16)} | {'<|bos|>': 256 + 2**16}
+    tokenizer = BPETokenizer(PATTERN, [], special)
+    texts = ['a document', 'another one']
+    with Writer(tmp_path, tokenizer) as out:
+        write_text(out, [('train', text) for text in texts])
+    data = Data(tmp_path)
+    ids = data.split('train').read(0, 100).tolist()
+    assert data.dtype == np.dtype('<u4') and data.meta['dtype'] == 'uint32'
+    assert ids == [i for text in texts for i in [tokenizer.bos, *tokenizer.encode(text)]]
 
 
 def test_an_exception_keeps_the_old_data_and_leaves_nothing_else(tmp_path):

@@ -60,7 +60,7 @@ STAGES = {
 HINT = 'take bpe, or the tokenizer of the model to train further, such as assets/tinyworld.pt'
 
 name = 'custom'  # the data is written to data/<name>: train with --dataset=<name>
-tokenizer = 'bpe'  # bpe | char | gpt2 | another of tiktoken's | out/run, a .pt file, a tok.json
+tokenizer = 'bpe'  # bpe | char | gpt2, another tiktoken's | out/run, hf:FOLDER, a .pt, a tok.json
 vocab_size = 8192  # ids of a new bpe, at most; more ids: fewer tokens per text, a larger model
 num_workers = 0  # processes that train a tokenizer and encode text; 0 is one per core
 skip_tools = False  # leave out conversations that use tools, and say how many
@@ -208,8 +208,9 @@ def char_tokenizer(texts: Iterable[str]) -> tokenizers.CharTokenizer:
 
 
 def is_path(given: str) -> bool:
-    """Whether --tokenizer is a file or folder: a name has neither a slash nor a suffix."""
-    return given != Path(given).stem or Path(given).is_dir()
+    """Whether --tokenizer is a file, a folder or hf:FOLDER: a name has neither a slash nor a
+    suffix."""
+    return given.startswith('hf:') or given != Path(given).stem or Path(given).is_dir()
 
 
 def with_copies(pairs: Iterable[tuple]) -> Iterator[tuple]:
