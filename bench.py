@@ -94,7 +94,10 @@ n_layer = 4  # blocks
 n_head = 4  # attention heads
 n_kv_head = 0  # heads of keys and values; 0 is n_head
 n_embd = 128  # width
-n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, 8/3 * n_embd for swiglu
+n_hidden = 0  # width of an MLP; 0 is 4 * n_embd, 8/3 * n_embd for swiglu
+n_expert = 0  # experts in a layer, see moe.py; 0 is off: an MLP
+n_expert_active = 2  # of these, used by a token
+n_expert_shared = 0  # more experts, used by every token
 block_size = 128  # tokens per row
 dropout = 0.0  # share of activations dropped
 norm = 'rms'  # rms | rms_gain | layer
@@ -275,6 +278,7 @@ def train(data: shards.Data, machine: Machine, figures: dict) -> dict:
     found = compare(laps[warmup:], rates[warmup:], flops, rows, block_size)
     found['limit'] = against
     found['parameters'] = raw_model.num_params()
+    found['active_parameters'] = raw_model.num_params(active=True)
     found['peak_memory_bytes'] = peak_memory(machine.device)
     show_train(found)
     return found
@@ -312,11 +316,14 @@ def compare(laps: list, rates: list, flops: int, rows: int, block_size: int) -> 
 def show_train(found: dict) -> None:
     memory = found['peak_memory_bytes']
     memory = 'n/a' if memory is None else f'{memory / 2**20:,.0f} MiB'
+    parameters = f'{found["parameters"]:,} parameters'
+    if found['active_parameters'] < found['parameters']:
+        parameters += f' ({found["active_parameters"]:,} active)'
     print(
         f'train   step {found["step_seconds"]:.4f} s'
         f' | forward + backward {found["forward_backward_seconds"]:.4f} s'
         f' | {found["tokens_per_second"]:,.0f} tokens/s'
-        f' | {found["parameters"]:,} parameters'
+        f' | {parameters}'
         f' | peak memory {memory}'
     )
     if found['share_of_limit'] is None:

@@ -352,7 +352,7 @@ def architecture_of(state: dict, settings: dict) -> dict:
     found = {
         name: value
         for name, value in state['model_config'].items()
-        if name in settings and name != 'dropout'
+        if name in settings and name not in ('dropout', 'expert_balance')
     }
     for name in ('preset', 'depth'):
         if name in settings and name in state['config']:

@@ -130,10 +130,13 @@ def activations(config: GPTConfig, tokens: int, size: int, compiled: bool) -> in
         block += queries + keys
 
     # 3) MLP: c_fc's result or its ReLU, and the input of c_proj. SwiGLU: gate, up and product
+    mlp = 2 * config.n_hidden
     if config.mlp == 'swiglu':
-        block += (4 if normalized_again else 3) * config.n_hidden
-    else:
-        block += 2 * config.n_hidden
+        mlp = (4 if normalized_again else 3) * config.n_hidden
+    if config.n_expert:  # routed experts also keep a copy of their input and their result
+        mlp *= config.n_expert_active + config.n_expert_shared
+        mlp += 2 * config.n_expert_active * config.n_embd
+    block += mlp
 
     # 4) Around the blocks: the input of ln_f and its result; the embedding, in float32
     around = 2 * config.n_embd * size
@@ -141,8 +144,10 @@ def activations(config: GPTConfig, tokens: int, size: int, compiled: bool) -> in
         around += config.n_embd * max(4, size)
 
     # 5) In float32: 1 / RMS of each norm, and attention's log of the sum of exponentials
-    scales = 4 * config.n_layer * (2 + 2 * config.n_head + config.n_kv_head)
-    return tokens * (config.n_layer * block * size + around + scales)
+    scales = 4 * (2 + 2 * config.n_head + config.n_kv_head)
+    if config.n_expert:  # the router's probabilities, and four numbers of 8 bytes per choice
+        scales += 4 * config.n_expert + 32 * config.n_expert_active
+    return tokens * (config.n_layer * (block * size + scales) + around)
 
 
 def logits(config: GPTConfig, tokens: int, size: int, compiled: bool) -> int:
@@ -253,7 +258,9 @@ def to_lower(settings: dict, terms: dict, target: Target) -> str:
 
 def parameters(model: GPT) -> dict[str, int]:
     """{kind: count}, a tied table counted as the embedding. The sum is num_params()."""
-    counts = dict.fromkeys(('embedding', 'head', 'attention', 'MLP', 'gains and biases'), 0)
+    mlp = 'experts' if model.config.n_expert else 'MLP'
+    kinds = ('embedding', 'head', 'attention', mlp, 'router', 'gains and biases')
+    counts = dict.fromkeys(kinds, 0)
     blocks = model.matrix_blocks()
     for name, p in model.named_parameters():
         kind = 'gains and biases'
@@ -262,7 +269,9 @@ def parameters(model: GPT) -> dict[str, int]:
         elif name == 'lm_head.weight':
             kind = 'head'
         elif name in blocks:
-            kind = 'attention' if '.attn.' in name else 'MLP'
+            kind = 'attention' if '.attn.' in name else mlp
+        elif name.endswith('router.weight'):
+            kind = 'router'
         counts[kind] += p.numel()
     return {kind: count for kind, count in counts.items() if count}
 
@@ -282,7 +291,8 @@ def run_rows(settings: Settings, model: GPT, optimizer: Optimizer, target: Targe
     step_rows = settings['gradient_accumulation_steps'] * settings['batch_size']
     step_tokens = step_rows * settings['block_size']
     parameters = model.num_params()
-    steps, why = plan.horizon(settings, settings.explicit, 0, parameters, step_tokens)
+    active = model.num_params(active=True)
+    steps, why = plan.horizon(settings, settings.explicit, 0, active, step_tokens)
     tokens = steps * step_tokens
     shown_tokens = f'{tokens / 1e9:,.2f}B' if tokens >= 1e8 else f'{tokens:,}'
     flops = model.flops_per_token() * tokens
@@ -329,6 +339,10 @@ def table(settings: Settings, root: Path, target: Target) -> str:
     counts = parameters(model)
     rows = [('parameters', f'{model.num_params():,}', f'{vocab_size:,} ids, {source}')]
     rows += [('', f'{count:,}', kind) for kind, count in counts.items()]
+    if model.config.n_expert:
+        rows.append(
+            ('active', f'{model.num_params(active=True):,}', 'parameters that a token uses')
+        )
 
     # 2) The run
     rows += run_rows(settings, model, optimizer, target)

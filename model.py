@@ -20,6 +20,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from moe import Balance, MoE
+
 # Each of these is also a setting of train.py, so that they can be compared one at a time
 PRESETS = {
     'nano': dict(
@@ -62,8 +64,13 @@ class GPTConfig:
     n_kv_head: int = 0  # heads of keys and values (GQA: Ainslie et al., 2023); 0 is n_head
     n_embd: int = 768
     head_dim: int = 0  # 0 is n_embd / n_head
-    # width of the MLP; 0 is 4 * n_embd, or for swiglu 8/3 * n_embd rounded up to a multiple of 64
+    # width of the MLP, or of an expert; 0 is 4 * n_embd, or for swiglu 8/3 * n_embd rounded up to a
+    # multiple of 64
     n_hidden: int = 0
+    n_expert: int = 0  # experts in place of the MLP, see moe.py; 0 is off
+    n_expert_active: int = 2  # of these, used by a token
+    n_expert_shared: int = 0  # more experts, used by every token
+    expert_balance: float = 0.01  # weight of the loss that keeps experts in even use
     dropout: float = 0.0
     bias: bool = False  # in linear layers and LayerNorm, as in GPT-2
     norm: str = 'rms'  # rms | rms_gain | layer
@@ -97,11 +104,19 @@ class GPTConfig:
             n_hidden=0,
         )
         least |= dict(dropout=0, norm_eps=0, rope_theta=1, softcap=0, init_std=0)
+        least |= dict(n_expert=0, n_expert_active=1, n_expert_shared=0, expert_balance=0)
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise SystemExit(f'{name} is {getattr(self, name)}, expected at least {minimum}')
         if self.dropout >= 1:
             raise SystemExit(f'dropout is {self.dropout}, expected less than 1')
+        if self.n_expert and self.n_expert_active > self.n_expert:
+            raise SystemExit(
+                f'n_expert_active is {self.n_expert_active}, expected at most n_expert = '
+                f'{self.n_expert}'
+            )
+        if self.n_expert and self.bias:
+            raise SystemExit('bias is True, expected False: experts (n_expert) have no biases')
         # 2) Derived sizes, which must divide evenly
         if not self.head_dim and self.n_embd % self.n_head:
             raise SystemExit(
@@ -224,6 +239,17 @@ class CausalSelfAttention(nn.Module):
         return F.dropout(y, self.dropout, self.training)
 
 
+def activate(x, kind: str):
+    """The nonlinearity of an MLP: c_fc's result -> the input of c_proj."""
+    if kind == 'swiglu':  # Shazeer, 2020
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    if kind == 'relu2':  # So et al., 2021
+        x = F.relu(x)
+        return x * x  # .square() uses pow in its backward, which is slower on a CPU
+    return F.gelu(x, approximate='tanh')  # GPT-2's
+
+
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -235,16 +261,8 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, sum(sizes), bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
-    def forward(self, x):
-        x = self.c_fc(x)
-        if self.kind == 'swiglu':  # Shazeer, 2020
-            gate, up = x.chunk(2, dim=-1)
-            x = F.silu(gate) * up
-        elif self.kind == 'relu2':  # So et al., 2021
-            x = F.relu(x)
-            x = x * x  # .square() uses pow in its backward, which is slower on a CPU
-        else:
-            x = F.gelu(x, approximate='tanh')  # GPT-2's
+    def forward(self, x, imbalance=None):
+        x = activate(self.c_fc(x), self.kind)
         return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 
@@ -254,11 +272,11 @@ class Block(nn.Module):
         self.ln_1 = Norm(config.n_embd, config.norm, config.norm_eps, config.bias)
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.bias)
-        self.mlp = MLP(config)
+        self.mlp = MoE(config, activate) if config.n_expert else MLP(config)
 
-    def forward(self, x, rotation, mask, cache):
+    def forward(self, x, rotation, mask, cache, imbalance=None):
         x = x + self.attn(self.ln_1(x), rotation, mask, cache)
-        return x + self.mlp(self.ln_2(x))
+        return x + self.mlp(self.ln_2(x), imbalance)
 
 
 class GPT(nn.Module):
@@ -306,7 +324,7 @@ class GPT(nn.Module):
                 p.zero_()
             elif layer == 'c_proj':  # the residual stream sums 2 * n_layer (GPT-2)
                 p.normal_(0.0, std / math.sqrt(2 * config.n_layer))
-            elif layer in ('wte', 'wpe', 'lm_head', 'c_attn', 'c_fc'):
+            elif layer in ('wte', 'wpe', 'lm_head', 'c_attn', 'c_fc', 'router'):
                 p.normal_(0.0, std)
             else:
                 raise ValueError(f'init_weights does not know {name}')
@@ -316,7 +334,8 @@ class GPT(nn.Module):
         least float32. Without targets: logits (B, T, vocab_size). With a cache the rows continue
         what it holds, see hidden().
         """
-        x = self.hidden(inputs, cache)
+        imbalance = [] if self.config.n_expert and targets is not None else None
+        x = self.hidden(inputs, cache, imbalance)
         if targets is None:
             return self.logits(x)
         x = x.flatten(0, 1)  # (B * T, C)
@@ -325,19 +344,25 @@ class GPT(nn.Module):
         pieces = ceil_to(logits_bytes, LOGITS_BYTES) // LOGITS_BYTES
         # Compiled code keeps the logits in 16 bits, so pieces would save little (docs/gpu.md)
         if pieces == 1 or torch.compiler.is_compiling():
-            return self.nll(x, targets).view(inputs.shape)
-        # Compute the logits piece by piece, and again in backward: less memory, a little more time
-        nll = [
-            checkpoint(self.nll, *piece, use_reentrant=False, preserve_rng_state=False)
-            for piece in zip(x.chunk(pieces), targets.chunk(pieces))
-        ]
-        return torch.cat(nll).view(inputs.shape)
+            nll = self.nll(x, targets)
+        else:
+            # piece by piece, and again in backward: less memory, a little more time
+            nll = [
+                checkpoint(self.nll, *piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in zip(x.chunk(pieces), targets.chunk(pieces))
+            ]
+            nll = torch.cat(nll)
+        nll = nll.view(inputs.shape)
+        if imbalance:
+            nll = Balance.apply(nll, sum(imbalance), self.config.expert_balance)
+        return nll
 
-    def hidden(self, inputs, cache=None):
+    def hidden(self, inputs, cache=None, imbalance=None):
         """(B, T) ids -> (B, T, C), the input of the head.
 
         cache: a cache.KVCache. It says where the new tokens go, keeps their keys and values and
         computes attention. A row of a cache is one document, whatever config.bos says.
+        imbalance: a list, to which each layer of experts appends its balance loss, (B,).
         ValueError where T exceeds block_size.
         """
         config = self.config
@@ -373,7 +398,7 @@ class GPT(nn.Module):
         # 3) Layers
         x = F.dropout(x, config.dropout, self.training)
         for block in self.transformer.h:
-            x = block(x, rotation, mask, cache)
+            x = block(x, rotation, mask, cache, imbalance)
         return self.transformer.ln_f(x)
 
     def logits(self, x):
@@ -399,19 +424,25 @@ class GPT(nn.Module):
             for name, rows in block.get_submodule(part).blocks.items()
         }
 
-    def num_params(self, embeddings: bool = True) -> int:
-        """Parameters, a tied table counted once. Without embeddings the head still counts."""
+    def num_params(self, embeddings: bool = True, active: bool = False) -> int:
+        """Parameters, a tied table counted once. Without embeddings the head still counts. active:
+        only those that a token uses, n_expert_active of the routed experts."""
+        config = self.config
         total = sum(p.numel() for p in self.parameters())
-        if not embeddings and self.config.positions == 'learned':
+        if not embeddings and config.positions == 'learned':
             total -= self.transformer.wpe.weight.numel()
-        if not embeddings and not self.config.tied_head:
+        if not embeddings and not config.tied_head:
             total -= self.transformer.wte.weight.numel()
+        if active and config.n_expert:
+            maps = 3 if config.mlp == 'swiglu' else 2
+            idle = config.n_layer * (config.n_expert - config.n_expert_active)
+            total -= idle * maps * config.n_hidden * config.n_embd
         return total
 
     def flops_per_token(self) -> int:
         """FLOPs of forward and backward per token of a full row (PaLM, 2022, appendix B): 6 per
-        parameter, and 6 per multiplication in attention's two products. Gains and biases count like
-        matrix entries: they are negligible."""
+        parameter that a token uses, and 6 per multiplication in attention's two products. Gains and
+        biases count like matrix entries: they are negligible."""
         config = self.config
         attention = 2 * config.n_layer * config.n_head * config.head_dim * config.block_size
-        return 6 * (self.num_params(embeddings=False) + attention)
+        return 6 * (self.num_params(embeddings=False, active=True) + attention)

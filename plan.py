@@ -132,6 +132,8 @@ def weights(config: GPTConfig) -> int:
     """Numbers in the weight matrices of a model. Gains and biases are negligible and left out."""
     attention = 2 * (config.n_head + config.n_kv_head) * config.head_dim  # q, k, v and c_proj
     mlp = (3 if config.mlp == 'swiglu' else 2) * config.n_hidden
+    if config.n_expert:  # and the router
+        mlp = mlp * (config.n_expert + config.n_expert_shared) + config.n_expert
     tables = (1 if config.tied_head else 2) * config.vocab_size
     tables += config.block_size if config.positions == 'learned' else 0
     return config.n_embd * (config.n_layer * (attention + mlp) + tables)
@@ -144,6 +146,8 @@ def activations(config: GPTConfig, tokens: int) -> int:
     """
     attention = 2 * (config.n_head + config.n_kv_head) * config.head_dim  # q, k, v and the result
     mlp = (2 if config.mlp == 'swiglu' else 1) * config.n_hidden
+    if config.n_expert:
+        mlp *= config.n_expert_active + config.n_expert_shared
     logits = min(tokens * config.vocab_size, LOGITS_BYTES // 4)
     return tokens * config.n_layer * (2 * config.n_embd + attention + mlp) + logits
 
@@ -199,6 +203,7 @@ def step_memory(
     masks = rows * tokens**2 if config.bos >= 0 else 0
 
     model = ('n_layer', 'n_embd', 'n_hidden', 'n_head', 'head_dim', 'vocab_size')
+    model += ('n_expert',) if config.n_expert else ()
     batch = ('batch_size', 'block_size', *(('isolate',) if masks > kept else model))
     return [
         (parameters + moments + gradients, model),

@@ -56,7 +56,7 @@ GPT2 = {
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-OWN_CODE = ('modeling_flatgpt.py', 'model.py')
+OWN_CODE = ('modeling_flatgpt.py', 'model.py', 'moe.py')
 # What an export writes, and so what it may replace
 EXPORTED = {
     CONFIG, WEIGHTS, 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
@@ -77,7 +77,7 @@ class Family(NamedTuple):
     A class of transformers.
 
     names       {our module: its modules}; * is a layer's number. Several modules are blocks of rows
-                of ours, from top to bottom
+                of ours, from top to bottom; those with # are repeated for each expert
     switches    {field of GPTConfig: the values that the class has}; fields left out are free
     fields      {field of GPTConfig: its name in config.json}
     defaults    {name in config.json: value} where config.json may leave it out
@@ -115,6 +115,11 @@ ATTENTION = {
 GATED_MLP = {
     LAYER + 'mlp.c_fc': ('model.layers.*.mlp.gate_proj', 'model.layers.*.mlp.up_proj'),
     LAYER + 'mlp.c_proj': ('model.layers.*.mlp.down_proj',),
+}
+EXPERTS = {
+    LAYER + 'mlp.router': ('model.layers.*.mlp.gate',),
+    LAYER + 'mlp.c_fc': tuple(f'model.layers.*.mlp.experts.#.{x}_proj' for x in ('gate', 'up')),
+    LAYER + 'mlp.c_proj': ('model.layers.*.mlp.experts.#.down_proj',),
 }
 PLAIN_MLP = {
     LAYER + 'mlp.c_fc': ('model.layers.*.mlp.fc1',),
@@ -191,6 +196,29 @@ FAMILIES = {
             'use_sliding_window': (False,), **NO_QUANTIZATION,
         },
     ),
+    'qwen3_moe': Family(
+        architecture='Qwen3MoeForCausalLM',
+        preset='qwen3',
+        names={**ATTENTION, **EXPERTS},
+        switches=dict(
+            norm=('rms_gain',), positions=('rope',), qk_norm=('rms_gain',), mlp=('swiglu',),
+            embed_norm=(False,), softcap=(0.0,), bias=(False,), n_expert_shared=(0,),
+        ),
+        fields={
+            **LLAMA_FIELDS, 'n_hidden': 'moe_intermediate_size', 'n_expert': 'num_experts',
+            'n_expert_active': 'num_experts_per_tok',
+        },
+        defaults=dict(
+            LLAMA_DEFAULTS, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8,
+            norm_topk_prob=False,
+        ),
+        constants={
+            'hidden_act': ('silu', 'swish'), 'attention_bias': (False,),
+            'use_sliding_window': (False,), 'norm_topk_prob': (True,), 'decoder_sparse_step': (1,),
+            'mlp_only_layers': ([], None), **NO_QUANTIZATION,
+        },
+        limit=lambda c: '' if c.n_expert else 'n_expert=0',
+    ),
     'nanochat': Family(
         architecture='NanoChatForCausalLM',
         preset='nano',
@@ -217,10 +245,13 @@ EQUIVALENT = {
 
 
 def fit(config: GPTConfig, family: Family) -> tuple[GPTConfig, list[str], list[str]]:
-    """(the config with the family's switches, what is expressed otherwise, what does not fit)."""
+    """(the config with the family's switches, if all fits; what is expressed otherwise; what does
+    not fit)."""
     changes = {}
     how = []
     misfits = [family.limit(config)] if family.limit(config) else []
+    if config.n_expert and 'n_expert' not in family.fields:
+        misfits.append(f'n_expert={config.n_expert}')
     for name, values in family.switches.items():
         value = getattr(config, name)
         other, means = EQUIVALENT.get(name, {}).get(value, (None, ''))
@@ -234,7 +265,8 @@ def fit(config: GPTConfig, family: Family) -> tuple[GPTConfig, list[str], list[s
             misfits.append(f'{name}={value}')
     if changes.get('embed_norm') is False:
         changes['tied_head'] = False  # the head keeps the table without the norm
-    return dataclasses.replace(config, **changes), how, misfits
+    fitted = config if misfits else dataclasses.replace(config, **changes)
+    return fitted, how, misfits
 
 
 def choose(config: GPTConfig) -> tuple[str, GPTConfig, str]:
@@ -295,6 +327,8 @@ def parts(config: GPTConfig, family: Family | None) -> list[Part]:
         number = ''.join(re.findall(r'(?<=\.h\.)\d+', module))
         module = module.replace(f'.h.{number}.', '.h.*.')
         names = family.names[module] if family else (f'model.{module}',)
+        experts = range(config.n_expert) if '#' in names[0] else (0,)
+        names = [name.replace('#', str(expert)) for expert in experts for name in names]
         theirs = [f'{name.replace("*", number)}.{kind}' for name in names]
         # 2) Rows: those of the stacked maps, or all
         is_table = module in ('transformer.wte', 'lm_head')
@@ -377,9 +411,12 @@ def read_config(folder: Path) -> tuple[str, GPTConfig]:
         refuse(path, 'architectures', raw['architectures'], [family.architecture])
 
     # 2) Options that the model has in one form only
+    if 'num_local_experts' in raw:  # its name in transformers 5
+        raw = {**raw, 'num_experts': raw['num_local_experts']}
     for name, allowed in family.constants.items():
-        if raw.get(name, allowed[0]) not in allowed:
-            refuse(path, name, raw[name], allowed[0])
+        found = raw.get(name, family.defaults.get(name, allowed[0]))
+        if found not in allowed:
+            refuse(path, name, found, allowed[0])
     kinds = raw.get('layer_types') or ['full_attention']
     if not isinstance(kinds, list) or any(kind != 'full_attention' for kind in kinds):
         refuse(path, 'layer_types', raw['layer_types'], 'full_attention alone')
@@ -761,7 +798,9 @@ def export_folder(state: dict, folder: str | Path, dtype: str = 'float32') -> st
         about = own_json(config)
         for name in OWN_CODE:
             source = ROOT / 'assets' / name if name == OWN_CODE[0] else ROOT / name
-            write_bytes(folder / name, source.read_bytes())
+            # transformers copies the files that are imported as neighbours
+            code = source.read_bytes().replace(b'\nfrom moe import', b'\nfrom .moe import')
+            write_bytes(folder / name, code)
     write_json(folder / 'generation_config.json', ids)
     write_json(folder / CONFIG, {**about, **ids, 'dtype': dtype, 'torch_dtype': dtype})
     return why

@@ -34,6 +34,7 @@ import checkpoint
 import console
 import costs
 import evaluate
+import moe
 import plan as planner
 import runlog
 import runtime
@@ -55,8 +56,8 @@ from utf8 import valid_text
 # what to run, and on what
 stage = 'pretrain'  # pretrain | mid | sft | dpo | rl
 init_from = 'scratch'  # scratch | resume | a .pt, an earlier out_dir | gpt2 … gpt2-xl | hf:FOLDER
-init_optimizer = False  # also take the optimizer's moments from there
-auto_resume = False  # resume if out_dir has a checkpoint of this stage
+init_optimizer = False  # also the optimizer's moments
+auto_resume = False  # resume if out_dir has this stage's checkpoint
 out_dir = 'out/pretrain'  # for ckpt.pt and log.jsonl
 dataset = 'tinyworld/pretrain'  # a folder in data/, a path, or a mixture: 'smoltalk,mmlu:3'
 eval_only = False  # measure once and exit
@@ -68,19 +69,23 @@ device = 'auto'  # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'  # auto | float32 | bfloat16 | float16 (scales the loss) | float64 (tests)
 compile = None  # torch.compile; None: on CUDA only
 activation_memory_budget = 1.0  # compiled: below 1 less memory, more time (docs/gpu.md)
-deterministic = False  # same bits on CUDA too (a CPU always is); slower
-backend = 'auto'  # auto | nccl | gloo, for gradients among ranks; auto: nccl on CUDA
+deterministic = False  # same bits on CUDA too; slower
+backend = 'auto'  # auto | nccl | gloo, for gradients; auto: nccl on CUDA
 # the model
-preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below that are not given
+preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below not given
 depth = 0  # the dial: sets sizes, rates, batch and horizon; 0 is off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
 n_kv_head = 0  # heads of keys and values (GQA); 0 is n_head
 n_embd = 128  # width
 head_dim = 0  # 0 is n_embd / n_head
-n_hidden = 0  # width of the MLP; 0 is 4 * n_embd, or 8/3 * n_embd for swiglu
+n_hidden = 0  # width of an MLP; 0: 4 * n_embd, 8/3 * n_embd for swiglu
+n_expert = 0  # experts per layer (moe.py); 0: an MLP
+n_expert_active = 2  # of them, per token
+n_expert_shared = 0  # more, for all tokens
+expert_balance = 0.01  # weight of even use
 block_size = 128  # tokens per row, and the longest context
-dropout = 0.0  # 0.1 to 0.2 for many epochs over little data
+dropout = 0.0  # 0.1 to 0.2 for many epochs
 bias = False  # in linear layers and LayerNorm, as in GPT-2
 norm = 'rms'  # rms | rms_gain | layer
 norm_eps = 1e-6  # added to the mean square
@@ -92,15 +97,15 @@ tied_head = False  # the head is the embedding table
 embed_norm = True  # a norm right after the embedding
 softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
 init_std = 0.0  # of the initial weights; 0 is 1 / sqrt(fan-in)
-zero_init = True  # output projections and an untied head start at zero
+zero_init = True  # output projections and untied head start at zero
 # a step
 batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
 cpu_micro_batch_size = 0  # rows on a CPU, at most; 0: by the model's size
 isolate = False  # attention stays within a document; slower on CUDA
-optimizer = 'muon'  # muon (matrices inside the layers; AdamW elsewhere) | adamw
+optimizer = 'muon'  # muon (layers' matrices; AdamW elsewhere) | adamw
 muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
-learning_rate = 4e-3  # of AdamW; Muon's update is scaled to match
+learning_rate = 4e-3  # of AdamW; Muon's updates match it
 embedding_rate = 1.0  # multiple of learning_rate for the embeddings
 head_rate = 1.0  # likewise for the head (and a tied table)
 weight_decay = 0.1  # of everything two-dimensional
@@ -108,36 +113,36 @@ beta1 = 0.9  # AdamW's first moment
 beta2 = 0.95  # its second; 0.99 where a step has few tokens
 adam_eps = 1e-8  # added to its denominator
 grad_clip = 1.0  # largest norm of the gradient; 0 is off
-dpo_beta = 0.1  # dpo: how much a log-probability difference counts
+dpo_beta = 0.1  # dpo: weight of log-probability differences
 rl_skills = ''  # rl: skills to practise, separated by commas; '' is all
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
 rl_rows = 0  # rl: answers written at once; 0: max(rl_samples, batch_size)
-max_skips = 10  # stop after this many non-finite gradients in a row
+max_skips = 10  # non-finite gradients in a row, at most
 # length and schedule
-max_iters = 1000  # steps; or give one of the next two
+max_iters = 1000  # steps; or one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if ahead of the steps
+time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if ahead
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
-warmdown = 0.5  # share of the run in linear warm-down
-lr_decay_iters = 0  # steps until min_lr; 0 is the end of the run
+warmdown = 0.5  # share of linear warm-down
+lr_decay_iters = 0  # steps until min_lr; 0: all
 min_lr = 0.0  # where the decay ends
 # evaluation and log
 eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
-eval_iters = -1  # evaluate on eval_iters * batch_size validation rows; -1 is all
+eval_iters = -1  # on eval_iters * batch_size validation rows; -1 is all
 core_interval = 0  # steps between measurements of CORE, also at the end; 0 is off
 core_limit = 500  # examples per task; 0 is all
 log_interval = 10  # steps between lines
 save_interval = 0  # steps between checkpoints; 0 is eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
 eval_problems = 50  # held-out problems per skill at each evaluation of a chat; 0 is off
-max_new_tokens = 160  # longest answer, and longest sample
+max_new_tokens = 160  # longest answer or sample
 allow_unsafe_code = False  # run answers that sandbox.py cannot confine
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
-wandb_log = False  # log to Weights & Biases too
+wandb_log = False  # log to Weights & Biases
 wandb_project = 'flatgpt'  # its project
 wandb_run_name = ''  # '' is out_dir
 
@@ -153,7 +158,7 @@ MAY_CHANGE = {
 # A later stage takes these from the one before, unless given
 RECIPE = {
     'isolate', 'optimizer', 'muon_iterations', 'learning_rate', 'embedding_rate', 'head_rate',
-    'weight_decay', 'beta1', 'beta2', 'adam_eps', 'grad_clip',
+    'weight_decay', 'beta1', 'beta2', 'adam_eps', 'grad_clip', 'expert_balance',
 }  # fmt: skip
 
 # -----------------------------------------------------------------------------
@@ -381,8 +386,9 @@ def main():
     with runtime.errors_once(ranks):
         run.steps, run.loss, run.measure = STAGES[stage](run)
         run.num_steps, run.why_num_steps = planner.horizon(
-            config, config.explicit, len(run.steps), run.raw_model.num_params(), run.tokens_per_step
-        )
+            config, config.explicit, len(run.steps), run.raw_model.num_params(active=True),
+            run.tokens_per_step,
+        )  # fmt: skip
         run.decay_iters = lr_decay_iters or run.num_steps
         run.core = open_core(run)
         run.optimizer = build_optimizer(run)
@@ -715,11 +721,12 @@ def log_step(run, step, seconds, sums, norm, lr):
     tokens, speed = run.clock.lap(step + 1)
     with run.clock.paused(evaluating=False):
         totals = dict(zip(sums, runtime.add_up(list(sums.values()))))
+        load = expert_load(run)
         skipped = int(run.optimizer.counters['skipped'])
         tokens_per_second = tokens * run.ranks.world_size * speed
         numbers = dict(
             lr=lr, norm=norm, skipped=skipped, tokens_per_second=round(tokens_per_second),
-            tokens_per_step=round(tokens * run.ranks.world_size),
+            tokens_per_step=round(tokens * run.ranks.world_size), **load,
         )  # fmt: skip
 
         # 2) The rest of the run, and the share of the card's peak
@@ -735,6 +742,9 @@ def log_step(run, step, seconds, sums, norm, lr):
         # 3) The line, and a text of the stage
         if run.master:
             shown = ' | '.join(f'{name} {x:.4f}' for name, x in totals.items())
+            if load:
+                every = [x for of_layer in load['load'] for x in of_layer]
+                shown += f' | load {min(every):.2f} to {max(every):.2f}'
             shown += f' | {skipped} skipped' if skipped else ''
             line = (
                 f'step {step:,}/{run.num_steps:,} | {shown} | norm {norm:.3f} | lr {lr:.2e} | '
@@ -745,6 +755,17 @@ def log_step(run, step, seconds, sums, norm, lr):
                 line = 'sample | ' + ' | '.join(map(str, note.values()))
                 run.log.write(line, step=step, seconds=seconds, **note)
         run.notes.clear()
+
+
+def expert_load(run):
+    """{'load': for each layer, the tokens of each routed expert over all ranks since the last call,
+    where 1 is an even share}. {} without experts."""
+    if not run.raw_model.config.n_expert:
+        return {}
+    load = moe.take_load(run.raw_model)  # (n_layer, n_expert)
+    total = runtime.add_up(load.flatten().tolist())
+    load = torch.tensor(total, dtype=torch.float64).view(load.shape)
+    return {'load': [[round(x, 4) for x in row] for row in (load / load.mean()).tolist()]}
 
 
 def stop_if_stuck(run, step):
@@ -856,9 +877,12 @@ def introduce(run, parts):
         f'{how} ({machine.why_compile}), {attention}, {torch.get_num_threads()} threads'
     )
     # 2) Size and data
+    active = ''
+    if run.raw_model.config.n_expert:
+        active = f' ({run.raw_model.num_params(active=True):,} active)'
     print(
-        f'{run.raw_model.num_params():,} parameters, {run.num_steps:,} steps ({run.why_num_steps}) '
-        f'of {run.tokens_per_step:,} tokens'
+        f'{run.raw_model.num_params():,} parameters{active}, {run.num_steps:,} steps '
+        f'({run.why_num_steps}) of {run.tokens_per_step:,} tokens'
     )
     for part in parts:
         print(

@@ -1,7 +1,7 @@
 """
-A model with its own code, for transformers: model.py beside this file, in a class that transformers
-can load, train and generate with. pretrained.py copies both files into an export whose switches
-no class of transformers has.
+A model with its own code, for transformers: model.py and moe.py beside this file, in a class that
+transformers can load, train and generate with. pretrained.py copies the files into an export whose
+switches no class of transformers has.
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import segments
-from conversation import plain_message, read_messages, read_rows
+from conversation import LOST, LOST_OF_MESSAGE, UNUSED, plain_message, read_messages, read_rows
 from utf8 import valid_text
 
 SUFFIXES = ('.txt', '.jsonl', '.parquet')  # of the files that documents() reads; also in capitals
@@ -218,19 +218,33 @@ class Examples(Sequence):
         return Example(*json.loads(self.lines[i]))
 
 
-def read_examples(source: Source) -> Examples:
-    """The lines of all files, which are read once."""
-    return Examples(each_example(source))
+def read_examples(source: Source, skipped: list[str] | None = None) -> Examples:
+    """The lines of all files, which are read once. skipped: a list; conversations that use tools
+    are left out, and 'file:line' of each is appended to it. None: they are an error."""
+    return Examples(each_example(source, skipped))
 
 
-def each_example(source: Source) -> Iterator[Example]:
+def uses_tools(row: dict) -> bool:
+    """Whether a conversation has calls of tools, or other keys that read_messages refuses."""
+    messages = row.get('messages') or row.get('conversations')
+    messages = [x for x in messages if isinstance(x, dict)] if isinstance(messages, list) else []
+    lost = [row.get(key) for key in LOST]
+    lost += [message.get(key) for message in messages for key in LOST_OF_MESSAGE]
+    roles = [plain_message(message).get('role') for message in messages]
+    return any(value not in UNUSED for value in lost) or 'tool' in roles or 'function' in roles
+
+
+def each_example(source: Source, skipped: list[str] | None = None) -> Iterator[Example]:
     """The lines of all files, checked one by one."""
     reader = READERS[source.kind]
     for path in map(Path, source.files):
         if not is_jsonl(path):
             check_kind('text', str(path), source)
         for where, row in checked_rows(path, source):
-            yield reader(row, where)
+            if skipped is not None and uses_tools(row):
+                skipped.append(where)
+            else:
+                yield reader(row, where)
 
 
 def read_conversation(row: dict, where: str) -> Example:

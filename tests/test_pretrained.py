@@ -129,11 +129,13 @@ MODELS = {
         dict(preset='qwen3', n_kv_head=2, tied_head=False, head_dim=16), 'Qwen3ForCausalLM',
     ),
     'qwen3, QK-norm without gains': (dict(preset='qwen3', qk_norm='rms'), 'Qwen3ForCausalLM'),
+    'qwen3, experts': (dict(preset='qwen3', n_expert=5), 'Qwen3MoeForCausalLM'),
+    'llama, experts, a shared one': (dict(preset='llama', n_expert=4, n_expert_shared=1), ''),
     'nano with biases': (dict(preset='nano', bias=True, norm='layer'), ''),
     'llama, softcap, tied': (dict(preset='llama', softcap=9.0, tied_head=True), ''),
     'gpt2, GQA': (dict(preset='gpt2', n_kv_head=2, bias=True), ''),
 }  # fmt: skip
-FEW = ('nano', 'gpt2', 'llama, GQA, tied, biases', 'qwen3', 'gpt2, GQA')
+FEW = ('nano', 'gpt2', 'llama, GQA, tied, biases', 'qwen3', 'qwen3, experts', 'gpt2, GQA')
 
 
 def out_and_in_again(tmp_path, model):
@@ -242,6 +244,10 @@ def refused(good_folder, tmp_path):
 
 @pytest.mark.parametrize('change, words', [
     (dict(model_type='mamba'), ['model_type', 'mamba', 'qwen3']),
+    (
+        dict(model_type='qwen3_moe', architectures=None, norm_topk_prob=False),
+        ['norm_topk_prob', 'False', 'True'],
+    ),
     (dict(model_type=None), ['model_type']),
     (dict(model_type=['llama']), ['model_type']),
     (dict(architectures=['LlamaForSequenceClassification']), ['SequenceClassification']),
@@ -555,6 +561,17 @@ THEIRS = [
     ('Llama', dict(LLAMA, head_dim=16, rope_parameters=dict(rope_type='default', rope_theta=5e5))),
     ('Qwen3', dict(LLAMA, head_dim=16, tie_word_embeddings=True)),
     ('Qwen3', dict(LLAMA, head_dim=8, num_key_value_heads=4, rms_norm_eps=1e-5)),
+    (
+        'Qwen3Moe',
+        dict(
+            LLAMA,
+            head_dim=8,
+            moe_intermediate_size=24,
+            num_experts=5,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+        ),
+    ),
     ('NanoChat', dict(LLAMA)),
     ('NanoChat', dict(LLAMA, num_key_value_heads=4, final_logit_softcapping=5.0)),
 ]

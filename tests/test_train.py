@@ -192,7 +192,8 @@ def assert_close(out, reference, bound=1e-10):
     rows, expected = learned(out), learned(reference)
     assert len(rows) == len(expected) > 0
     for row in (*rows, *expected):
-        row.pop('tokens_per_step', None)  # counts the rows that a rank lacks as well
+        for name in ('tokens_per_step', 'load'):  # count the rows that a rank lacks as well
+            row.pop(name, None)
     for row, other in zip(rows, expected):
         assert row.keys() == other.keys()
         for name, x in row.items():
@@ -246,6 +247,7 @@ def drive(tmp_path, run_program, corpora):
 # -----------------------------------------------------------------------------
 # the same step, however it is split
 
+EXPERTS = ('--n_expert=4', '--n_hidden=8', '--n_expert_shared=1')
 FLOAT64 = (*SHORT, '--dtype=float64', '--max_iters=10', '--eval_interval=5', '--grad_clip=0.2')
 
 
@@ -287,13 +289,15 @@ optim.Optimizer.step, checkpoint.save = step, keep
 """
 
 
-def test_ranks_do_not_change_the_result(train, drive, tmp_path):
+@pytest.mark.parametrize('model', [(), pytest.param(EXPERTS, marks=pytest.mark.slow)], ids=str)
+def test_ranks_do_not_change_the_result(train, drive, tmp_path, model):
     """8 rows on 1, 2 and 3 processes; what 2 began, 1 finishes (traps 15 and 16)."""
     reference = tmp_path / 'one'
-    assert train(*FLOAT64, *rows_of_a_step(4, 2), out=reference).returncode == 0
+    args = (*FLOAT64, *rows_of_a_step(4, 2), *model)
+    assert train(*args, out=reference).returncode == 0
     for ranks in (2, 3):
         out = tmp_path / f'ranks{ranks}'
-        drive(WATCH.format(out=str(out)), *FLOAT64, *rows_of_a_step(4, 2), out=out, ranks=ranks)
+        drive(WATCH.format(out=str(out)), *args, out=out, ranks=ranks)
         assert_close(out, reference)
         seen = [
             (tmp_path / f'{out.name}-{rank}.txt').read_text(encoding='utf-8')
@@ -350,8 +354,9 @@ def assert_the_same_run(resumed, straight):
         ('--dropout=0.1', '--dtype=bfloat16', '--preset=qwen3', '--gradient_accumulation_steps=2'),
         ('--dropout=0.1', '--dtype=float16', '--sample_prompts=the |I', '--preset=llama'),
         ('--dropout=0.1', '--dtype=float64'),
+        ('--dropout=0.1', *EXPERTS),
     ],
-    ids=['defaults', 'cosine and best.pt', 'bfloat16', 'float16 and samples', 'float64'],
+    ids=['defaults', 'cosine and best.pt', 'bfloat16', 'float16 and samples', 'float64', 'experts'],
 )
 def test_resuming_is_exact_to_the_bit(train, monkeypatch, tmp_path, args):
     straight, resumed = straight_and_resumed(train, monkeypatch, tmp_path, *args)

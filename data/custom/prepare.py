@@ -18,7 +18,8 @@ A .txt is one document, a .parquet has a column "text", a .jsonl has lines of on
 "messages" may be called "conversations", a prompt may be a list of messages, and chosen and
 rejected may be texts that answer a prompt. A text "system" in the line is the system message. Keys
 that are null are ignored. Keys that change the meaning but cannot be learned, such as tool_calls or
-"weight": 0, are refused. All lines of a data set are of one kind.
+"weight": 0, are refused; --skip_tools=True leaves out conversations with tools. All lines of a data
+set are of one kind.
 
 Tokenizer: bpe trains one on these files, char takes each character as an id, gpt2 and other names
 of tiktoken's are used as they are. To train a model further, also on a text that has grown, use its
@@ -59,9 +60,10 @@ STAGES = {
 HINT = 'take bpe, or the tokenizer of the model to train further, such as assets/tinyworld.pt'
 
 name = 'custom'  # the data is written to data/<name>: train with --dataset=<name>
-tokenizer = 'bpe'  # bpe | char | gpt2 | another of tiktoken's | out/run, hf:FOLDER, a .pt, a tok.json
+tokenizer = 'bpe'  # bpe | char | gpt2, another tiktoken's | out/run, hf:FOLDER, a .pt, a tok.json
 vocab_size = 8192  # ids of a new bpe, at most; more ids: fewer tokens per text, a larger model
 num_workers = 0  # processes that train a tokenizer and encode text; 0 is one per core
+skip_tools = False  # leave out conversations that use tools, and say how many
 val_fraction = 0.1  # share kept for validation; 0 trains on all and validates on the same
 
 # -----------------------------------------------------------------------------
@@ -128,7 +130,12 @@ def prepare_examples(source: Source, folder: Path) -> str:
     # 1) Read
     if tokenizer != 'bpe' and not is_path(tokenizer):
         raise SystemExit(f'--tokenizer={tokenizer}: it has no tokens for conversations: {HINT}')
-    examples = read_examples(source)
+    skipped = []
+    examples = read_examples(source, skipped if skip_tools else None)
+    if skipped:
+        print(f'lines that use tools, left out: {len(skipped):,}; the first is {skipped[0]}')
+    if len(examples) == 0:
+        raise SystemExit(f'{", ".join(source.files)}: every line uses tools, nothing is left')
     if len(examples) == 1 and val_fraction:
         raise SystemExit(
             f'{", ".join(source.files)}: 1 line, and validation needs one of its own: '
