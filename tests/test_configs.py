@@ -5,6 +5,8 @@ import runpy
 import pytest
 import torch
 from conftest import ROOT, read_defaults, train_defaults
+from test_stages import FOLDERS, world  # noqa: F401  fixture
+from test_train import running
 
 import plan
 from configurator import configure
@@ -125,35 +127,33 @@ SMALL = dict(
     eval_iters=1, eval_problems=2, max_new_tokens=4, sample_prompts='', rl_samples=2, rl_tokens=4,
     rl_skills='', wandb_log=False, device='cpu', dtype='float32', auto_resume=False,
 )  # fmt: skip
-DATA = dict(pretrain='pretrain', mid='mid', sft='sft', dpo='dpo', rl='sft')
+
+
+def options(settings):
+    return [f'--{name}={x}' for name, x in settings.items()]
 
 
 @pytest.mark.slow
 @each(STAGES)
-def test_its_first_two_steps_run_shrunk_by_settings(path, run_program, tmp_path, small_base):
+def test_its_first_two_steps_run_shrunk_by_settings(path, world, small_base, tmp_path, capsys):  # noqa: F811
     own = own_settings(path)
-    more = dict(SMALL, dataset=f'tinyworld/{DATA[own["stage"]]}', out_dir=tmp_path / 'out')
+    data = world.folder / FOLDERS[own['stage']]
+    more = dict(SMALL, dataset=data, out_dir=tmp_path / 'out')
     if own['init_from'] == 'scratch':
         more |= dict(depth=2) if own['depth'] else dict(n_layer=1)
     else:
         more['init_from'] = small_base
-    done = run_program('train.py', path, *(f'--{name}={x}' for name, x in more.items()))
-    assert 'step 1/2' in done.stdout or 'step 2/2' in done.stdout
+    with running(capsys) as run:
+        done = run(path, *options(more))
+    assert done.returncode == 0, done.stderr
+    assert 'step 2/2' in done.stdout
 
 
 @pytest.fixture(scope='module')
-def small_base(run_program, tmp_path_factory):
+def small_base(world, run_program, tmp_path_factory):  # noqa: F811
     """A model for the later stages to start from."""
     out = tmp_path_factory.mktemp('base')
-    more = {**SMALL, 'n_layer': 1, 'n_embd': 32, 'n_head': 2, 'out_dir': out}
-    run_program('train.py', *(f'--{name}={x}' for name, x in more.items()))
+    shape = dict(n_layer=1, n_embd=32, n_head=2)
+    data = world.folder / FOLDERS['pretrain']
+    run_program('train.py', *options(dict(SMALL, **shape, dataset=data, out_dir=out)))
     return out
-
-
-@pytest.mark.slow
-def test_the_smaller_command_of_a_refusal_runs(run_program, tmp_path):
-    run_program(
-        'train.py', 'config/speedrun_d20.py', '--depth=4', '--block_size=512', '--batch_size=1',
-        '--gradient_accumulation_steps=1', '--dataset=tinyworld/pretrain', '--max_iters=20',
-        '--target_param_data_ratio=0', f'--out_dir={tmp_path / "try"}',
-    )  # fmt: skip

@@ -1,12 +1,12 @@
 """costs.py: the plan of a run, and the smaller command that a refusal prints."""
 
 import re
-import subprocess
+import shlex
 import sys
 
 import pytest
 import torch
-from conftest import LINUX, ROOT, environment_of, train_defaults
+from conftest import LINUX, ROOT, train_defaults
 
 import costs
 import plan
@@ -129,43 +129,51 @@ def test_a_lack_of_memory_shows_the_table_and_a_smaller_run(monkeypatch, capsys,
 
 
 @pytest.mark.slow
-def test_the_smaller_run_that_is_printed_works(tmp_path):
-    """Data that are not prepared, in a copy of the repository."""
+def test_the_smaller_run_that_is_printed_works(run_program, tmp_path):
+    """The speedrun's config, with data that are not prepared."""
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/prepare.py').write_text('', encoding='utf-8')
-    given = [*D20[:-1], f'--dataset={tmp_path / "mine"}', '--eval_iters=2', '--eval_problems=0']
-    run = dict(cwd=tmp_path, env=environment_of({}), capture_output=True, text=True)
-    refused = subprocess.run([sys.executable, ROOT / 'train.py', *given], **run)
+    given = ['config/speedrun_d20.py', f'--dataset={tmp_path / "mine"}', '--eval_iters=2']
+    given += ['--sample_prompts=']
+    config = ROOT / given[0]
+    (tmp_path / 'config').mkdir()
+    (tmp_path / given[0]).write_bytes(config.read_bytes())
+    refused = run_program('train.py', *given, cwd=tmp_path, check=False)
     assert refused.returncode == 1 and 'run: python' in refused.stderr
-    _, program, *arguments = refused.stderr.splitlines()[-1].split()
-    done = subprocess.run([sys.executable, ROOT / program, *arguments], **run)
-    assert 'step 20/20 | val' in done.stdout, done.stderr
+    assert '560,988,160' in refused.stderr
+    _, program, *arguments = shlex.split(refused.stderr.splitlines()[-1])
+    assert arguments == [*given, *costs.SMALLER.split()]
+    done = run_program(program, *arguments, cwd=tmp_path)
+    assert 'step 20/20 | val' in done.stdout
 
 
 SIZES = {
     'small': ('--depth=4', '--block_size=512', '--batch_size=4'),
-    'deep': ('--depth=8', '--block_size=256', '--batch_size=4'),
-    'long': ('--depth=6', '--block_size=1024', '--batch_size=8', '--cpu_micro_batch_size=8'),
+    'deep': ('--depth=6', '--block_size=256', '--batch_size=2'),
+    'long': ('--depth=4', '--block_size=1024', '--batch_size=8', '--cpu_micro_batch_size=8'),
 }
+MEASURE = """
+import resource, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {root!r})
+runpy.run_path({root!r} + '/train.py', run_name='__main__')
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not LINUX, reason='reads the largest memory of a child')
+@pytest.mark.skipif(not LINUX, reason='the unit of ru_maxrss')
 @pytest.mark.parametrize('size', SIZES)
 def test_the_peak_on_a_cpu_is_planned_within_20_percent(run_program, tmp_path, size):
-    program = (
-        'import resource, subprocess, sys\n'
-        'subprocess.run(sys.argv[1:], check=True)\n'
-        'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'
-    )
-    args = (
+    """Two steps: the moments exist in the second."""
+    args = [
         *SIZES[size], '--gradient_accumulation_steps=1', '--target_param_data_ratio=0',
-        '--max_iters=2', '--eval_iters=1', '--sample_prompts=', '--device=cpu',
-        f'--out_dir={tmp_path}',
-    )  # fmt: skip
-    command = [sys.executable, '-c', program, sys.executable, ROOT / 'train.py', *args]
-    run_program('data/tinyworld/prepare.py')
-    done = subprocess.run(command, env=environment_of({}), capture_output=True, text=True)
+        '--max_iters=2', '--eval_interval=0', '--eval_iters=1', '--sample_prompts=',
+        '--device=cpu', f'--out_dir={tmp_path / "out"}',
+    ]  # fmt: skip
+    (tmp_path / 'measure.py').write_text(MEASURE.format(root=str(ROOT)), encoding='utf-8')
+    # fresh, since a fork shares the memory of what it has not written to
+    done = run_program(tmp_path / 'measure.py', 'train.py', *args, fresh=True)
     measured = 1024 * int(done.stdout.split()[-1]) / 1e9
     planned = run_program('train.py', *args, '--plan=True').stdout
     assert float(re.search(r'([\d.]+)  peak:', planned)[1]) == pytest.approx(measured, rel=0.2)
