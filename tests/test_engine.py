@@ -897,7 +897,7 @@ def test_a_cache_too_small_for_all_makes_them_wait(slots_that_fit):
 
 def test_many_prompts_are_read_in_several_forwards(monkeypatch):
     monkeypatch.setattr('engine.PREFILL_TOKENS', 50)
-    monkeypatch.setattr('engine.SHORT_CHUNK', {'cpu': 40})
+    monkeypatch.setattr('engine.BETWEEN', {'cpu': 40})
     model, seen = build(dtype=torch.float64), []
     hidden = model.hidden
     model.hidden = lambda inputs, cache: seen.append(tuple(inputs.shape)) or hidden(inputs, cache)
@@ -954,7 +954,7 @@ def test_all_logits_are_those_of_the_full_forward(preset, monkeypatch):
     """Requests at random times with common beginnings, some cancelled, in a cache that is too small
     for all and prefills 12 tokens at a time: the logits of a random row of each step within 1e-5,
     in float32."""
-    monkeypatch.setattr('engine.SHORT_CHUNK', {'cpu': 12})
+    monkeypatch.setattr('engine.BETWEEN', {'cpu': 12})
     model = build(preset, block_size=128, std=0.1)
     slot_bytes = 2 * 2 * model.config.n_kv_head * 8 * 4
     engine = Engine(model, CharTokenizer(CHARACTERS), max_bytes=8 * 32 * slot_bytes)
@@ -1043,24 +1043,24 @@ def test_a_cancelled_request_gives_its_blocks_back():
 
 
 def test_a_long_prompt_stalls_no_other():
-    """While 1,100 tokens are prefilled the rows get a token in every step, and a newcomer gets its
-    first in the next one."""
+    """While 1,100 tokens are prefilled the rows get a token in every other step at least, and a
+    newcomer gets its first in the next one, or the one after a part of the long prompt."""
     engine = engine_of(block_size=1200)
     decoding = engine.submit(prompt(9), 200, Sampling(), n=8)
     engine.step()
     passes = prefilled(engine)
     long = engine.submit(prompt(1100, 1), 1, Sampling())
-    steps = 0
+    steps, got = 0, [8]
     while not long.done:
         steps += 1
         newcomer = engine.submit(prompt(10, steps), 1, Sampling())
         late = 0
         while not newcomer.done:
-            events = engine.step()
-            assert decoding.done or {e.sample for e in events if e.request is decoding}
+            got.append(len([e for e in engine.step() if e.request is decoding]))
             late += 1
-        assert late <= 2
-    assert max(passes) <= 64 and steps < 60
+        assert late <= 3
+    assert max(passes) <= 128 and 8 < steps < 120
+    assert set(got) == {0, 8} and not any(a == b == 0 for a, b in zip(got, got[1:]))
 
 
 def test_in_training_the_memory_is_given_back():
