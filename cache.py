@@ -260,9 +260,7 @@ class KVCache:
             # scores of the places; the unused ones stay -inf
             self.scores = torch.full((B * H * self.width,), -torch.inf, dtype=self.dtype)
 
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Store a layer's new keys and values, attend to all that the rows hold.
 
         q (B, H, T, D), k and v (B, H_kv, T, D) -> (B, H, T, D)"""

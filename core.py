@@ -419,9 +419,7 @@ class Branches:
     def begin(self, T: int) -> torch.Tensor:
         return self.positions
 
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         gqa = k.shape[1] < q.shape[1]
         return F.scaled_dot_product_attention(q, k, v, self.mask, enable_gqa=gqa)
 

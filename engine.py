@@ -42,8 +42,8 @@ from sampling import Sampling, cut
 
 MAX_CALLS = 8  # calls of the tool in one answer, at most
 PREFILL_TOKENS = 2**14  # most in a forward pass while no row decodes, padding included
-LONG_CHUNK = 512  # and most of one prompt: a request that comes meanwhile waits for one chunk
-SHORT_CHUNK = {'cpu': 64, 'mps': 64, 'cuda': 512}  # most in a pass while rows decode
+LONG = 512  # most of one prompt in a pass: a request that comes meanwhile waits for its end
+BETWEEN = {'cpu': 128, 'mps': 128, 'cuda': 512}  # most in a pass while rows decode
 # with fixed rows and slots a prefill pass is PROMPTS rows of CHUNK tokens
 PROMPTS = 4
 CHUNK = BLOCK
@@ -233,6 +233,7 @@ class Engine:
         self.waiting: list[Sample] = []  # start as soon as there are rows and blocks
         self.notices: list[Event] = []  # events to return first from the next step
         self.passes = 0  # of prefill
+        self.rows_waited = False  # the last step was for a long prompt
 
         # 6) The cache. Its tensors are made when they are needed, by the weights of this moment
         self.pool = Pool(self.pool_blocks)
@@ -410,7 +411,7 @@ class Engine:
     @without_gradients
     def step(self) -> list[Event]:
         """One more token for every row, new rows included. [] when no row has got one: nothing
-        runs, or a long prompt is being prefilled (see busy)."""
+        runs, or this step was for a long prompt (see busy)."""
         # 1) Waiting samples start, rows get room for their token
         self.admit()
         for row in list(self.rows):
@@ -423,7 +424,8 @@ class Engine:
             self.cache = self.cache or KVCache(self.model.config, self.cache_dtype(), self.device)
             self.cache.reserve(self.pool.size)
             first = self.prefill(chunk, T) if chunk else None
-            logits = self.decode() if self.rows else None
+            self.rows_waited = any(map(self.is_long, chunk))
+            logits = self.decode() if self.rows and not self.rows_waited else None
 
         # 3) Prompts that are complete become rows
         if chunk:
@@ -432,7 +434,7 @@ class Engine:
         # 4) Each row gets its next token; finished rows leave
         events = self.notices
         self.notices = []
-        if self.rows:
+        if logits is not None:
             events += self.next_tokens(logits)
         self.drop_finished()
         return events
@@ -476,32 +478,41 @@ class Engine:
     def next_chunk(self) -> tuple[list[Reading], int]:
         """The prompts of the next prefill pass, and the most tokens that it adds to each.
 
-        While rows decode, a pass is small, so that it does not stall them. Prompts with few tokens
-        left come first, so that a long one does not stall the others; every fourth pass takes the
-        oldest first, so that it gets on too.
+        While rows decode a pass is small. Prompts with few tokens left come first; every fourth
+        pass takes the oldest first, so that it gets on too. A long prompt takes turns with the
+        rows, a small part each time, so that neither they nor a newcomer wait for long.
         """
         # 1) How much at once
         self.passes += 1
-        most, budget = LONG_CHUNK, PREFILL_TOKENS
+        budget = PREFILL_TOKENS
         if self.rows:
-            most = budget = max(SHORT_CHUNK[self.device.type], 4 * len(self.rows))
-        if self.fixed_rows:
-            most = min(CHUNK, self.context)
-            budget = PROMPTS * most
+            budget = max(BETWEEN[self.device.type], 4 * len(self.rows))
+        fixed = min(CHUNK, self.context) if self.fixed_rows else 0
+        if fixed:
+            budget = PROMPTS * fixed
 
-        # 2) As many as fit when padded to the longest piece
-        chunk, T = [], 0
-        oldest = self.reading[0] if self.reading and self.passes % 4 == 0 else None
+        # 2) As many prompts as fit, each padded to the longest piece; or a long one alone
+        oldest = self.reading[0] if self.passes % 4 == 0 and self.reading else None
+        chunk, T = [], fixed
         for reading in sorted(self.reading, key=lambda r: (r is not oldest, r.left)):
-            width = max(T, min(most, reading.left))
-            if chunk and (len(chunk) + 1) * (most if self.fixed_rows else width) > budget:
+            if self.is_long(reading):
+                if chunk or self.rows_waited:
+                    continue
+                chunk, T = [reading], budget // 4
+                break
+            width = fixed or max(T, min(LONG, budget, reading.left))
+            if chunk and (len(chunk) + 1) * width > budget:
                 break
             chunk.append(reading)
             T = width
 
         # 3) Their blocks
         chunk = [r for r in chunk if r in self.reading and self.grow(r, r.read + min(T, r.left))]
-        return chunk, most if self.fixed_rows else T
+        return chunk, T
+
+    def is_long(self, reading: Reading) -> bool:
+        """Whether rows decode that a whole part of this prompt would stall."""
+        return bool(self.rows) and not self.fixed_rows and reading.left > LONG
 
     def prefill(self, chunk: list[Reading], T: int) -> torch.Tensor | None:
         """Run the next T tokens of each prompt through the model, padded on the right. Returns the

@@ -897,7 +897,7 @@ def test_a_cache_too_small_for_all_makes_them_wait(slots_that_fit):
 
 def test_many_prompts_are_read_in_several_forwards(monkeypatch):
     monkeypatch.setattr('engine.PREFILL_TOKENS', 50)
-    monkeypatch.setattr('engine.SHORT_CHUNK', {'cpu': 40})
+    monkeypatch.setattr('engine.BETWEEN', {'cpu': 40})
     model, seen = build(dtype=torch.float64), []
     hidden = model.hidden
     model.hidden = lambda inputs, cache: seen.append(tuple(inputs.shape)) or hidden(inputs, cache)
@@ -930,3 +930,143 @@ def test_numbers_choose_the_streams():
         counted[2],
         counted[0],
     ]
+
+
+# -----------------------------------------------------------------------------
+# the cache: what is shared, found again, preempted and forgotten
+
+
+def prefilled(engine):
+    """A list that grows by the tokens of each prefill pass of the engine, padding included."""
+    passes, hidden = [], engine.model.hidden
+
+    def spy(inputs, cache):
+        if inputs.shape[1] > 1:
+            passes.append(inputs.numel())
+        return hidden(inputs, cache)
+
+    engine.model.hidden = spy
+    return passes
+
+
+@pytest.mark.parametrize('preset', ['nano', 'gpt2'])
+def test_all_logits_are_those_of_the_full_forward(preset, monkeypatch):
+    """Requests at random times with common beginnings, some cancelled, in a cache that is too small
+    for all and prefills 12 tokens at a time: the logits of a random row of each step within 1e-5,
+    in float32."""
+    monkeypatch.setattr('engine.BETWEEN', {'cpu': 12})
+    model = build(preset, block_size=128, std=0.1)
+    slot_bytes = 2 * 2 * model.config.n_kv_head * 8 * 4
+    engine = Engine(model, CharTokenizer(CHARACTERS), max_bytes=8 * 32 * slot_bytes)
+    draw, preempted, compared = np.random.default_rng(0), [], []
+    preempt, next_tokens = engine.preempt, engine.next_tokens
+    engine.preempt = lambda text: preempted.append(text) or preempt(text)
+
+    def compare(logits):
+        compared.append(draw.integers(len(logits)))
+        full = model(torch.tensor([engine.rows[compared[-1]].tokens]))[0, -1]
+        torch.testing.assert_close(logits[compared[-1]], full, atol=1e-5, rtol=0)
+        return next_tokens(logits)
+
+    engine.next_tokens = compare
+    requests = []
+    for step in range(150):
+        if step < 60 and draw.random() < 0.3:
+            ids = prompt(100)[: draw.integers(1, 100)] + prompt(9, step)[: draw.integers(9)]
+            requests.append(engine.submit(ids, int(draw.integers(1, 50)), Sampling(), n=3))
+        if step % 20 == 19:
+            engine.cancel(requests[draw.integers(len(requests))])
+        engine.step()
+    run_until_done(engine, *requests)
+    assert sum(compared) > 100 and len(preempted) > 2
+    assert engine.blocks_in_use == engine.tokens_held == 0
+
+
+def test_a_prompt_is_held_once_and_found_by_later_requests():
+    engine = engine_of(dtype=torch.float64, block_size=600)
+    passes = prefilled(engine)
+    first = engine.submit(prompt(512), 20, Sampling(), n=16)
+    engine.step()
+    assert engine.blocks_in_use == 16 and engine.tokens_held == 512 and passes == [512]
+    engine.step()
+    assert engine.blocks_in_use == 32 and engine.tokens_held == 528
+    run_until_done(engine, first)
+    assert engine.blocks_in_use == 0
+    # 1) The next request begins with the conversation so far
+    longer = first.samples[3].tokens + prompt(5, 1)
+    second = engine.submit(longer, 10, Sampling(temperature=0))
+    run_until_done(engine, second)
+    assert sum(passes) == 512 + len(longer) % 32
+    # 2) and says what it would say without
+    fresh = Engine(engine.model, engine.tokenizer)
+    assert ids_of(fresh.generate([longer], 10, Sampling(temperature=0))) == ids_of(second.samples)
+
+
+@pytest.mark.parametrize('change', ['optimizer', 'load_state_dict', 'forget'])
+def test_no_block_outlives_the_weights_that_computed_it(change):
+    """Neither between requests nor while one runs: its text so far is prefilled again."""
+    engine, ids = engine_of(dtype=torch.float64, block_size=128), prompt(70)
+    model, sampling = engine.model, Sampling(temperature=0)
+    before = ids_of(engine.generate([ids], 20, sampling))
+    running = engine.submit(ids, 20, sampling)
+    for _ in range(5):
+        engine.step()
+    if change == 'optimizer':
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        model(torch.tensor([ids[:64]]), torch.tensor([ids[1:65]])).sum().backward()
+        optimizer.step()
+    else:
+        other = build(dtype=torch.float64, block_size=128, seed=1)
+        model.load_state_dict(other.state_dict(), assign=True)
+    if change == 'forget':
+        engine.forget()
+    after = engine.generate([ids], 20, sampling)
+    fresh = Engine(model, engine.tokenizer)
+    assert ids_of(after) == ids_of(fresh.generate([ids], 20, sampling)) != before
+    said = running.samples[0].ids
+    assert said[:5] == before[0][:5]
+    assert said[5:] == ids_of(fresh.generate([ids + said[:5]], 15, sampling))[0]
+
+
+def test_a_cancelled_request_gives_its_blocks_back():
+    engine = engine_of(block_size=1200)
+    decoding = engine.submit(prompt(40), 9, Sampling(temperature=0))
+    engine.step()
+    held = engine.blocks_in_use
+    long = engine.submit(prompt(1100, 1), 9, Sampling())
+    engine.step()
+    assert engine.reading and engine.blocks_in_use > held
+    engine.cancel(long)
+    assert not engine.reading and engine.blocks_in_use == held
+    run_until_done(engine, decoding)
+    assert engine.blocks_in_use == 0 and not engine.busy
+
+
+def test_a_long_prompt_stalls_no_other():
+    """While 1,100 tokens are prefilled the rows get a token in every other step at least, and a
+    newcomer gets its first in the next one, or the one after a part of the long prompt."""
+    engine = engine_of(block_size=1200)
+    decoding = engine.submit(prompt(9), 200, Sampling(), n=8)
+    engine.step()
+    passes = prefilled(engine)
+    long = engine.submit(prompt(1100, 1), 1, Sampling())
+    steps, got = 0, [8]
+    while not long.done:
+        steps += 1
+        newcomer = engine.submit(prompt(10, steps), 1, Sampling())
+        late = 0
+        while not newcomer.done:
+            got.append(len([e for e in engine.step() if e.request is decoding]))
+            late += 1
+        assert late <= 3
+    assert max(passes) <= 128 and 8 < steps < 120
+    assert set(got) == {0, 8} and not any(a == b == 0 for a, b in zip(got, got[1:]))
+
+
+def test_in_training_the_memory_is_given_back():
+    engine = engine_of()
+    engine.generate([prompt(40)], 5, Sampling())
+    assert engine.cache
+    engine.model.train()
+    engine.generate([prompt(40)], 5, Sampling())
+    assert engine.cache is None
