@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves thi
 
 import checkpoint
 import console
+import packed
 import runtime
 from configurator import configure
 from conversation import Chat, Session
@@ -121,7 +122,11 @@ def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
         model.compile(dynamic=True)  # rows and the cache's width change often
     elif compile:
         print(f'not compiled: {why_not}', file=sys.stderr)
-    return Engine(model, tokenizer, form, calculate if chat else None), state
+    engine = Engine(model, tokenizer, form, calculate if chat else None)
+    if engine.packed:
+        copy = packed.weight_bytes(model) / 2**20
+        note(f'decoding makes a copy of the weights in another order: {copy:,.0f} MiB of memory')
+    return engine, state
 
 
 # -----------------------------------------------------------------------------
