@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import checkpoint
 import console
+import packed
 import runtime
 from conversation import Chat, Session
 from engine import Engine, Event
@@ -89,6 +90,10 @@ def open_engine(
     # 4) Can it chat?
     chat, why_no_chat = chat_format(tokenizer, path, state['stage'])
     engine = Engine(model, tokenizer, chat, calculate if chat else None, **limits)
+    if engine.packed:
+        copy = packed.weight_bytes(model) / 2**20
+        line = f'decoding makes a copy of the weights in another order: {copy:,.0f} MiB of memory'
+        print(line, file=sys.stderr)
     return Opened(engine, path, state, device, dtype, why_no_chat)
 
 

@@ -26,7 +26,7 @@ from model import GPT, Norm, ceil_to
 
 WIDTH = 48  # the fastest of 16 to 192
 MAX_ROWS = 48  # with more rows F.linear is about as fast
-MIN_BYTES = 2**23  # smaller models stay in the processor's cache, in any order
+MIN_BYTES = 2**23  # with smaller matrices it makes little difference
 
 
 def pays(model: GPT) -> bool:
@@ -63,7 +63,8 @@ class PackedLinear(nn.Module):
         else:
             rows = x.reshape(-1, x.shape[-1]).expand(len(self.packed), -1, -1)
             y = torch.bmm(rows, self.packed)  # (N / WIDTH, rows, WIDTH)
-            y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)[..., : self.linear.out_features]
+            y = y.transpose(0, 1).reshape(*x.shape[:-1], len(self.packed) * WIDTH)
+            y = y[..., : self.linear.out_features]
         return y if self.linear.bias is None else y + self.linear.bias
 
 
