@@ -169,6 +169,11 @@ def check_name(name: str, model: Served) -> None:
         raise Refused(message, 'model', status=404, code='model_not_found')
 
 
+def card(model: Served) -> dict:
+    """The model as /v1/models lists it."""
+    return dict(id=model.name, object='model', created=model.created, owned_by='flatgpt')
+
+
 def check_can_chat(model: Served) -> None:
     if model.why_no_chat:
         hint = 'This model completes texts: /v1/completions'
