@@ -576,7 +576,7 @@ def listen() -> socket.socket:
 
 def name_of(path: Path) -> str:
     """The model's id: out/tinyworld/rl/ckpt.pt -> tinyworld-rl, small.pt -> small."""
-    if path.stem not in ('ckpt', 'best'):
+    if path.stem not in ('ckpt', 'best', 'config'):  # the last is of a Hugging Face folder
         return path.stem
     folders = [part for part in path.resolve().parent.parts[-2:] if part != 'out']
     return '-'.join(folders) or 'flatgpt'
