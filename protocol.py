@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from conversation import LOST_OF_MESSAGE, SPEAKERS, UNUSED, Session
+from conversation import SPEAKERS, UNUSED, Session
 from dialogue import fit
 from engine import Engine, Event
 from sampling import Sampling
@@ -42,6 +42,7 @@ LACKED_IN_CHAT = LACKED | {
     'functions': [[]], 'function_call': ['none', 'auto'], 'modalities': [['text']],
     'audio': [], 'prediction': [], 'web_search_options': [],
 }  # fmt: skip
+LACKED_IN_MESSAGES = ('tool_calls', 'tool_call_id', 'function_call', 'audio', 'image', 'images')
 LACKED_IN_COMPLETIONS = LACKED | {'echo': [False], 'suffix': [''], 'best_of': [1]}
 
 EXPECTED = {
@@ -166,6 +167,11 @@ def check_name(name: str, model: Served) -> None:
     if name != model.name:
         message = f'there is no model {name!r:.100}, expected {model.name!r}'
         raise Refused(message, 'model', status=404, code='model_not_found')
+
+
+def card(model: Served) -> dict:
+    """The model as /v1/models lists it."""
+    return dict(id=model.name, object='model', created=model.created, owned_by='flatgpt')
 
 
 def check_can_chat(model: Served) -> None:
@@ -296,8 +302,8 @@ def plain(messages: list) -> list:
     plain = []
     for number, message in enumerate(messages, start=1):
         if isinstance(message, dict):
-            for key in LOST_OF_MESSAGE:
-                if message.get(key) not in UNUSED and key != 'reasoning_content':
+            for key in LACKED_IN_MESSAGES:
+                if message.get(key) not in UNUSED:
                     raise ValueError(f'message {number} has {key}, which this server lacks')
             message = {key: message[key] for key in ('role', 'content') if key in message}
             if isinstance(message.get('role'), str):

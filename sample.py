@@ -27,10 +27,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
 import console
-<<<<<<< HEAD
-=======
-import runtime
->>>>>>> decode
 from configurator import configure
 from dialogue import Dialogue, Opened, open_engine
 from engine import Engine
@@ -73,7 +69,6 @@ def note(text: str):
     print(f'({text})', file=sys.stderr, flush=True)
 
 
-<<<<<<< HEAD
 def open_model() -> Opened:
     """The model that the settings name. With --chat, SystemExit for one that cannot chat."""
     if init_from != 'resume' and out_dir:
@@ -85,62 +80,6 @@ def open_model() -> Opened:
     if not chat and not opened.why_no_chat:
         note('it has learned to answer: --chat')
     return opened
-=======
-def find_checkpoint() -> Path:
-    """The checkpoint in out_dir, else the newest, else the model in the box."""
-    if init_from != 'resume':
-        raise SystemExit(
-            f"init_from is '{init_from}', expected 'resume'; name a trained model's folder with "
-            '--out_dir=FOLDER'
-        )
-    if not out_dir and checkpoint.newest() is None and IN_THE_BOX.exists():
-        print('no checkpoint under out/ or out-*/: taking the model in the box', file=sys.stderr)
-        return IN_THE_BOX
-    return checkpoint.find(out_dir)
-
-
-def load_engine(device: str, dtype: str) -> tuple[Engine, dict]:
-    """
-    The engine of a checkpoint, and the checkpoint. Prints which one it is.
-
-    With --chat, SystemExit for a model that cannot chat: it is of the stage pretrain, or its
-    tokenizer has no format for conversations.
-    """
-    # 1) Load and name it
-    path = find_checkpoint()
-    model, tokenizer, state = checkpoint.open_model(path, device, dtype)
-    can_answer = state['stage'] != 'pretrain'
-    line = f'{path}: stage {state["stage"]}, step {state["step"]}; on {device}, {dtype}'
-    if can_answer and not chat:
-        line += '; it has learned to answer: --chat'
-    print(console.printable(line), file=sys.stderr)
-
-    # 2) Can it chat?
-    form = None
-    if chat:
-        try:
-            form = Chat(tokenizer)
-        except SystemExit as error:
-            hint = 'or complete a text: leave out --chat'
-            raise SystemExit(f'{path} cannot chat, {error}; {hint}') from None
-        if not can_answer:
-            raise SystemExit(
-                f'{path} is of stage pretrain, it has not learned to answer; train it further with '
-                f'--stage=sft --init_from={path.parent}, or take the --out_dir of a later stage'
-            )
-
-    # 3) Compile it
-    compiled, why_not = runtime.choose_compile(compile, device)
-    if compiled:
-        model.compile(dynamic=True)  # rows and the cache's width change often
-    elif compile:
-        print(f'not compiled: {why_not}', file=sys.stderr)
-    engine = Engine(model, tokenizer, form, calculate if chat else None)
-    if engine.packed:
-        copy = packed.weight_bytes(model) / 2**20
-        note(f'decoding makes a copy of the weights in another order: {copy:,.0f} MiB of memory')
-    return engine, state
->>>>>>> decode
 
 
 # -----------------------------------------------------------------------------

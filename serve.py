@@ -46,6 +46,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
 
@@ -168,12 +169,17 @@ class Worker(threading.Thread):
             order()
 
     def submit(self, job: Job):
+        # 1) An answer that was complete already
         call = job.call
-        if not call.prompts:  # the answer was complete already
+        if not call.prompts:
             events = [(i, Event(None, i, [], '', None, 'stop')) for i in range(call.choices)]
             job.loop.call_soon_threadsafe(job.deliver, events)
+        # 2) The others
         for number, ids in enumerate(call.prompts):
-            request = self.engine.submit(ids, call.max_tokens, call.sampling, call.n, number)
+            try:
+                request = self.engine.submit(ids, call.max_tokens, call.sampling, call.n, number)
+            except ValueError as error:  # what protocol.py has not checked
+                return job.loop.call_soon_threadsafe(job.deliver, [], Refused(str(error)))
             self.running[request] = (job, number * call.n)
 
     def cancel(self, job: Job | None = None):
@@ -257,6 +263,12 @@ class Service:
             if job.unfinished:
                 self.worker.order(self.worker.cancel, job)
 
+    def health(self) -> dict:
+        return dict(
+            status='ok', requests=self.open, running=len(self.worker.running),
+            connections=self.connections(),
+        )  # fmt: skip
+
     def stop(self):
         """Refuse further requests and end those that run."""
         self.stopping = True
@@ -298,15 +310,20 @@ async def read_body(request) -> dict:
         raise Refused(f'the body is not JSON: {str(error)[:200]}') from None
 
 
+async def admit(request, service: Service, read: Callable[[dict, Served], Any]) -> Any:
+    """Let a request in, and read it with a function of protocol.py."""
+    service.enter(request)
+    body = await read_body(request)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(service.reader, read, body, service.model)
+
+
 async def answer(request, service: Service, read: Callable[[dict, Served], Call]):
     """The response to a completion of either kind. read: of protocol.py."""
     from fastapi.responses import JSONResponse, StreamingResponse
 
     # 1) Read the request
-    service.enter(request)
-    body = await read_body(request)
-    loop = asyncio.get_running_loop()
-    call = await loop.run_in_executor(service.reader, read, body, service.model)
+    call = await admit(request, service, read)
 
     # 2) Wait for its first token: until then an error has a status of its own
     job = service.start(call, request.scope)
@@ -379,16 +396,15 @@ def make_app(service: Service):
 
     @app.exception_handler(HTTPException)
     async def wrong_path(request, error):
-        asked = f'{request.method} {request.url.path}'
-        return error_response(Refused(f'{asked:.200}: {error.detail}', status=error.status_code))
+        message = f'{request.method} {request.url.path:.200}: {error.detail}'
+        return error_response(Refused(message, status=error.status_code))
 
     @app.exception_handler(Exception)
     async def failed(request, error):
         return error_response(Refused('the server failed, see its terminal', status=500))
 
     # 2) OpenAI's
-    model = service.model
-    card = dict(id=model.name, object='model', created=model.created, owned_by='flatgpt')
+    card = protocol.card(service.model)
 
     @app.get('/v1/models')
     async def models():
@@ -396,7 +412,7 @@ def make_app(service: Service):
 
     @app.get('/v1/models/{name:path}')
     async def one_model(name: str):
-        protocol.check_name(name, model)
+        protocol.check_name(name, service.model)
         return card
 
     @app.post('/v1/chat/completions')
@@ -414,10 +430,7 @@ def make_app(service: Service):
 
     @app.get('/health')
     async def health():
-        return dict(
-            status='ok', requests=service.open, running=len(service.worker.running),
-            connections=service.connections(),
-        )  # fmt: skip
+        return service.health()
 
     @app.get('/api/about')
     async def about():
@@ -425,10 +438,7 @@ def make_app(service: Service):
 
     @app.post('/api/prompt')
     async def prompt(request: Request):
-        service.enter(request)
-        body = await read_body(request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(service.reader, protocol.describe_prompt, body, model)
+        return await admit(request, service, protocol.describe_prompt)
 
     return app
 
@@ -566,7 +576,7 @@ def listen() -> socket.socket:
 
 def name_of(path: Path) -> str:
     """The model's id: out/tinyworld/rl/ckpt.pt -> tinyworld-rl, small.pt -> small."""
-    if path.stem not in ('ckpt', 'best'):
+    if path.stem not in ('ckpt', 'best', 'config'):  # the last is of a Hugging Face folder
         return path.stem
     folders = [part for part in path.resolve().parent.parts[-2:] if part != 'out']
     return '-'.join(folders) or 'flatgpt'
