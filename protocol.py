@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from conversation import LOST_OF_MESSAGE, SPEAKERS, UNUSED, Session
+from conversation import SPEAKERS, UNUSED, Session
 from dialogue import fit
 from engine import Engine, Event
 from sampling import Sampling
@@ -42,6 +42,7 @@ LACKED_IN_CHAT = LACKED | {
     'functions': [[]], 'function_call': ['none', 'auto'], 'modalities': [['text']],
     'audio': [], 'prediction': [], 'web_search_options': [],
 }  # fmt: skip
+LACKED_IN_MESSAGES = ('tool_calls', 'tool_call_id', 'function_call', 'audio', 'image', 'images')
 LACKED_IN_COMPLETIONS = LACKED | {'echo': [False], 'suffix': [''], 'best_of': [1]}
 
 EXPECTED = {
@@ -296,8 +297,8 @@ def plain(messages: list) -> list:
     plain = []
     for number, message in enumerate(messages, start=1):
         if isinstance(message, dict):
-            for key in LOST_OF_MESSAGE:
-                if message.get(key) not in UNUSED and key != 'reasoning_content':
+            for key in LACKED_IN_MESSAGES:
+                if message.get(key) not in UNUSED:
                     raise ValueError(f'message {number} has {key}, which this server lacks')
             message = {key: message[key] for key in ('role', 'content') if key in message}
             if isinstance(message.get('role'), str):

@@ -168,12 +168,17 @@ class Worker(threading.Thread):
             order()
 
     def submit(self, job: Job):
+        # 1) An answer that was complete already
         call = job.call
-        if not call.prompts:  # the answer was complete already
+        if not call.prompts:
             events = [(i, Event(None, i, [], '', None, 'stop')) for i in range(call.choices)]
             job.loop.call_soon_threadsafe(job.deliver, events)
+        # 2) The others
         for number, ids in enumerate(call.prompts):
-            request = self.engine.submit(ids, call.max_tokens, call.sampling, call.n, number)
+            try:
+                request = self.engine.submit(ids, call.max_tokens, call.sampling, call.n, number)
+            except ValueError as error:  # what protocol.py has not checked
+                return job.loop.call_soon_threadsafe(job.deliver, [], Refused(str(error)))
             self.running[request] = (job, number * call.n)
 
     def cancel(self, job: Job | None = None):
