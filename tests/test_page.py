@@ -48,7 +48,7 @@ def test_the_page_is_one_file_that_makes_no_html():
 # servers and pages
 
 
-# serve.py, whose engine stands still after as many steps as a file says, until the file is gone
+# serve.py, whose engine stands still after as many tokens as a file says, until the file is gone
 HELD = """
 import pathlib, runpy, sys, time, engine
 file = pathlib.Path(sys.argv.pop(1))
@@ -65,8 +65,9 @@ def held_step(self):
     global done
     while allowed() is not None and done >= allowed():
         time.sleep(0.01)
-    done = 0 if allowed() is None else done + 1
-    return step(self)
+    events = step(self)
+    done = 0 if allowed() is None else done + bool(events)
+    return events
 
 engine.Engine.step = held_step
 runpy.run_path('serve.py', run_name='__main__')
@@ -74,8 +75,8 @@ runpy.run_path('serve.py', run_name='__main__')
 
 
 class Site:
-    """serve.py in a process of its own. held(3): its engine makes three steps, then stands still
-    until the end of the block."""
+    """serve.py in a process of its own. held(3): its engine writes three tokens, then stands
+    still until the end of the block."""
 
     def __init__(self, folder, *args):
         self.file = folder / 'held'
@@ -90,8 +91,8 @@ class Site:
         return self
 
     @contextmanager
-    def held(self, steps):
-        self.file.write_text(str(steps))
+    def held(self, tokens):
+        self.file.write_text(str(tokens))
         yield
         self.file.unlink()
 
@@ -327,6 +328,21 @@ def test_tokens_have_alternatives_and_one_can_be_picked(page):
     shown = answer(page)
     page.reload()
     assert answer(page) == shown
+
+
+@slow
+def test_marks_become_nodes_and_the_rest_stays_text(page):
+    shown = """text => formatted(text).map(
+        node => node.tagName ? `[${node.tagName}]${node.textContent}` : node).filter(Boolean)"""
+    for text, expected in (
+        ('3*4*5 = 60, a * b * c', ['3*4*5 = 60, a * b * c']),
+        ('*so* and **so**!', ['[EM]so', ' and ', '[STRONG]so', '!']),
+        ('`**x**`', ['[CODE]**x**']),
+        ('see:\n```py\nx = `1`\n```\nend', ['see:\n', '[PRE]x = `1`', 'end']),
+        ('```\nunfinished\n\n y', ['[PRE]unfinished\n\n y']),
+        ('<b>no</b> &amp;', ['<b>no</b> &amp;']),
+    ):
+        assert page.evaluate(shown, text) == expected
 
 
 @slow
