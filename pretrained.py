@@ -273,19 +273,22 @@ class Part(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
 
-class Undrawn(TorchFunctionMode):
-    """Draw no random numbers: on the meta device that would import torch's compiler, for seconds."""
+class ShapesOnly(TorchFunctionMode):
+    """Build a model without numbers in its parameters. (Computing on the meta device would import
+    torch's compiler, which takes seconds.)"""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function.__name__ == 'normal_':  # of a tensor, or torch.nn.init's
+        if function is torch.empty:
+            kwargs = {**kwargs, 'device': 'meta'}
+        elif function.__name__ in ('normal_', 'uniform_', 'kaiming_uniform_', 'fill_', 'zero_'):
             return args[0] if args else kwargs['tensor']
         return function(*args, **kwargs)
 
 
 def parts(config: GPTConfig, family: Family | None) -> list[Part]:
     """All tensors of a model. family None: names are ours, as in exports with their own code."""
-    with torch.device('meta'), Undrawn():
+    with ShapesOnly():
         model = GPT(config)
     blocks = model.matrix_blocks()
     found = []
