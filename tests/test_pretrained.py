@@ -209,6 +209,15 @@ def test_a_folder_that_holds_something_else_is_not_written_to(tmp_path):
         pretrained.export_folder(state, tmp_path / 'a.gguf')
     one_line(stop, 'a.gguf', 'name of a folder')
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+    # an earlier export is replaced, a downloaded model is not
+    pretrained.export_folder(state, tmp_path / 'model')
+    pretrained.export_folder(state, tmp_path / 'model')
+    config = json.loads((tmp_path / 'model' / 'config.json').read_bytes())
+    del config[pretrained.MARK]
+    (tmp_path / 'model' / 'config.json').write_bytes(json.dumps(config).encode())
+    with pytest.raises(SystemExit) as stop:
+        pretrained.export_folder(state, tmp_path / 'model')
+    one_line(stop, 'config.json', 'another')
 
 
 def test_numbers_beyond_float16_are_refused(tmp_path):
@@ -257,7 +266,7 @@ def refused(good_folder, tmp_path):
     (dict(rope_scaling=3), ['rope_scaling']),
     (dict(sliding_window=4096), ['sliding_window', '4096']),
     (dict(layer_types=['full_attention', 'sliding_attention']), ['layer_types']),
-    (dict(attention_bias=True), ['mlp_bias']),
+    (dict(attention_bias=True), ['mlp_bias', 'the same']),
     (dict(attention_bias=True, mlp_bias=True), ['lacks the tensor', 'bias']),
     (dict(hidden_act='gelu'), ['hidden_act', 'gelu']),
     (dict(quantization_config=dict(bits=4)), ['quantization_config']),
@@ -268,6 +277,7 @@ def refused(good_folder, tmp_path):
     (dict(num_hidden_layers=3), ['lacks the tensor', 'layers.2']),
     (dict(num_hidden_layers=1), ['layers.1', 'model.py lacks']),
     (dict(num_hidden_layers=True), ['num_hidden_layers']),
+    (dict(max_position_embeddings=10**12), ['max_position_embeddings']),
     (dict(rms_norm_eps=float('nan')), ['rms_norm_eps']),
     (dict(vocab_size=299), ['tokenizer', '299']),
     (dict(model_type='flatgpt'), ['model_config']),
