@@ -25,6 +25,7 @@ than NFC.
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -174,6 +175,8 @@ def build(document: dict) -> ImportedTokenizer:
             raise ValueError(f'its added token {token["content"]!r} is text, expected a name')
         special[token['content']] = token['id']
     known = {*vocab.values(), *special.values()}
+    if {*map(type, known)} != {int} or {*map(type, special)} - {str} or '' in special:
+        raise ValueError('its ids are not all numbers, or its added tokens not all texts')
     if not 0 <= min(known) <= max(known) < MAX_IDS:
         raise ValueError(f'its ids span {min(known)} to {max(known)}, expected 0 to {MAX_IDS - 1}')
     for i in sorted(set(range(max(known) + 1)) - known):
@@ -182,12 +185,14 @@ def build(document: dict) -> ImportedTokenizer:
     # 3) Bytes, merges in order, and words that no merge makes
     ignore_merges = bool(model.get('ignore_merges'))
     pairs = [pair.split(' ') if isinstance(pair, str) else pair for pair in model['merges']]
-    byte_ids = [None if c in special else vocab.get(c) for c in SPELLING]
+    byte_ids = [vocab.get(character) for character in SPELLING]
     if None in byte_ids and model.get('unk_token'):
         raise ValueError(f'it has no id for some bytes and {model["unk_token"]!r} for unknown text')
     halves = choose_merges(pairs, ignore_merges)
-    taken = {*SPELLING, *special, *halves}
-    words = {name: i for name, i in vocab.items() if name not in taken}
+    pieces = {*SPELLING, *halves}
+    for name in special.keys() & pieces:
+        raise ValueError(f'{name!r} is an added token and a piece of text, expected one of them')
+    words = {name: i for name, i in vocab.items() if name not in pieces and name not in special}
     check_words(words, halves, ignore_merges)
     ids = [vocab[name] for name in halves]
     return ImportedTokenizer(
@@ -503,11 +508,9 @@ def spellings(tokenizer: BPETokenizer) -> list[str]:
     for i in range(tokenizer.vocab_size):
         piece = tokenizer.decode_bytes([i])
         spelled.append(names.get(i) or ''.join(SPELLING[byte] for byte in piece))
-    twice = [name for name in tokenizer.special if spelled.count(name) > 1]
-    if twice:
-        raise SystemExit(
-            f'{twice[0]!r} is a special token and a piece of text: it cannot be exported'
-        )
+    for name, times in Counter(spelled).items():
+        if times > 1:
+            raise SystemExit(f'{name!r} is a special token and a piece of text: no export has both')
     return spelled
 
 

@@ -346,7 +346,11 @@ def cuts(*steps):
     (cuts({**SPLIT, 'pattern': {'Regex': 'a'}, 'behavior': 'Odd'}), ['Odd']),
     (cuts(BYTE_LEVEL), ['ByteLevel']),
     (at('added_tokens', value=[{'id': 1, 'content': '  ', 'special': False}]), ["'  '", 'is text']),
-    (at('added_tokens', value=[{'id': 'a', 'content': '<a>'}]), ['cannot be read']),
+    (at('added_tokens', value=[{'id': 'a', 'content': '<a>'}]), ['not all numbers']),
+    (at('added_tokens', value=[{'id': 9, 'content': ''}]), ['is text']),
+    (at('added_tokens', value=[{'id': 9, 'content': 7, 'special': True}]), ['not all texts']),
+    (at('added_tokens', value=[{'id': 9, 'content': 'in'}]), ["'in'", 'a piece of text']),
+    (at('added_tokens', value=[{'id': 9, 'content': 'a'}]), ["'a'", 'a piece of text']),
     (at('added_tokens', value=[{'content': '<a>'}]), ['damaged', 'id']),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_one_line(change, words, tmp_path, oracle):
