@@ -50,13 +50,14 @@ class Usage:
     How the tokens of a forward pass use the experts of its layers. inputs (B, T) ids.
 
     Padding does not count: its tokens are alike, choose the same experts and teach nothing. It is
-    the run of one id that ends a row, without the first of them.
+    the run of one id that ends a row, without the first of them; or the whole row.
     """
 
     def __init__(self, inputs):
         places = torch.arange(inputs.shape[1], device=inputs.device)
-        end = (places * (inputs != inputs[:, -1:])).amax(1, keepdim=True)  # last before the run
-        self.counted = places <= end + 1  # (B, T)
+        before = inputs != inputs[:, -1:]
+        start = (places * before).amax(1, keepdim=True) + 1  # of the run
+        self.counted = (places <= start) & before.any(1, keepdim=True)  # (B, T)
         self.losses = []  # of each layer, (B,)
 
     def loss(self):
@@ -66,7 +67,7 @@ class Usage:
         """A layer's probabilities (B, T, n_expert) and choices (B, T, n_active) -> (B, n_expert)
         how many tokens of each row chose each expert."""
         n_expert = probabilities.shape[-1]
-        tokens = self.counted.sum(1, keepdim=True)  # (B, 1)
+        tokens = self.counted.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
         every = torch.arange(n_expert, device=chosen.device)
         hits = (chosen[..., None] == every) & self.counted[..., None, None]
         counts = hits.sum((1, 2))

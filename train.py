@@ -759,12 +759,14 @@ def log_step(run, step, seconds, sums, norm, lr):
 
 def expert_load(run):
     """{'load': for each layer, the tokens of each routed expert over all ranks since the last call,
-    where 1 is an even share}. {} without experts."""
+    where 1 is an even share}. {} without experts, and where no token counted."""
     if not run.raw_model.config.n_expert:
         return {}
     load = moe.take_load(run.raw_model)  # (n_layer, n_expert)
     total = runtime.add_up(load.flatten().tolist())
     load = torch.tensor(total, dtype=torch.float64).view(load.shape)
+    if not load.any():  # in rl, where no answer taught anything
+        return {}
     return {'load': [[round(x, 4) for x in row] for row in (load / load.mean()).tolist()]}
 
 

@@ -170,7 +170,7 @@ def test_the_gradient_of_balance_leads_to_even_use():
 
 def test_padding_does_not_count():
     rows = torch.tensor([[5, 7, 7, 8], [5, 7, 7, 7], [5, 0, 0, 0], [0, 0, 0, 0]])
-    assert Usage(rows).counted.sum(1).tolist() == [4, 2, 2, 2]
+    assert Usage(rows).counted.sum(1).tolist() == [4, 2, 2, 0]
 
 
 def test_load_counts_the_tokens_of_training():
