@@ -8,10 +8,10 @@ them. The model holds more parameters for the same FLOPs per token.
     Balance    adds it to the gradient
 
 Without a balance loss a router prefers the experts that it has trained most, and the others starve.
-The loss of a row is n_expert / (n_expert_active * T) * sum over experts of (tokens of the row that
-chose it) * (its mean probability), from Switch (Fedus et al., 2021), per row as in DeepSeek-V2. It
-is 1 where all experts are used alike, and belongs to one row, so that the gradient does not depend
-on how rows are split into micro-batches and over ranks.
+The balance loss of a row of T tokens is the sum over experts of n_expert / (n_expert_active * T) *
+(tokens that chose it) * (its mean probability), from Switch (Fedus et al., 2021), per row as in
+DeepSeek-V2. It is 1 where all experts are used alike. Because it belongs to one row, the gradient
+does not depend on how rows are split into micro-batches and over ranks.
 
 No token is dropped. The experts' matrices are stacked in one matrix, under the names that an MLP
 has, which Muon takes apart.
@@ -111,7 +111,6 @@ class MoE(nn.Module):
         probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
         shares, chosen = probabilities.topk(self.n_active)  # (B, T, n_active) each
         shares = shares / shares.sum(-1, keepdim=True)
-
         if usage is not None:
             counts = usage.add(probabilities, chosen)
             if self.training:
