@@ -8,12 +8,13 @@ Tokenizers of other projects: Hugging Face's tokenizer.json, in and out, and the
 A tokenizer.json is a pipeline: a normalizer changes the text, pre-tokenizers cut it, and a model
 merges each chunk. Byte-level BPE is read, with the same ids: GPT-2's, Llama 3's, Qwen's, SmolLM2's,
 MiniMind's, nanochat's. Everything else is refused in one line, so that no text is encoded otherwise
-than its model has learned it. Two things differ on purpose:
+than its model has learned it. Three things differ on purpose:
 
 1) Text that spells an added token stays text.
 2) No token is added around a text. sample.py and the data folders write bos themselves.
+3) In ChatML, the line break after a role is encoded apart from a content that begins with blanks.
 
-A chat template is a program in Jinja. It is not kept. It renders three short conversations, and
+A chat template is a program in Jinja. It is not kept. It renders two short conversations, and
 what it wrote around their texts says which of conversation.py's formats it is. write() writes a
 template that renders what Chat renders.
 
@@ -36,7 +37,9 @@ from conversation import Chat
 from tokenizer import (
     GPT2_PATTERN,
     LLAMA3_PATTERN,
+    PATTERN,
     QWEN2_PATTERN,
+    SMOLLM2_PATTERN,
     SPELLING,
     SPLITTABLE,
     BPETokenizer,
@@ -50,6 +53,7 @@ from utf8 import valid_text
 FILE = 'tokenizer.json'
 CONFIG = 'tokenizer_config.json'
 DIGITS = {True: r'\p{N}|\P{N}+', False: r'\p{N}+|\P{N}+'}  # individual_digits, or runs
+DIGITS_FIRST = [DIGITS[True], GPT2_PATTERN]  # the same as SMOLLM2_PATTERN, but slower
 ANYTHING = r'[\s\S]+'
 # Each behaviour of a Split by a pattern P, as a pattern whose matches are the parts that it leaves.
 # OTHER is a character at which no P begins. Inverted, P and what is between change places
@@ -66,13 +70,15 @@ INVERTED = BEHAVIOURS | {
     'MergedWithNext': BEHAVIOURS['MergedWithPrevious'],
     'Removed': 'P',
 }
-# llama.cpp knows a few ways to cut a text by name (src/llama-vocab.cpp): (splits, pattern): name
+# Patterns that llama.cpp knows by name (src/llama-vocab.cpp)
 GGUF_NAMES = {
-    ((), GPT2_PATTERN): 'gpt-2',
-    ((DIGITS[True],), GPT2_PATTERN): 'smollm',
-    ((), LLAMA3_PATTERN): 'llama-bpe',
-    ((), QWEN2_PATTERN): 'qwen2',
+    GPT2_PATTERN: 'gpt-2',
+    SMOLLM2_PATTERN: 'smollm',
+    LLAMA3_PATTERN: 'llama-bpe',
+    QWEN2_PATTERN: 'qwen2',
+    PATTERN.replace('{1,2}', ''): 'qwen35',
 }
+MAX_IDS = 2**20  # the largest vocabularies known have a quarter of that
 NORMAL, CONTROL = 1, 3  # kinds of tokens in a GGUF
 ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>')  # tokens that end a document
 # A chat template, after the lines that set the data of a format
@@ -106,6 +112,8 @@ TURNS = """{{- bos -}}
       {{- content -}}
     {%- endif -%}
     {{- closing[message.role] -}}
+  {%- elif message.role != 'system' -%}
+    {{- raise_exception("a message of the role " ~ message.role ~ " cannot be written") -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- cue -}}{%- endif -%}
@@ -166,6 +174,8 @@ def build(document: dict) -> ImportedTokenizer:
             raise ValueError(f'its added token {token["content"]!r} is text, expected a name')
         special[token['content']] = token['id']
     known = {*vocab.values(), *special.values()}
+    if not 0 <= min(known) <= max(known) < MAX_IDS:
+        raise ValueError(f'its ids span {min(known)} to {max(known)}, expected 0 to {MAX_IDS - 1}')
     for i in sorted(set(range(max(known) + 1)) - known):
         special[f'<|unused_{i}|>'] = i
 
@@ -257,6 +267,8 @@ def read_patterns(step: dict | None) -> tuple[list[str], bool]:
     patterns = [cut_pattern(cut) for cut in cuts]
     if last.get('use_regex', True):
         patterns.append(GPT2_PATTERN)
+    if patterns == DIGITS_FIRST:
+        patterns = [SMOLLM2_PATTERN]
     return patterns or [ANYTHING], prefix_space
 
 
@@ -288,7 +300,10 @@ def cut_pattern(step: dict) -> str:
     template = (INVERTED if step.get('invert') else BEHAVIOURS)[behaviour]
     if template != 'P':
         pattern = template.replace('P', f'(?:{pattern})')
-    tokenizers.check_pattern(pattern)
+    try:
+        tokenizers.check_pattern(pattern)
+    except SystemExit as error:
+        raise ValueError(f'its {error}') from None
     return pattern
 
 
@@ -308,9 +323,7 @@ def read_chat(tokenizer: Tokenizer, folder: Path) -> dict:
     try:
         chat = Chat(tokenizer)
     except SystemExit:
-        return note(
-            folder, 'its chat template is of no format that is known here: it cannot chat'
-        )
+        return note(folder, 'its chat template is of no format that is known here: it cannot chat')
 
     # 2) What is around the texts of two conversations?
     asked = [ask('system', 'user'), ask('user', 'assistant', 'user')]
@@ -374,7 +387,7 @@ def find_texts(chat: Chat, with_system: str, without: str) -> dict:
             turn = start.removeprefix(bos + opening['system']).removesuffix(end)
             found['system'] = turn.removeprefix(preamble)
         start = bos
-    if not start:
+    if chat.begin and not start:
         found['bos'] = False
     return found
 
@@ -514,7 +527,8 @@ def byte_level(use_regex: bool = True, prefix_space: bool = False) -> dict:
 
 def pre_tokenizer(tokenizer: BPETokenizer) -> dict:
     """The patterns as pre-tokenizers: the reverse of read_patterns()."""
-    *cuts, last = [*tokenizer.splits, tokenizer.pattern]
+    patterns = [*tokenizer.splits, tokenizer.pattern]
+    *cuts, last = DIGITS_FIRST if patterns == [SMOLLM2_PATTERN] else patterns
     use_regex = last == GPT2_PATTERN
     if not use_regex and last != ANYTHING:
         cuts.append(last)
@@ -524,6 +538,9 @@ def pre_tokenizer(tokenizer: BPETokenizer) -> dict:
         if pattern in names:
             steps.append({'type': 'Digits', 'individual_digits': names[pattern]})
             continue
+        pattern = pattern.replace('(?s:.)', r'[\s\S]')  # the same in the library's engine
+        if re.search(r'\(\?i?[a-hj-z]', pattern):
+            raise SystemExit(f'the pattern {pattern!r:.80} has flags that other programs lack')
         split = {'type': 'Split', 'pattern': {'Regex': pattern}}
         if pattern in SPLITTABLE:
             steps.append({**split, 'behavior': 'Isolated', 'invert': False})
@@ -600,7 +617,7 @@ def gguf_name(tokenizer: Tokenizer) -> tuple[str, str]:
     """(llama.cpp's name for the way in which the tokenizer cuts a text, and what it does otherwise:
     '' if nothing)."""
     tokenizer = as_bpe(tokenizer)
-    name = GGUF_NAMES.get((tuple(tokenizer.splits), tokenizer.pattern))
+    name = None if tokenizer.splits else GGUF_NAMES.get(tokenizer.pattern)
     others = []
     if name is None:
         name = 'llama-bpe'

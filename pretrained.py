@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 if __name__ == '__main__':
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves this folder out
@@ -61,6 +62,7 @@ EXPORTED = {
     CONFIG, WEIGHTS, 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
     'chat_template.jinja', 'special_tokens_map.json', *OWN_CODE,
 }  # fmt: skip
+MARK = 'exported_by_flatgpt'  # in config.json: the folder may be replaced by another export
 # What is downloaded of a repository
 HUB_FILES = (
     r'(config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json'
@@ -130,7 +132,6 @@ LLAMA_FIELDS = dict(
     head_dim='head_dim', n_hidden='intermediate_size', norm_eps='rms_norm_eps',
     tied_head='tie_word_embeddings', rope_theta='rope_theta',
 )  # fmt: skip
-# None: GPTConfig derives it
 LLAMA_DEFAULTS = dict(
     num_key_value_heads=None, head_dim=None, max_position_embeddings=2048, rms_norm_eps=1e-6,
     rope_theta=10000.0, tie_word_embeddings=False,
@@ -251,6 +252,7 @@ def fit(config: GPTConfig, family: Family) -> tuple[GPTConfig, list[str], list[s
     misfits = [family.limit(config)] if family.limit(config) else []
     if config.n_expert and 'n_expert' not in family.fields:
         misfits.append(f'n_expert={config.n_expert}')
+    # 1) Each switch: the class has its value, or another value expresses it
     for name, values in family.switches.items():
         value = getattr(config, name)
         other, means = EQUIVALENT.get(name, {}).get(value, (None, ''))
@@ -262,8 +264,9 @@ def fit(config: GPTConfig, family: Family) -> tuple[GPTConfig, list[str], list[s
             how.append(means)
         else:
             misfits.append(f'{name}={value}')
+    # 2) A table with the norm in it is no head: that keeps the table without the norm
     if changes.get('embed_norm') is False:
-        changes['tied_head'] = False  # the head keeps the table without the norm
+        changes['tied_head'] = False
     fitted = config if misfits else dataclasses.replace(config, **changes)
     return fitted, how, misfits
 
@@ -304,9 +307,22 @@ class Part(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
 
+class ShapesOnly(TorchFunctionMode):
+    """Build a model without numbers in its parameters. (Computing on the meta device would import
+    torch's compiler, which takes seconds.)"""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.empty:
+            kwargs = {**kwargs, 'device': 'meta'}
+        elif function.__name__ in ('normal_', 'uniform_', 'kaiming_uniform_', 'fill_', 'zero_'):
+            return args[0] if args else kwargs['tensor']
+        return function(*args, **kwargs)
+
+
 def parts(config: GPTConfig, family: Family | None) -> list[Part]:
     """All tensors of a model. family None: names are ours, as in exports with their own code."""
-    with torch.device('meta'):
+    with ShapesOnly():
         model = GPT(config)
     blocks = model.matrix_blocks()
     found = []
@@ -381,6 +397,9 @@ def read_json(path: Path) -> dict:
     return found
 
 
+LARGEST_TABLE = 2**31  # numbers in RoPE's table, which a damaged context must not blow up
+
+
 def read_config(folder: Path) -> tuple[str, GPTConfig]:
     """(model_type, our config) of a folder. SystemExit for a class or an option that the model
     lacks."""
@@ -406,7 +425,8 @@ def read_config(folder: Path) -> tuple[str, GPTConfig]:
         found = raw.get(name, family.defaults.get(name, allowed[0]))
         if found not in allowed:
             refuse(path, name, found, allowed[0])
-    if set(raw.get('layer_types') or ['full_attention']) != {'full_attention'}:
+    kinds = raw.get('layer_types') or ['full_attention']
+    if not isinstance(kinds, list) or any(kind != 'full_attention' for kind in kinds):
         refuse(path, 'layer_types', raw['layer_types'], 'full_attention alone')
     if 'bias' in family.fields and raw.get('mlp_bias', False) != raw.get('attention_bias', False):
         refuse(path, 'mlp_bias', raw.get('mlp_bias', False), 'the same as attention_bias')
@@ -425,7 +445,10 @@ def read_config(folder: Path) -> tuple[str, GPTConfig]:
     for ours, theirs in family.fields.items():
         kind = {'int': int, 'float': float, 'bool': bool}[GPTConfig.__annotations__[ours].__name__]
         values[ours] = number(path, raw, theirs, kind, family.defaults)
-    return model_type, GPTConfig(**values)
+    config = GPTConfig(**values)
+    if config.block_size * config.head_dim > LARGEST_TABLE:
+        refuse(path, family.fields['block_size'], config.block_size, 'a context of a usual length')
+    return model_type, config
 
 
 def own_config(path: Path, raw: dict) -> GPTConfig:
@@ -440,13 +463,17 @@ def own_config(path: Path, raw: dict) -> GPTConfig:
     return GPTConfig(**given)
 
 
+# None is 0 in GPTConfig: it follows from other sizes, or is off
+MAY_BE_NONE = {'num_key_value_heads', 'head_dim', 'n_inner', 'final_logit_softcapping'}
+
+
 def number(path: Path, raw: dict, name: str, kind: type, defaults: dict):
-    """A number or a switch in config.json; None is 0, which GPTConfig replaces."""
+    """A number or a switch of config.json."""
     value = raw.get(name, defaults.get(name, ...))
     if value is ...:
         raise SystemExit(f'{path} lacks {name}')
-    if value is None and defaults.get(name, ...) is None or name == 'final_logit_softcapping':
-        value = value or 0
+    if value is None and name in MAY_BE_NONE:
+        value = 0
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or kind is float and not math.isfinite(value):
@@ -455,11 +482,7 @@ def number(path: Path, raw: dict, name: str, kind: type, defaults: dict):
 
 
 def refuse(path: Path, name: str, value, expected) -> None:
-    raise SystemExit(
-        console.printable(
-            f'{path}: {name} is {value!r:.80}, which model.py lacks, expected {expected}'
-        )
-    )
+    raise SystemExit(console.printable(f'{path}: {name} is {value!r:.80}, expected {expected}'))
 
 
 # -----------------------------------------------------------------------------
@@ -790,7 +813,7 @@ def export_folder(state: dict, folder: str | Path, dtype: str = 'float32') -> st
             code = source.read_bytes().replace(b'\nfrom moe import', b'\nfrom .moe import')
             write_bytes(folder / name, code)
     write_json(folder / 'generation_config.json', ids)
-    write_json(folder / CONFIG, {**about, **ids, 'dtype': dtype, 'torch_dtype': dtype})
+    write_json(folder / CONFIG, {**about, **ids, 'dtype': dtype, 'torch_dtype': dtype, MARK: True})
     return why
 
 
@@ -805,17 +828,24 @@ def take_apart(state: dict) -> tuple[tokenizers.Tokenizer, Chat | None, GPTConfi
 
 
 def claim(folder: Path) -> None:
-    """Create the folder, and remove the config.json of an earlier export from it."""
+    """Create the folder, or empty that of an earlier export. SystemExit if it holds anything else:
+    what a user has downloaded or written is not replaced."""
+    # 1) What is there?
     if folder.suffix in ('.gguf', '.pt', '.safetensors') or folder.is_file():
         raise SystemExit(f'--to={folder}: expected the name of a folder')
-    others = sorted(path.name for path in folder.glob('*') if path.name not in EXPORTED)
+    names = {path.name for path in folder.glob('*')}
+    others = sorted(names - EXPORTED)
+    config = folder / CONFIG
+    if names and not others and not (config.exists() and read_json(config).get(MARK)):
+        others = sorted(names)
     if others:
         raise SystemExit(
             f'--to={folder}: the folder has {others[0]}, which no export wrote: take another one'
         )
+    # 2) Remove config.json first: what is left is no folder of a model
     with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in EXPORTED:
+        for name in (CONFIG, *sorted(EXPORTED - {CONFIG})):
             (folder / name).unlink(missing_ok=True)
 
 

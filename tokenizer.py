@@ -51,8 +51,8 @@ from utf8 import valid_text
 
 VERSION = 1  # the version of tok.json's format
 MAX_VOCAB = 65536  # of a table trained here: a pair of ids is one number in learn_merges
-# The token that begins a document: ours, GPT-2's, Llama 3's, or one of older tables
-BOS = ('<|bos|>', '<|endoftext|>', '<|begin_of_text|>', '<s>')
+# The token that begins a document: ours, GPT-2's, or Llama 3's
+BOS = ('<|bos|>', '<|endoftext|>', '<|begin_of_text|>')
 
 # Matches the chunks of a text; no token spans two of them. GPT-4's pattern with two changes:
 # combining marks are part of words, and a chunk has at most two digits, because a small vocabulary
@@ -75,6 +75,9 @@ LLAMA3_PATTERN = (
     r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace('{1,3}', '')
+# SmolLM2's file cuts out each digit, then uses GPT-2's pattern between. In one pattern: a digit
+# ends a run of blanks, as the end of the text does
+SMOLLM2_PATTERN = GPT2_PATTERN.replace(r' ?\p{N}++', r'\p{N}').replace(r'\S)', r'[^\s\p{N}])')
 # Patterns whose chunks never cross a place where segments.py splits a text, and that leave out no
 # character. Their character classes do not overlap, so a greedy quantifier matches what a
 # possessive one does.
@@ -90,11 +93,16 @@ GPT2_FOLDER = Path(__file__).resolve().parent / 'data' / 'gpt2'
 GPT2_DIGEST = '0a8d8fbaf67fbdeb3c02f1eddf704fed5511564a3b677f48844a5cbe8422fdf7'
 GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
 
-# How files of other projects spell each byte as one character: itself if it can be printed, else
-# the next one from U+0100 on. So a blank is 'Ġ'.
-PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
-OTHERS = iter(range(256, 512))
-SPELLING = [chr(byte if byte in PRINTABLE else next(OTHERS)) for byte in range(256)]
+
+def spell_bytes() -> list[str]:
+    """How the files of other projects spell each byte as one character: itself if it can be
+    printed, else the next one from U+0100 on. So a blank is 'Ġ'."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+SPELLING = spell_bytes()
 BYTE_OF = {character: byte for byte, character in enumerate(SPELLING)}
 
 
@@ -245,10 +253,9 @@ class BPETokenizer(Tokenizer):
         ranks = {piece: i for i, piece in self._pieces.items() if piece}
         return tiktoken_engine(self.pattern, ranks)
 
-    @cached_property
-    def encode_part(self) -> Callable[[str], list[int]]:
-        """The function that encodes a part of a text, short enough for tiktoken's regex."""
-        return self._engine.encode_ordinary
+    def encode_part(self, text: str) -> list[int]:
+        """The ids of a part of a prepared text, short enough for tiktoken's regex."""
+        return self._engine.encode_ordinary(text)
 
     def prepare(self, text: str) -> str:
         """The text that is encoded: without lone surrogates."""
@@ -392,33 +399,34 @@ class ImportedTokenizer(BPETokenizer):
         return text
 
     @cached_property
-    def encode_part(self) -> Callable[[str], list[int]]:
-        """tiktoken merges by rank, and its ids are ranks: here the number of the merge."""
-        # 1) The ids in the order of their ranks
-        ids = [i for i in self.byte_ids if i is not None] + list(self.halves)
-        ids += self.words.values() if self.ignore_merges else ()
-        ranks = {self._pieces[i]: rank for rank, i in enumerate(ids)}
-        engine = tiktoken_engine(self.pattern, ranks)
-        cuts = [regex.compile(pattern).findall for pattern in self.splits]
-        chunks = regex.compile(self.pattern).findall
+    def _by_rank(self) -> list[int]:
+        """The ids in the order of merging."""
+        bytes_and_merges = [*self.byte_ids, *self.halves]
+        words = self.words.values() if self.ignore_merges else ()
+        return [i for i in (*bytes_and_merges, *words) if i is not None]
 
-        # 2) Encode what all cuts but the last leave. A chunk without its missing bytes is one piece
-        def encode_part(text: str) -> list[int]:
-            parts = [text]
-            for cut in cuts:
-                parts = [part for whole in parts for part in cut(whole)]
-            found = []
-            for part in parts:
-                data = part.encode('utf-8') if self.missing else b''
-                if len(data.translate(None, self.missing)) == len(data):
-                    found += engine.encode_ordinary(part)
-                    continue
-                for chunk in chunks(part):
-                    kept = chunk.encode('utf-8').translate(None, self.missing)
-                    found += engine._encode_single_piece(kept) if kept else ()
-            return [ids[rank] for rank in found]
+    @cached_property
+    def _engine(self) -> tiktoken.Encoding:
+        """tiktoken with ranks in place of ids: it merges the pair of the lowest."""
+        ranks = {self._pieces[i]: rank for rank, i in enumerate(self._by_rank)}
+        return tiktoken_engine(self.pattern, ranks)
 
-        return encode_part
+    def encode_part(self, text: str) -> list[int]:
+        # 1) Cut it
+        parts = [text]
+        for pattern in self.splits:
+            parts = [part for whole in parts for part in regex.findall(pattern, whole)]
+        # 2) Encode the parts. A chunk with missing bytes is merged without them
+        ranks = []
+        for part in parts:
+            data = part.encode('utf-8')
+            if len(data.translate(None, self.missing)) == len(data):
+                ranks += self._engine.encode_ordinary(part)
+                continue
+            for chunk in regex.findall(self.pattern, part):
+                kept = chunk.encode('utf-8').translate(None, self.missing)
+                ranks += self._engine._encode_single_piece(kept) if kept else ()
+        return [self._by_rank[rank] for rank in ranks]
 
 
 # -----------------------------------------------------------------------------
@@ -447,7 +455,7 @@ def from_dict(table: dict, source: str | Path = 'tokenizer') -> Tokenizer:
             tokenizer = CharTokenizer(table['characters'])
         else:
             more = {name: table[name] for name in IMPORTED if name in table}
-            make = ImportedTokenizer if more else BPETokenizer
+            make = ImportedTokenizer if more or None in table['bytes'] else BPETokenizer
             tokenizer = make(
                 table['pattern'], table['merges'], table['special'], table['bytes'], **more
             )

@@ -10,7 +10,8 @@ from conftest import ROOT
 from configurator import assignments
 
 PAGES = [ROOT / 'README.md', ROOT / 'LOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
-OPTIONS = {'dev/compare.py': {'metric', 'against'}}  # programs without settings
+# of a program without settings, and another name of a setting
+OPTIONS = {'dev/compare.py': {'metric', 'against'}, 'pretrained.py': {'import'}}
 FLAGS = {'--help', '--chat', '--against', '--standalone'}
 
 

@@ -60,7 +60,7 @@ STAGES = {
 HINT = 'take bpe, or the tokenizer of the model to train further, such as assets/tinyworld.pt'
 
 name = 'custom'  # the data is written to data/<name>: train with --dataset=<name>
-tokenizer = 'bpe'  # bpe | char | gpt2, another tiktoken's | out/run, hf:FOLDER, a .pt, a tok.json
+tokenizer = 'bpe'  # bpe | char | gpt2 | another of tiktoken's | out/run, hf:FOLDER, .pt, tok.json
 vocab_size = 8192  # ids of a new bpe, at most; more ids: fewer tokens per text, a larger model
 num_workers = 0  # processes that train a tokenizer and encode text; 0 is one per core
 skip_tools = False  # leave out conversations that use tools, and say how many
