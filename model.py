@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from moe import Balance, MoE
+from moe import Balance, MoE, Usage
 
 # Each of these is also a setting of train.py, so that they can be compared one at a time
 PRESETS = {
@@ -261,7 +261,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, sum(sizes), bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
-    def forward(self, x, imbalance=None):
+    def forward(self, x, usage=None):
         x = activate(self.c_fc(x), self.kind)
         return F.dropout(self.c_proj(x), self.dropout, self.training)
 
@@ -274,9 +274,9 @@ class Block(nn.Module):
         self.ln_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.bias)
         self.mlp = MoE(config, activate) if config.n_expert else MLP(config)
 
-    def forward(self, x, rotation, mask, cache, imbalance=None):
+    def forward(self, x, rotation, mask, cache, usage=None):
         x = x + self.attn(self.ln_1(x), rotation, mask, cache)
-        return x + self.mlp(self.ln_2(x), imbalance)
+        return x + self.mlp(self.ln_2(x), usage)
 
 
 class GPT(nn.Module):
@@ -334,8 +334,8 @@ class GPT(nn.Module):
         least float32. Without targets: logits (B, T, vocab_size). With a cache the rows continue
         what it holds, see hidden().
         """
-        imbalance = [] if self.config.n_expert and targets is not None else None
-        x = self.hidden(inputs, cache, imbalance)
+        usage = Usage(inputs) if self.config.n_expert and targets is not None else None
+        x = self.hidden(inputs, cache, usage)
         if targets is None:
             return self.logits(x)
         x = x.flatten(0, 1)  # (B * T, C)
@@ -353,16 +353,16 @@ class GPT(nn.Module):
             ]
             nll = torch.cat(nll)
         nll = nll.view(inputs.shape)
-        if imbalance:
-            nll = Balance.apply(nll, sum(imbalance), self.config.expert_balance)
+        if usage is not None:
+            nll = Balance.apply(nll, usage.loss(), self.config.expert_balance)
         return nll
 
-    def hidden(self, inputs, cache=None, imbalance=None):
+    def hidden(self, inputs, cache=None, usage=None):
         """(B, T) ids -> (B, T, C), the input of the head.
 
         cache: a cache.KVCache. It says where the new tokens go, keeps their keys and values and
         computes attention. A row of a cache is one document, whatever config.bos says.
-        imbalance: a list, to which each layer of experts appends its balance loss, (B,).
+        usage: a moe.Usage of the inputs, to which each layer of experts is added.
         ValueError where T exceeds block_size.
         """
         config = self.config
@@ -398,7 +398,7 @@ class GPT(nn.Module):
         # 3) Layers
         x = F.dropout(x, config.dropout, self.training)
         for block in self.transformer.h:
-            x = block(x, rotation, mask, cache, imbalance)
+            x = block(x, rotation, mask, cache, usage)
         return self.transformer.ln_f(x)
 
     def logits(self, x):

@@ -4,13 +4,14 @@ them. The model holds more parameters for the same FLOPs per token.
 
     MoE        routed experts, of which a router chooses n_expert_active for each token, and shared
                experts, which every token passes
-    Balance    adds the balance loss to the gradient
+    Usage      the balance loss of each row
+    Balance    adds it to the gradient
 
 Without a balance loss a router prefers the experts that it has trained most, and the others starve.
-The loss of a row is n_expert / (n_expert_active * T) * sum over experts of (tokens of the row that
-chose it) * (its mean probability), from Switch (Fedus et al., 2021), per row as in DeepSeek-V2. It
-is 1 where all experts are used alike, and belongs to one row, so that the gradient does not depend
-on how rows are split into micro-batches and over ranks.
+The balance loss of a row of T tokens is the sum over experts of n_expert / (n_expert_active * T) *
+(tokens that chose it) * (its mean probability), from Switch (Fedus et al., 2021), per row as in
+DeepSeek-V2. It is 1 where all experts are used alike. Because it belongs to one row, the gradient
+does not depend on how rows are split into micro-batches and over ranks.
 
 No token is dropped. The experts' matrices are stacked in one matrix, under the names that an MLP
 has, which Muon takes apart.
@@ -26,8 +27,8 @@ import torch.nn.functional as F
 
 class Balance(torch.autograd.Function):
     """
-    Returns nll (B, T) as it is. In backward imbalance (B,) gets a gradient of its own: `weight`
-    times the sum over the row of |gradient of nll|.
+    Returns nll (B, T) as it is. In backward the balance loss (B,) gets a gradient of its own:
+    `weight` times the sum over the row of |gradient of nll|.
 
     That sum is the row's share of the step, whatever the stage. As a term of the loss, the balance
     loss would be multiplied by the stage's weights, and the negative advantages of reinforcement
@@ -35,7 +36,7 @@ class Balance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, nll, imbalance, weight):
+    def forward(ctx, nll, loss, weight):
         ctx.weight = weight
         return nll.view_as(nll)
 
@@ -44,12 +45,44 @@ class Balance(torch.autograd.Function):
         return grad, ctx.weight * grad.abs().sum(dim=1), None
 
 
+class Usage:
+    """
+    How the tokens of a forward pass use the experts of its layers. inputs (B, T) ids.
+
+    Padding does not count: its tokens are alike, choose the same experts and teach nothing. It is
+    the run of one id that ends a row, without the first of them; or the whole row.
+    """
+
+    def __init__(self, inputs):
+        places = torch.arange(inputs.shape[1], device=inputs.device)
+        before = inputs != inputs[:, -1:]
+        start = (places * before).amax(1, keepdim=True) + 1  # of the run
+        self.counted = (places <= start) & before.any(1, keepdim=True)  # (B, T)
+        self.losses = []  # of each layer, (B,)
+
+    def loss(self):
+        return sum(self.losses)
+
+    def add(self, probabilities, chosen):
+        """A layer's probabilities (B, T, n_expert) and choices (B, T, n_active) -> (B, n_expert)
+        how many tokens of each row chose each expert."""
+        n_expert = probabilities.shape[-1]
+        tokens = self.counted.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
+        every = torch.arange(n_expert, device=chosen.device)
+        hits = (chosen[..., None] == every) & self.counted[..., None, None]
+        counts = hits.sum((1, 2))
+        mean = (probabilities * self.counted[..., None]).sum(1) / tokens
+        used = n_expert * counts.to(mean.dtype) / (chosen.shape[-1] * tokens)  # 1 if even
+        self.losses.append((used * mean).sum(-1))
+        return counts
+
+
 class MoE(nn.Module):
     """
     Takes the place of a layer's MLP. config: a model.GPTConfig; n_hidden is the width of one
     expert. activate: (x, config.mlp) -> x, the nonlinearity.
 
-    load (n_expert,) counts the tokens that each routed expert got in training.
+    load (n_expert,) counts the tokens of training that each routed expert got.
     """
 
     def __init__(self, config, activate):
@@ -69,9 +102,8 @@ class MoE(nn.Module):
         load = torch.zeros(config.n_expert, dtype=torch.int64)
         self.register_buffer('load', load, persistent=False)
 
-    def forward(self, x, imbalance=None):
-        """x (B, T, C) -> (B, T, C). imbalance: a list, to which the balance loss of each row, (B,),
-        is appended."""
+    def forward(self, x, usage=None):
+        """x (B, T, C) -> (B, T, C). usage: a Usage to add this layer to, or None."""
         B, T, C = x.shape
 
         # 1) Each token chooses its experts. Their probabilities, scaled to a sum of 1, are shares
@@ -79,24 +111,21 @@ class MoE(nn.Module):
         probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
         shares, chosen = probabilities.topk(self.n_active)  # (B, T, n_active) each
         shares = shares / shares.sum(-1, keepdim=True)
+        if usage is not None:
+            counts = usage.add(probabilities, chosen)
+            if self.training:
+                self.load += counts.sum(0)
 
-        # 2) How many tokens of each row chose each expert
-        every = torch.arange(self.n_expert, device=x.device)
-        counts = (chosen[..., None] == every).sum((1, 2))  # (B, n_expert)
-        if self.training:
-            self.load += counts.sum(0)
-        if imbalance is not None:
-            even = self.n_active * T / self.n_expert
-            imbalance.append((counts / even * probabilities.mean(1)).sum(-1))
-
-        # 3) Sort the pairs of token and expert by expert, compute, and undo the sorting
+        # 2) Sort the pairs of token and expert by expert, compute, and undo the sorting
         tokens = x.flatten(0, 1)  # (N, C)
         order = chosen.flatten().argsort(stable=True)  # (N * n_active,)
-        y = self.routed(tokens.index_select(0, order // self.n_active), counts.sum(0))
+        every = torch.arange(self.n_expert, device=x.device)
+        sizes = (chosen.flatten() == every[:, None]).sum(1)  # (n_expert,) tokens of each expert
+        y = self.routed(tokens.index_select(0, order // self.n_active), sizes)
         y = y.index_select(0, order.argsort()).view(B, T, self.n_active, C)
         y = (shares[..., None].to(y.dtype) * y).sum(-2)
 
-        # 4) Shared experts
+        # 3) Shared experts
         for c_fc, c_proj in list(zip(*self.matrices()))[self.n_expert :]:
             y = y + self.expert(x, c_fc, c_proj)
         return F.dropout(y, self.dropout, self.training)
@@ -111,24 +140,24 @@ class MoE(nn.Module):
     def expert(self, x, c_fc, c_proj):
         return F.linear(self.activate(F.linear(x, c_fc), self.kind), c_proj)
 
-    def routed(self, x, counts):
-        """x (n, C), sorted by expert; counts (n_expert,) its rows for each -> (n, C)."""
+    def routed(self, x, sizes):
+        """x (n, C), sorted by expert; sizes (n_expert,) its rows for each -> (n, C)."""
         if is_grouped(x):
-            return self.grouped(x, counts)
-        # Compiled code would be compiled again for each new set of counts
+            return self.grouped(x, sizes)
+        # Compiled code would be compiled again for each new set of sizes
         compiling = torch.compiler.is_compiling()
         one_by_one = torch.compiler.disable(self.one_by_one) if compiling else self.one_by_one
-        return one_by_one(x, counts)
+        return one_by_one(x, sizes)
 
-    def one_by_one(self, x, counts):
-        """A product for each expert. On CUDA, reading the counts waits for the device."""
-        # the meta device has no counts
-        parts = x.tensor_split(self.n_expert) if x.is_meta else x.split(counts.tolist())
+    def one_by_one(self, x, sizes):
+        """A product for each expert. On CUDA, reading the sizes waits for the device."""
+        # the meta device has no numbers
+        parts = x.tensor_split(self.n_expert) if x.is_meta else x.split(sizes.tolist())
         return torch.cat([self.expert(*of_expert) for of_expert in zip(parts, *self.matrices())])
 
-    def grouped(self, x, counts):
+    def grouped(self, x, sizes):
         """All experts by two calls of a grouped product, whose shapes are fixed."""
-        ends = counts.cumsum(0).to(torch.int32)
+        ends = sizes.cumsum(0).to(torch.int32)
         c_fc, c_proj = (
             torch.stack(of_all[: self.n_expert]).to(x.dtype).mT for of_all in self.matrices()
         )

@@ -83,7 +83,7 @@ n_hidden = 0  # width of an MLP; 0: 4 * n_embd, 8/3 * n_embd for swiglu
 n_expert = 0  # experts per layer (moe.py); 0: an MLP
 n_expert_active = 2  # of them, per token
 n_expert_shared = 0  # more, for all tokens
-expert_balance = 0.01  # weight of even use
+expert_balance = 0.01  # weight of balance loss
 block_size = 128  # tokens per row, and the longest context
 dropout = 0.0  # 0.1 to 0.2 for many epochs
 bias = False  # in linear layers and LayerNorm, as in GPT-2
@@ -759,12 +759,14 @@ def log_step(run, step, seconds, sums, norm, lr):
 
 def expert_load(run):
     """{'load': for each layer, the tokens of each routed expert over all ranks since the last call,
-    where 1 is an even share}. {} without experts."""
+    where 1 is an even share}. {} without experts, and where no token counted."""
     if not run.raw_model.config.n_expert:
         return {}
     load = moe.take_load(run.raw_model)  # (n_layer, n_expert)
     total = runtime.add_up(load.flatten().tolist())
     load = torch.tensor(total, dtype=torch.float64).view(load.shape)
+    if not load.any():  # in rl, where no answer taught anything
+        return {}
     return {'load': [[round(x, 4) for x in row] for row in (load / load.mean()).tolist()]}
 
 

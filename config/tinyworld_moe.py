@@ -1,4 +1,5 @@
-# Pretraining on tinyworld's plain text with a mixture of experts (moe.py), a minute on two cores.
+# Pretraining on tinyworld's plain text with a mixture of experts (moe.py), for CPUs. LOG.md has its
+# loss beside that of a dense model of equal FLOPs.
 #
 # $ python train.py config/tinyworld_moe.py
 #

@@ -504,6 +504,24 @@ def test_custom_conversations(tree, execute, capsys):
     assert 'val is a copy' in capsys.readouterr().out
 
 
+def test_custom_conversations_with_tools_can_be_left_out(tree, execute, refused, capsys):
+    """MiniMind's files mix them in; its other lines have the same keys, empty."""
+    plain = {'conversations': [{**m, 'tools': '', 'tool_calls': []} for m in messages('Hi', 'Ho')]}
+    call = [*messages('Time?'), {'role': 'assistant', 'content': '', 'tool_calls': '[{"a": 1}]'}]
+    output = [*messages('Time?', 'Wait.'), {'role': 'tool', 'content': '12:00'}]
+    rows = [plain, {'messages': call}, {'messages': output}, {**plain, 'tools': '[1]'}, plain]
+    path = write_lines(tree.parent / 'tools.jsonl', rows)
+    assert 'tools.jsonl:2: ' in refused('custom', path, '--vocab_size=270')
+    execute('custom', path, '--vocab_size=270', '--skip_tools=True')
+    assert f'left out: 3; the first is {path}:2' in capsys.readouterr().out
+    splits, tokenizer = read(tree / 'data' / 'custom')
+    for split in ('train', 'val'):
+        assert splits[split].tolist() == ids_of(tokenizer, said('Hi', 'Ho'))
+    path = write_lines(tree.parent / 'only.jsonl', rows[1:3])
+    with pytest.raises(SystemExit, match='every line uses tools'):
+        execute('custom', path, '--vocab_size=270', '--skip_tools=True', '--name=only')
+
+
 def test_custom_conversations_hold_no_special_token_that_a_user_spells(tree, execute):
     """Texts that spell special tokens stay text: roles, and who says each id."""
     spelled = [
