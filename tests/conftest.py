@@ -118,7 +118,7 @@ def run_program(run_forked):
     """
 
     def run(
-        script, *args, ranks=1, stdin=os.devnull, cwd=ROOT, check=True, env=None, timeout=300,
+        script, *args, ranks=1, stdin=os.devnull, cwd=ROOT, check=True, env=None, timeout=900,
         fresh=False,
     ):  # fmt: skip
         command = [str(ROOT / script), *map(str, args)]

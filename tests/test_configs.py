@@ -135,7 +135,13 @@ def options(settings):
 
 @pytest.mark.slow
 @each(STAGES)
-def test_its_first_two_steps_run_shrunk_by_settings(path, world, small_base, tmp_path, capsys):  # noqa: F811
+def test_its_first_two_steps_run_shrunk_by_settings(
+    path,
+    world,
+    small_base,
+    tmp_path,
+    capsys,  # noqa: F811
+):
     own = own_settings(path)
     data = world.folder / FOLDERS[own['stage']]
     more = dict(SMALL, dataset=data, out_dir=tmp_path / 'out')

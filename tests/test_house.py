@@ -6,6 +6,7 @@ bad and a good example too: a rule that cannot complain proves nothing.
 """
 
 import ast
+import functools
 import io
 import math
 import re
@@ -47,12 +48,15 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(encoding='utf-8'), name_of(path))
 
 
-def each(paths):
-    return pytest.mark.parametrize('path', paths, ids=[name_of(path) for path in paths])
+def complaints(rule, paths):
+    """{file: complaints} of the files that break the rule."""
+    found = {name_of(path): list(rule(parse(path), name_of(path))) for path in paths}
+    return {name: said for name, said in found.items() if said}
 
 
 def is_main_block(node):
@@ -422,7 +426,6 @@ def test_the_root_holds_the_planned_files_only():
     assert {path.stem for path in CORE} <= set(LAYER)
 
 
-@each(CODE)
 @pytest.mark.parametrize(
     'rule',
     [
@@ -434,50 +437,47 @@ def test_the_root_holds_the_planned_files_only():
         sets_up_the_console_first,
     ],
 )
-def test_every_file_keeps(rule, path):
-    assert not list(rule(parse(path), name_of(path)))
+def test_every_file_keeps(rule):
+    assert not complaints(rule, CODE)
 
 
 def test_imports_have_no_circle():
     assert find_circle({module_of(path): parse(path) for path in CODE}) is None
 
 
-@each(CORE)
-def test_core_files_find_their_neighbours(path):
-    assert not list(finds_its_neighbours(parse(path), name_of(path)))
+def test_core_files_find_their_neighbours():
+    assert not complaints(finds_its_neighbours, CORE)
 
 
-@each(CORE)
-def test_core_files_need_core_packages_only(path):
-    assert not list(imports_core_packages_at_top(parse(path), name_of(path)))
+def test_core_files_need_core_packages_only():
+    assert not complaints(imports_core_packages_at_top, CORE)
 
 
-@each([path for path in CODE if name_of(path) != 'configurator.py'])
-def test_only_the_configurator_evaluates(path):
-    assert not list(evaluates_and_pickles_nothing(parse(path), name_of(path)))
+def test_only_the_configurator_evaluates():
+    assert complaints(evaluates_and_pickles_nothing, CODE).keys() <= {'configurator.py'}
 
 
 # data/download.py reads HF_ENDPOINT and HF_TOKEN, as all programs that use the hub do; sandbox.py
 # empties the environment
-READ_THE_ENVIRONMENT = ('runtime.py', 'console.py', 'data/download.py', 'sandbox.py')
+READ_THE_ENVIRONMENT = {'runtime.py', 'console.py', 'data/download.py', 'sandbox.py'}
 
 
-@each([path for path in CODE if name_of(path) not in READ_THE_ENVIRONMENT])
-def test_only_these_files_read_the_environment(path):
-    assert not list(reads_no_environment(parse(path), name_of(path)))
+def test_only_these_files_read_the_environment():
+    assert complaints(reads_no_environment, CODE).keys() <= READ_THE_ENVIRONMENT
 
 
-@each(CODE + TESTS)
-def test_every_line_is_short(path):
-    assert not list(lines_are_short(path.read_text(encoding='utf-8')))
+def test_every_line_is_short():
+    for path in CODE + TESTS:
+        found = list(lines_are_short(path.read_text(encoding='utf-8')))
+        assert not found, name_of(path)
 
 
-@each([path for path in CORE if 'configure(globals()' in path.read_text(encoding='utf-8')])
-def test_every_setting_has_a_comment(path):
-    if path.stem != 'configurator':  # its docstring contains the call
-        assert not list(
-            has_its_settings_explained(parse(path), path.name, path.read_text(encoding='utf-8'))
-        )
+def test_every_setting_has_a_comment():
+    for path in CORE:
+        source = path.read_text(encoding='utf-8')
+        # configurator's docstring contains the call
+        if 'configure(globals()' in source and path.stem != 'configurator':
+            assert not list(has_its_settings_explained(parse(path), path.name, source)), path.name
 
 
 def test_the_settings_rule_sees_the_settings():

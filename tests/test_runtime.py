@@ -571,6 +571,7 @@ def test_ranks_fail_with_errors_once(speak, ranks, failing):
     assert 'all is well' not in done.stdout
 
 
+@pytest.mark.slow
 def test_ranks_that_torchrun_starts_fail_with_errors_once(speak):
     done = speak(2, '01', fresh=True)
     assert done.returncode == 1
