@@ -267,8 +267,8 @@ class KVCache:
         D = q.shape[-1]
         keys = self.keys[layer].view(-1, D)
         values = self.values[layer].view(-1, D)
-        keys[self.new_slots] = k.transpose(1, 2).reshape(-1, D).to(self.dtype)
-        values[self.new_slots] = v.transpose(1, 2).reshape(-1, D).to(self.dtype)
+        keys.index_copy_(0, self.new_slots, k.transpose(1, 2).reshape(-1, D).to(self.dtype))
+        values.index_copy_(0, self.new_slots, v.transpose(1, 2).reshape(-1, D).to(self.dtype))
         attention = self.attend_bags if self.bags else self.attend_gathered
         return attention(q, keys, values)
 
@@ -281,8 +281,8 @@ class KVCache:
 
     def attend_bags(self, q, keys, values):
         B, H, _, D = q.shape
-        q = q.reshape(B * H, D) * D**-0.5
-        scores = dot_bags(q, keys, self.bag_slots, self.bag_starts, self.bag_numbers, 0)
+        scaled = (q.reshape(B * H, D) * D**-0.5).to(self.dtype)
+        scores = dot_bags(scaled, keys, self.bag_slots, self.bag_starts, self.bag_numbers, 0)
         if self.used is not None:
             scores = self.scores.index_copy_(0, self.used, scores)
         weights = scores.view(B * H, -1).softmax(-1).flatten()
@@ -291,4 +291,4 @@ class KVCache:
         y = sum_bags(
             self.bag_slots, values, self.bag_starts, mode='sum', per_sample_weights=weights
         )
-        return y.view(B, H, 1, D)
+        return y.view(B, H, 1, D).to(q.dtype)

@@ -7,8 +7,13 @@ Sampling: a model, a tokenizer and a cache of keys and values generate many text
         print(tokenizer.decode(sample.ids), sample.finish_reason)
 
 Where requests arrive at any time, call submit() for each and step() while something runs. A step
-adds one token to every row. New prompts are prefilled in a forward pass of their own, then their
-rows join the batch; a row that ends frees its place for a waiting one.
+adds one token to every row. New prompts are prefilled in forward passes of their own, a long one in
+parts between which the rows go on; then their rows join the batch. A row that ends frees its place.
+
+Keys and values are in blocks of 32 tokens from one pool (cache.py), so memory follows the tokens
+held. The samples of a prompt share its blocks, and a later request finds them by its own beginning.
+Where the pool is too small, the youngest text loses its blocks, waits and is prefilled again. When
+the model's weights change, all blocks are forgotten.
 
 Every row draws from a random stream of its own, so its tokens do not depend on its neighbours,
 except through rounding: a batch of another shape may change the last bits of float32 logits. With
@@ -236,10 +241,9 @@ class Engine:
         self.rows_waited = False  # the last step was for a long prompt
 
         # 6) The cache. Its tensors are made when they are needed, by the weights of this moment
-        self.pool = Pool(self.pool_blocks)
-        self.cache: KVCache | None = None
         self.weights = None
-        self.trains = model.training
+        self.trains = model.training  # while it trains, nothing is kept when nothing runs
+        self.forget()
 
     # ---- the cache
 
@@ -257,6 +261,12 @@ class Engine:
         if self.fixed_rows:
             return longest * self.fixed_rows
         return max(longest, self.max_bytes // self.block_bytes)
+
+    @property
+    def cache_size(self) -> str:
+        """The pool in words, for a program's first lines."""
+        size = self.pool_blocks * self.block_bytes / 2**20
+        return f'at most {self.pool_blocks:,} blocks of {BLOCK} tokens, {size:,.0f} MiB'
 
     @property
     def blocks_in_use(self) -> int:
@@ -286,7 +296,7 @@ class Engine:
             self.preempt(youngest)
         keep = self.pool_blocks // KEPT
         self.pool = Pool(self.pool_blocks, max(keep, self.context // BLOCK))
-        self.cache = None
+        self.cache: KVCache | None = None
 
     def check_weights(self):
         """Forget the keys and values of other weights, or of another dtype.
@@ -411,7 +421,7 @@ class Engine:
     @without_gradients
     def step(self) -> list[Event]:
         """One more token for every row, new rows included. [] when no row has got one: nothing
-        runs, or this step was for a long prompt (see busy)."""
+        runs, or the step went into prefilling a long prompt (see busy)."""
         # 1) Waiting samples start, rows get room for their token
         self.admit()
         for row in list(self.rows):
@@ -462,14 +472,15 @@ class Engine:
                 continue
 
             # 3) Another text, if there are blocks for it besides those that the running ones will
-            # need soon
+            # need soon. With fixed rows there are
             tokens = sample.tokens
             blocks = self.pool.find(tokens)
             needed = len(tokens) // BLOCK + 1 - len(blocks)
             for reading in self.reading:
                 needed += len(reading.tokens) // BLOCK - len(reading.blocks)
                 needed += len(reading.samples)
-            if needed + len(self.rows) > self.pool.available and (self.rows or self.reading):
+            scarce = needed + len(self.rows) > self.pool.available and not self.fixed_rows
+            if scarce and (self.rows or self.reading):
                 self.pool.release(blocks)
                 return
             read = len(blocks) * BLOCK
@@ -507,8 +518,10 @@ class Engine:
             T = width
 
         # 3) Their blocks
-        chunk = [r for r in chunk if r in self.reading and self.grow(r, r.read + min(T, r.left))]
-        return chunk, T
+        for reading in chunk:
+            if reading in self.reading:  # another may have taken its blocks
+                self.grow(reading, reading.read + min(T, reading.left))
+        return [reading for reading in chunk if reading in self.reading], T
 
     def is_long(self, reading: Reading) -> bool:
         """Whether rows decode that a whole part of this prompt would stall."""

@@ -980,6 +980,7 @@ def test_all_logits_are_those_of_the_full_forward(preset, monkeypatch):
     run_until_done(engine, *requests)
     assert sum(compared) > 100 and len(preempted) > 2
     assert engine.blocks_in_use == engine.tokens_held == 0
+    assert engine.cache_size.startswith('at most 8 blocks of 32 tokens')
 
 
 def test_a_prompt_is_held_once_and_found_by_later_requests():
