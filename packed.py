@@ -54,6 +54,9 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.linear = linear
+        # plain attributes: to look up a module's parameter takes as long as a small operation
+        self.outputs = linear.out_features
+        self.biased = linear.bias is not None
         self.packed = None  # (K, N) or (N / WIDTH, K, WIDTH), see pack()
 
     def forward(self, x):
@@ -64,8 +67,8 @@ class PackedLinear(nn.Module):
             rows = x.reshape(-1, x.shape[-1]).expand(len(self.packed), -1, -1)
             y = torch.bmm(rows, self.packed)  # (N / WIDTH, rows, WIDTH)
             y = y.transpose(0, 1).reshape(*x.shape[:-1], len(self.packed) * WIDTH)
-            y = y[..., : self.linear.out_features]
-        return y if self.linear.bias is None else y + self.linear.bias
+            y = y[..., : self.outputs]
+        return y + self.linear.bias if self.biased else y
 
 
 class PackedNorm(nn.Module):
@@ -89,9 +92,11 @@ class PackedModel:
     def __init__(self, model: GPT):
         self.layers: list[PackedLinear] = []
         self.twin = self.copy(model)
+        self.linears = [layer.linear for layer in self.layers]
         self.weights = []  # those that are packed
         self.versions = []  # and what they were then
         self.packed = {}  # whether a step has several rows -> each layer's copy
+        self.current = None  # the key of the copies that the layers have now
 
     @property
     def nbytes(self) -> int:
@@ -114,10 +119,11 @@ class PackedModel:
         """inputs (B, 1), B at most MAX_ROWS -> logits (B, 1, vocab_size)"""
         # 1) Drop copies of weights that have changed. Every change in place raises a tensor's
         # version; only one by way of .data does not
-        weights = [layer.linear.weight for layer in self.layers]
+        weights = [linear.weight for linear in self.linears]
         versions = [(id(weight), weight.data_ptr(), weight._version) for weight in weights]
         if versions != self.versions:
             self.packed.clear()
+            self.current = None
             self.versions = versions
             self.weights = weights  # kept, so that no other tensor can get the id of one
 
@@ -125,8 +131,10 @@ class PackedModel:
         several = len(inputs) > 1
         if several not in self.packed:
             self.packed[several] = pack(weights, WIDTH if several else None)
-        for layer, packed in zip(self.layers, self.packed[several]):
-            layer.packed = packed
+        if several != self.current:
+            self.current = several
+            for layer, packed in zip(self.layers, self.packed[several]):
+                layer.packed = packed
         return self.twin(inputs, cache=cache)
 
 
