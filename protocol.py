@@ -9,8 +9,8 @@ OpenAI's HTTP API as data: what a request may ask, and the objects that answer i
     answer.whole()                           # the dict for a request without a stream
 
 Fields of OpenAI's that would change the answer and that we lack are refused unless they have their
-default. Fields that are neither known nor refused are ignored, because clients send fields of their
-own. Fields beside OpenAI's: serve.py lists them.
+default. Unknown fields are ignored, because clients send fields of their own. serve.py lists the
+fields that we have beside OpenAI's.
 
 Left out on purpose: HTTP, threads (serve.py).
 """
@@ -115,9 +115,6 @@ class Fields:
         if not isinstance(body, dict):
             raise Refused(f'the body is a JSON {type(body).__name__}, expected an object')
         self.values = {name: value for name, value in body.items() if value is not None}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
 
     def get(self, name: str, kind: type, default=None):
         """The value, whose type is `kind`; an int is a float too."""
