@@ -540,7 +540,7 @@ def test_the_reference_solutions_pass(boxes, humaneval):
     for i in range(0, len(humaneval), 2):
         answers[i] = f'So:\n```python\n{humaneval[i]["prompt"]}{answers[i]}\n```\nDone.'
     assert tasks.grade_all(humaneval, answers) == [1.0] * 164
-    some = humaneval[::4]
+    some = humaneval[::16]
     assert tasks.grade_all(some, ['    pass\n'] * len(some)) == [0.0] * len(some)
 
 

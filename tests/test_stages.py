@@ -277,13 +277,12 @@ def whole(train, runs, listen):
 @pytest.mark.parametrize('stage', STAGES)
 def test_micro_batches_do_not_change_a_step(train, whole, listen, tmp_path, stage):
     reference, heard = whole(stage)
-    for batch_size, times in ((4, 2), (2, 4)):
-        out = tmp_path / f'{batch_size}x{times}'
-        listen.clear()
-        done = train(stage, *FLOAT64, *split_step(batch_size, times), out=out)
-        assert done.returncode == 0, done.stderr
-        assert_close(out, reference)
-        assert sorted(listen) == heard  # token by token
+    out = tmp_path / 'split'
+    listen.clear()
+    done = train(stage, *FLOAT64, *split_step(2, 4), out=out)
+    assert done.returncode == 0, done.stderr
+    assert_close(out, reference)
+    assert sorted(listen) == heard  # token by token
     assert len(heard) == 8 * 6 * (stage == 'rl')
 
 
