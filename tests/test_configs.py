@@ -137,7 +137,7 @@ def options(settings):
 @each(STAGES)
 def test_its_first_two_steps_run_shrunk_by_settings(
     path,
-    world,
+    world,  # noqa: F811
     small_base,
     tmp_path,
     capsys,  # noqa: F811
