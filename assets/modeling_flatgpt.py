@@ -31,7 +31,7 @@ class Cache:
         self.attention_mask = attention_mask
 
     def begin(self, T: int):
-        """Positions (B, T) of the new tokens, and which tokens they attend to, (B, 1, T, width)."""
+        """Positions (B, T) of the new tokens."""
         past = self.cache.get_seq_length()
         mask = self.attention_mask
         new = torch.arange(past, past + T, device=mask.device)
@@ -39,10 +39,14 @@ class Cache:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # padding has none
         # a token of the padding attends to itself: a row without any key would give NaN
         itself = torch.eye(past + T, dtype=torch.bool, device=mask.device)[past:]
-        return positions, (causal & mask[:, None].bool() | itself)[:, None]
+        self.mask = (causal & mask[:, None].bool() | itself)[:, None]  # (B, 1, T, width)
+        return positions
 
-    def update(self, layer: int, k, v):
-        return self.cache.update(k, v, layer)
+    def attend(self, layer: int, q, k, v):
+        """q (B, H, T, D), new k and v (B, H_kv, T, D) -> (B, H, T, D)."""
+        k, v = self.cache.update(k, v, layer)
+        gqa = k.shape[1] < q.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, self.mask, enable_gqa=gqa)
 
 
 class FlatGPTForCausalLM(PreTrainedModel, GenerationMixin):
