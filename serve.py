@@ -266,7 +266,7 @@ class Service:
     def health(self) -> dict:
         return dict(
             status='ok', requests=self.open, running=len(self.worker.running),
-            connections=self.connections(),
+            blocks=self.worker.engine.blocks_in_use, connections=self.connections(),
         )  # fmt: skip
 
     def stop(self):
@@ -635,8 +635,8 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):  # before and after uvicorn's own handlers
         signal.signal(number, stop)
     at = f'[{host}]' if ':' in host else host
-    limits = f'{max_rows} answers at once, {max_bytes / 2**20:,.0f} MiB of keys and values'
-    print(f'at most {limits}', file=sys.stderr)
+    print(f'at most {max_rows} answers at once', file=sys.stderr)
+    print(f'keys and values: {opened.engine.cache_size}', file=sys.stderr)
     print(f'serving {name} at http://{at}:{listener.getsockname()[1]}', flush=True)
     server.run(sockets=[listener])
     worker.join(GRACE)
