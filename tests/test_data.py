@@ -667,7 +667,7 @@ def test_custom_conversations_for_a_model_that_speaks_chatml(tree, execute, refu
     rows[1] = {'messages': messages('Hi', [{'type': 'python', 'text': '1+1'}])}
     write_lines(args[1], rows)
     line = refused(*args)
-    assert 'chats.jsonl:2: ' in line and 'ChatML' in line
+    assert 'chats.jsonl:2: ' in line and 'this format of conversations has no tools' in line
 
 
 def test_custom_text_may_be_its_own_validation(tree, execute):

@@ -808,7 +808,7 @@ def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, mo
     biased(tokenizer, model, python_start=1.0, python_end=3.0, assistant_end=1.0)
     hidden = model.hidden
 
-    def spy(inputs, cache):
+    def spy(inputs, cache, usage=None):
         shapes.add((*inputs.shape, cache.width, *cache.table.shape))
         return hidden(inputs, cache)
 
@@ -900,7 +900,9 @@ def test_many_prompts_are_read_in_several_forwards(monkeypatch):
     monkeypatch.setattr('engine.BETWEEN', {'cpu': 40})
     model, seen = build(dtype=torch.float64), []
     hidden = model.hidden
-    model.hidden = lambda inputs, cache: seen.append(tuple(inputs.shape)) or hidden(inputs, cache)
+    model.hidden = lambda inputs, cache, *_: (
+        seen.append(tuple(inputs.shape)) or hidden(inputs, cache)
+    )
     prompts = [prompt(length, length) for length in (20, 60, 4, 20, 20, 20)]
     samples = Engine(model, CharTokenizer(CHARACTERS)).generate(prompts, 3, Sampling(temperature=0))
     # the shortest first; a small part of the long one while the others decode
@@ -940,7 +942,7 @@ def prefilled(engine):
     """A list that grows by the tokens of each prefill pass of the engine, padding included."""
     passes, hidden = [], engine.model.hidden
 
-    def spy(inputs, cache):
+    def spy(inputs, cache, usage=None):
         if inputs.shape[1] > 1:
             passes.append(inputs.numel())
         return hidden(inputs, cache)
