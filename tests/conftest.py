@@ -20,6 +20,10 @@ from pathlib import Path
 
 import pytest
 
+# On two cores, two processes of two threads slow each other down up to 22-fold, and tiny tensors are
+# slower on two threads than on one. One thread also gives the same bits each time
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported; for all processes
+
 ROOT = Path(__file__).resolve().parent.parent
 LINUX = sys.platform == 'linux'
 MISSING = pytest.StashKey[set]()  # names of the oracles that are not installed
@@ -27,8 +31,7 @@ MISSING = pytest.StashKey[set]()  # names of the oracles that are not installed
 
 @pytest.fixture(scope='session', autouse=True)
 def one_thread():
-    """On two cores, two processes of two threads slow each other down up to 22-fold. One thread
-    also gives the same bits each time."""
+    """Where the environment names another number, too."""
     import torch
 
     torch.set_num_threads(1)
