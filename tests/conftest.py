@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-# On two cores, two processes of two threads slow each other down up to 22-fold, and tiny tensors are
-# slower on two threads than on one. One thread also gives the same bits each time
+# On two cores, two processes of two threads slow each other down up to 22-fold. Tiny tensors are
+# faster on one thread, and it gives the same bits each time
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported; for all processes
 
 ROOT = Path(__file__).resolve().parent.parent
