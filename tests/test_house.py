@@ -518,7 +518,7 @@ def test_an_oracle_that_is_missing_is_named_and_fails_under_ci(
         encoding='utf-8',
     )
     (tmp_path / 'run.py').write_text(
-        f'import pytest\nraise SystemExit(pytest.main([{str(tmp_path)!r}, '-n{processes}']))',
+        f'import pytest\nraise SystemExit(pytest.main([{str(tmp_path)!r}, "-n{processes}"]))',
         encoding='utf-8',
     )
     done = run_program(tmp_path / 'run.py', cwd=tmp_path, check=False, env={'CI': ci})
