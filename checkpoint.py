@@ -277,7 +277,8 @@ def open_model(
 # what a run takes over from the checkpoint it starts from
 
 
-OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
+# Never taken over. A reward is a file to import, which no checkpoint may name
+OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only', 'reward'}
 # They set the length of the run: if the user gives one, none of the checkpoint's is taken over
 HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}
 
@@ -339,10 +340,16 @@ def inherit(
                 f'{name} is {settings[name]!r} here and {taken[name]!r} in {path}; {hint}'
             )
 
-    # 4) A resumed step has as many rows as before
+    # 4) A resumed step has as many rows as before, and a reward that the user names again
     if resume:
         now = before | {name: settings[name] for name in explicit}
         compare_rows(now, before, path)
+        rewarded = state['config'].get('reward')
+        if rewarded and 'reward' not in explicit:
+            raise SystemExit(
+                f'{path} was trained with the reward {rewarded!r:.200}, and no checkpoint can make '
+                'a program import a file; give --reward again'
+            )
     return {name: (value, str(path)) for name, value in taken.items()}
 
 
