@@ -344,12 +344,7 @@ def inherit(
     if resume:
         now = before | {name: settings[name] for name in explicit}
         compare_rows(now, before, path)
-        rewarded = state['config'].get('reward')
-        if rewarded and 'reward' not in explicit:
-            raise SystemExit(
-                f'{path} was trained with the reward {rewarded!r:.200}, and no checkpoint can make '
-                'a program import a file; give --reward again'
-            )
+        check_reward(state['config'].get('reward'), 'reward' in explicit, path)
     return {name: (value, str(path)) for name, value in taken.items()}
 
 
@@ -375,6 +370,16 @@ def compare_rows(now: dict, before: dict, path: Path) -> None:
         raise SystemExit(
             f'a step has {rows_now} rows here and {rows_before} in {path}; '
             'keep batch_size * gradient_accumulation_steps'
+        )
+
+
+def check_reward(before: str | None, given: bool, path: Path) -> None:
+    """SystemExit if a resumed run had a reward and the user does not say again which file to
+    import."""
+    if before and not given:
+        raise SystemExit(
+            f'{path} was trained with the reward {before!r:.200}, and no checkpoint can make a '
+            'program import a file; give --reward again'
         )
 
 

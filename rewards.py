@@ -55,10 +55,9 @@ def load(given: str, ranks: runtime.Ranks) -> 'Reward | None':
     value = getattr(module, name, None)
     if not callable(value):
         own = [name for name, other in vars(module).items() if is_defined_here(other)]
-        found = f'{path} has no {name}'
-        if value is not None:
-            found = f'{name} is {value!r:.60}'
-        fail(f'--reward={given}: {found}, expected a function: {", ".join(own) or "none is there"}')
+        found = f'{path} has no {name}' if value is None else f'{name} is {value!r:.60}'
+        listed = f'one of its functions: {", ".join(own)}' if own else 'a function'
+        fail(f'--reward={given}: {found}, expected {listed}')
     return Reward(value, name, path, module.__file__, ranks)
 
 

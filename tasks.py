@@ -408,12 +408,9 @@ def centred(accuracy: float, baseline: float) -> float:
 
 
 def load(
-    paths: str | Path | Sequence[Path],
-    split: str | None = None,
-    skills: Sequence[str] = (),
-    limit: int = 0,
-    graded: bool = True,
-) -> list[dict]:
+    paths: str | Path | Sequence[Path], split: str | None = None, skills: Sequence[str] = (),
+    limit: int = 0, graded: bool = True,
+) -> list[dict]:  # fmt: skip
     """
     Problems of a file or of several, in their order.
 

@@ -683,7 +683,7 @@ def test_custom_prompts(tree, execute, refused):
 def test_a_line_without_a_prompt_is_named(tree, refused):
     alone = [{'role': 'assistant', 'content': '空'}]
     for row in (
-        {'text': 'A'}, {'prompt': ''}, {'prompt': 3}, {'prompt': alone}, {'conversations': []},
+        {'text': 'A'}, {'prompt': 3}, {'prompt': alone}, {'conversations': []},
         {'conversations': alone}, {'conversations': 'Q'}, {'conversations': ['Q']},
     ):  # fmt: skip
         path = write_lines(tree.parent / 'rlaif.jsonl', [{'prompt': 'Q'}, row])

@@ -99,7 +99,7 @@ def test_a_function_of_other_arguments_is_named_by_its_first_line(load):
 @pytest.mark.parametrize('source, words', [
     (None, ['--reward=my.py:f', 'no file my.py', 'expected FILE.py:function']),
     ('def g(): pass\n\ndef h(): pass', ['--reward=my.py:f', 'my.py has no f', 'g, h']),
-    ('', ['my.py has no f', 'none is there']),
+    ('', ['my.py has no f, expected a function']),
     ('f = 3', ['f is 3', 'expected a function']),
     ('x = 1\nx = 1 / 0', ['my.py:2: ZeroDivisionError: division by zero', 'imported']),
     ('x = 1\ndef f(:', ['my.py:2: SyntaxError', 'imported']),

@@ -501,6 +501,7 @@ def prompts(world, tmp_path):
     return tmp_path / 'prompts'
 
 
+@pytest.mark.slow
 def test_rl_learns_a_reward_of_ones_own(train, prompts, tmp_path):
     """The longer an answer the better. The model that RL begins with answers with one letter."""
     (tmp_path / 'my.py').write_text(LONGER, encoding='utf-8')
@@ -512,7 +513,7 @@ def test_rl_learns_a_reward_of_ones_own(train, prompts, tmp_path):
     assert f'importing {tmp_path / "my.py"}' in done.stdout
     length = steps_of(out, 'length')
     assert length[0] < 4 and np.mean(length[-3:]) > 9
-    reward = [row['reward'] for row in learned(out) if 'evaluation_seconds' in row]
+    reward = [row['reward'] for row in log_of(out) if 'evaluation_seconds' in row]
     assert len(reward) == 2 and reward[0] < 3 and reward[1] > 8
 
 
