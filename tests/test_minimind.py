@@ -49,7 +49,7 @@ def pair(animal):
 @pytest.fixture
 def tree(tmp_path):
     """A copy of the programs, so that data/ and out/ are not the repository's."""
-    for pattern in ('*.py', 'config/*.py', 'data/*.py', 'data/*/*.py'):
+    for pattern in ('*.py', 'config/*.py', 'data/*.py', 'data/*/*.py', 'data/tinyworld/*.txt'):
         for path in ROOT.glob(pattern):
             copy = tmp_path / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
