@@ -3,7 +3,7 @@ A reward of your own for reinforcement learning, in place of the graders of task
 
     # brief.py
     def brief(problems, answers):
-        return [-abs(len(answer) - 40) for answer in answers]
+        return [0 < len(answer) <= 40 for answer in answers]
 
 $ python train.py config/tinyworld_rl.py --reward=brief.py:brief
 
@@ -13,9 +13,9 @@ In each step every rank calls the function with two lists of equal length:
                 of problem['messages'] is the question
     answers     texts as a user would see them, without tool calls
 
-It returns a finite number for each answer. Only differences between answers to one question count:
-an answer is reinforced if its number is above their mean. If the numbers are random, or depend on
-earlier steps, a resumed run differs from one without a stop.
+It returns a finite number for each answer; those of the graders are from 0 to 1. Only differences
+between answers to one question count: an answer is reinforced if its number is above their mean. If
+the numbers are random, or depend on earlier steps, a resumed run differs from one without a stop.
 
 The file is imported, so its code runs with all rights of the user. Therefore neither a checkpoint
 nor a data set can name it: see checkpoint.inherit.
