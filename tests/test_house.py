@@ -27,7 +27,7 @@ LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
     'leaf': 'model moe tokenizer conversation optim sampling tools sandbox configurator runtime '
     'runlog',
-    'lower': 'shards cache hf_tokenizer packed',
+    'lower': 'shards cache hf_tokenizer packed rewards',
     'middle': 'batches tasks engine pretrained plan',
     'high': 'core checkpoint',
     'upper': 'evaluate costs dialogue',
