@@ -652,7 +652,8 @@ class Engine:
         # 1) Ids, and log-probabilities before any filter
         tokens = self.draw(logits)
         normaliser = logits.logsumexp(-1)
-        logprobs = (logits[range(len(tokens)), tokens] - normaliser).tolist()
+        chosen = torch.tensor(tokens, device=self.home)[:, None]
+        logprobs = (logits.gather(1, chosen)[:, 0] - normaliser).tolist()
 
         # 2) The likeliest ids, where a row asks for them
         wanted = [row.request.sampling.top_logprobs if row else 0 for row in self.rows]
@@ -677,7 +678,7 @@ class Engine:
         allowed = logits.index_fill(1, self.unspeakable, -math.inf)
         special = [(i, token) for i, row in enumerate(self.rows) if row for token in row.speakable]
         if special:
-            where = tuple(zip(*special))
+            where = torch.tensor([*zip(*special)], device=self.home).unbind()  # rows, ids
             allowed[where] = logits[where]
         for i, row in enumerate(self.rows):
             if row and row.request.sampling.repetition_penalty != 1:

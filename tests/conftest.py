@@ -56,6 +56,18 @@ def oracle(request):
     return ask
 
 
+def pytest_sessionfinish(session):
+    """A process of pytest-xdist tells the one that prints which oracles it missed."""
+    output = getattr(session.config, 'workeroutput', {})
+    output['missing'] = sorted(session.config.stash.get(MISSING, ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    missing = getattr(node, 'workeroutput', {}).get('missing', ())
+    node.config.stash.setdefault(MISSING, set()).update(missing)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for name in sorted(config.stash.get(MISSING, ())):
         line = f'oracle not run: {name} is missing (pip install ".[dev]")'

@@ -506,9 +506,11 @@ def test_programs_without_a_model_start_without_torch(tmp_path, run_program):
 
 
 @pytest.mark.parametrize(
-    'ci, outcome', [('', '1 passed, 1 skipped'), ('true', '1 failed, 1 passed')]
+    'ci, processes, outcome', [('', 1, '1 passed, 1 skipped'), ('true', 0, '1 failed, 1 passed')]
 )
-def test_an_oracle_that_is_missing_is_named_and_fails_under_ci(tmp_path, run_program, ci, outcome):
+def test_an_oracle_that_is_missing_is_named_and_fails_under_ci(
+    tmp_path, run_program, ci, processes, outcome
+):
     (tmp_path / 'conftest.py').write_bytes((ROOT / 'tests' / 'conftest.py').read_bytes())
     (tmp_path / 'test_it.py').write_text(
         'def test_present(oracle):\n    assert oracle("json").dumps([1]) == "[1]"\n\n'
@@ -516,7 +518,8 @@ def test_an_oracle_that_is_missing_is_named_and_fails_under_ci(tmp_path, run_pro
         encoding='utf-8',
     )
     (tmp_path / 'run.py').write_text(
-        f'import pytest\nraise SystemExit(pytest.main([{str(tmp_path)!r}]))', encoding='utf-8'
+        f'import pytest\nraise SystemExit(pytest.main([{str(tmp_path)!r}, "-n{processes}"]))',
+        encoding='utf-8',
     )
     done = run_program(tmp_path / 'run.py', cwd=tmp_path, check=False, env={'CI': ci})
     assert outcome in done.stdout.splitlines()[-1]
