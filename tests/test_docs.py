@@ -12,7 +12,7 @@ from configurator import assignments
 PAGES = [ROOT / 'README.md', ROOT / 'LOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # of a program without settings, and another name of a setting
 OPTIONS = {'dev/compare.py': {'metric', 'against'}, 'pretrained.py': {'import'}}
-FLAGS = {'--help', '--chat', '--against', '--standalone'}
+FLAGS = {'--help', '--chat', '--against', '--standalone', '--solution'}
 
 
 def commands(text):
