@@ -772,7 +772,7 @@ def log_step(run, step, seconds, sums, norm, lr):
             )
             run.log.write(line, step=step, seconds=seconds, **totals, **numbers)
             for note in run.notes[-1:]:
-                line = 'sample | ' + ' | '.join(map(str, note.values()))
+                line = f'sample | {note["prompt"]} | {note["text"]} | {round(note["reward"], 4)}'
                 run.log.write(line, step=step, seconds=seconds, **note)
         run.notes.clear()
 
