@@ -351,6 +351,17 @@ def test_accuracy_has_a_panel_a_skill_with_the_stages_side_by_side(run_folder, o
     assert line.get_ydata().tolist() == pytest.approx(expected)
 
 
+def test_under_each_plot_is_what_to_look_for(run_folder, whole_page):
+    text = whole_page(run_folder)
+    for name, (title, look_for) in report.PLOTS.items():
+        assert f'![{title}]({name}.png)\n\n{look_for}\n\n' in text
+    stage = report.read_stages(run_folder)[0]
+    stage = stage._replace(training=[dict(step=0, loss=1.0, reward=0.5, other=1.0)])
+    assert report.glossary([stage])[2:] == [f'- reward: {report.LOOK_FOR["reward"]}.', '']
+    assert report.LOOK_FOR.keys() == report.METRICS.keys()
+    assert all(report.METRICS.values())  # the titles of their axes
+
+
 def test_a_surrogate_loss_is_not_drawn_beside_a_reward(tmp_path, oracle):
     oracle('matplotlib')
     rows = [{**row, 'reward': 0.5} if 'loss' in row else row for row in rows_of('rl')]
