@@ -22,6 +22,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -135,7 +136,7 @@ def apply(diff: Path, folder: Path) -> None:
     lines = 0
     for row in found.splitlines():
         added, removed, name = row.split('\t')
-        if name not in FILES:
+        if name not in FILES or added == '-':  # a binary patch
             raise SystemExit(f'{diff}: changes {name}, expected only {", ".join(FILES)}')
         lines += int(added) + int(removed)
     if not 0 < lines <= MOST_LINES:
@@ -161,13 +162,14 @@ def git(folder: Path, diff: Path, *arguments: str) -> str:
     environment = runtime.with_threads(1) | {'GIT_CEILING_DIRECTORIES': str(folder.parent)}
     command = ['git', 'apply', *arguments]
     text = dict(capture_output=True, text=True, encoding='utf-8', errors='replace')
-    done = subprocess.run(command, cwd=folder, env=environment, **text)
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, **text)
+    except FileNotFoundError:
+        raise SystemExit(f'{diff}: git, which applies it, is not installed') from None
     if done.returncode:
-        reason = console.printable(done.stderr.strip().splitlines()[0])
-        raise SystemExit(
-            f'{diff}: does not apply ({reason}); make it by `git diff > {diff.name}` and then undo '
-            'the change by `git checkout .`'
-        )
+        reason = console.printable(done.stderr).strip().partition('\n')[0]
+        hint = f'if your programs hold the change already, undo it by: git apply -R {diff}'
+        raise SystemExit(f'{diff}: does not apply ({reason}); {hint}')
     return done.stdout
 
 
@@ -280,13 +282,17 @@ def watch(command: list, folder: Path, threads: int, name: str) -> tuple[Spent, 
         text = console.printable(output.read().decode('utf-8', 'replace'))
 
     # 2) What it has left running
-    while (left := still_running(before)) and time.perf_counter() - started < seconds + GRACE:
+    deadline = time.perf_counter() + GRACE
+    while still_running(before) and time.perf_counter() < deadline:
         time.sleep(0.02)
-    for pid in left:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-    if left:
-        raise SystemExit(f'{name}: left {len(left)} other processes running')
+    killed = 0
+    while left := still_running(before):  # the children of those that are killed come next
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            killed += 1
+    if killed:
+        raise SystemExit(f'{name}: left {killed} other processes running')
 
     # 3) Did it succeed?
     if process.returncode:

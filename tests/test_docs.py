@@ -1,6 +1,7 @@
 """README.md, docs/ and LOG.md: their commands name what exists, and their links lead somewhere."""
 
 import ast
+import functools
 import re
 import shlex
 
@@ -28,6 +29,7 @@ def commands(text):
                 yield part.strip()
 
 
+@functools.cache
 def settings_of(program):
     tree = ast.parse((ROOT / program).read_bytes())
     return {name for name, _ in assignments(tree)} | OPTIONS.get(program, set())

@@ -131,7 +131,7 @@ def test_a_diff_of_the_schedule_is_applied(applied):
 
 @pytest.mark.parametrize('name, old, new, said', [
     ('train.py', STREAM, STREAM.replace("'train'", "'val'"), "reads the split 'val'"),
-    ('runlog.py', '        now = perf_counter()', '        now = 0.0', 'changes runlog.py'),
+    ('runlog.py', '        began = perf_counter()', '        began = 0.0', 'changes runlog.py'),
     ('evaluate.py', "        numbers = {'val': nats, 'perplexity': math.exp(min(nats, 700))}  # "
      'exp(710) overflows', "        numbers = {'val': 0.0}", 'changes evaluate.py'),
     ('train.py', '        numbers = run.measure()', "        numbers = {'val': 1.0}",
@@ -148,7 +148,7 @@ def test_a_diff_of_the_race_itself_is_refused(applied, name, old, new, said):
 def test_a_diff_that_does_not_apply_is_named(applied):
     with pytest.raises(SystemExit) as stop:
         applied(diff_of('train.py', RATE, '    return 0.0').replace('learning_rate', 'rate'))
-    one_line(stop, 'mine.diff: does not apply', 'git diff > mine.diff')
+    one_line(stop, 'mine.diff: does not apply', 'undo it by: git apply -R ')
 
 
 def test_the_copy_holds_no_validation_text(data, tmp_path):
