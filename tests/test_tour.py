@@ -25,7 +25,8 @@ class Stop(NamedTuple):
     text: str
 
     def fenced(self, language):
-        return re.findall(rf'^```{language}\n(.*?)^```', self.text, flags=re.M | re.S)
+        found = re.findall(r'^```(\w*)\n(.*?)^```$', self.text, flags=re.M | re.S)
+        return [text for name, text in found if name == language]
 
     @property
     def read(self):
