@@ -47,6 +47,7 @@ from model import GPT
 from runlog import short
 
 DATA = ROOT / 'data'
+GRADER = DATA / 'tinyworld' / 'grade.py'  # tasks.py imports it; it imports nothing of tinyworld
 
 
 class Track(NamedTuple):
@@ -197,9 +198,10 @@ def validation_reads(tree: ast.Module) -> int:
 
 def copy_programs(entry: Entry, folder: Path) -> None:
     """The programs, changed by the entry's diff, and its config."""
-    (folder / 'dev').mkdir(parents=True)
-    for path in (*ROOT.glob('*.py'), Path(__file__).resolve()):
-        shutil.copy2(path, folder / path.relative_to(ROOT))
+    for path in (*ROOT.glob('*.py'), GRADER, Path(__file__).resolve()):
+        place = folder / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, place)
     if entry.diff:
         apply(entry.diff, folder)
     shutil.copy2(entry.config, folder / 'entry.py')
