@@ -456,6 +456,7 @@ def main():
     else:
         track, entries, seeds = read_arguments(arguments)
         adopt_orphans(True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # watch() then ends its run
         places = (Path('out', 'race', f'{arguments[0]}{n}') for n in itertools.count(1))
         race(track, entries, seeds, next(place for place in places if not place.exists()))
 

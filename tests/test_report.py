@@ -316,6 +316,8 @@ def test_other_stages_follow_the_known_ones_by_age(tmp_path, page):
 
 def test_the_plots_are_whole_images_and_show_every_number(run_folder, whole_page):
     text = whole_page(run_folder)
+    for name, (title, look_for) in report.PLOTS.items():
+        assert f'![{title}]({name}.png)\n\n{look_for}\n\n' in text
     names = re.findall(r'!\[.*?\]\((.*?)\)', text)
     assert sorted(names) == ['accuracy.png', 'losses.png', 'metrics.png']
     assert sorted(path.name for path in run_folder.glob('*.*')) == [
@@ -351,10 +353,7 @@ def test_accuracy_has_a_panel_a_skill_with_the_stages_side_by_side(run_folder, o
     assert line.get_ydata().tolist() == pytest.approx(expected)
 
 
-def test_under_each_plot_is_what_to_look_for(run_folder, whole_page):
-    text = whole_page(run_folder)
-    for name, (title, look_for) in report.PLOTS.items():
-        assert f'![{title}]({name}.png)\n\n{look_for}\n\n' in text
+def test_what_to_look_for_in_each_metric(run_folder):
     stage = report.read_stages(run_folder)[0]
     stage = stage._replace(training=[dict(step=0, loss=1.0, reward=0.5, other=1.0)])
     assert report.glossary([stage])[2:] == [f'- reward: {report.LOOK_FOR["reward"]}.', '']
