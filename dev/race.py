@@ -438,7 +438,9 @@ def race(track: Track, entries: list[Entry], seeds: int, out: Path) -> None:
     # 3) The verdict
     reached = [reaches(entry, track, rows) for entry, rows in zip(entries, found)]
     if not all(reached):
-        raise SystemExit(f'the loss of an entry is above {track.most_nats}: it has no place')
+        raise SystemExit(
+            f'no verdict: a loss is not shown to be at most {track.most_nats}; see {out}'
+        )
     if len(entries) == 2:
         sides = [[str(out / f'{letter}{seed}') for seed in range(1, seeds + 1)] for letter in 'ab']
         command = [sys.executable, str(ROOT / 'dev' / 'compare.py'), *sides[0], '--against']

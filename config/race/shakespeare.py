@@ -11,7 +11,7 @@ n_embd = 64
 batch_size = 24
 block_size = 64
 
-max_iters = 330
+max_iters = 350
 learning_rate = 2e-2
 warmup_iters = 10
 warmdown = 0.8
