@@ -272,10 +272,12 @@ def watch(command: list, folder: Path, threads: int, name: str) -> tuple[Spent, 
             [sys.executable, *map(str, command)], cwd=folder, env=environment,
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
+        ended = False
         try:
             process.wait(LONGEST)
+            ended = True
         except subprocess.TimeoutExpired:
-            raise SystemExit(f'{name}: runs for more than {LONGEST} seconds') from None
+            pass  # see 3)
         finally:
             process.kill()
             process.wait()
@@ -297,6 +299,8 @@ def watch(command: list, folder: Path, threads: int, name: str) -> tuple[Spent, 
         raise SystemExit(f'{name}: left {killed} other processes running')
 
     # 3) Did it succeed?
+    if not ended:
+        raise SystemExit(f'{name}: ran for more than {LONGEST} seconds')
     if process.returncode:
         last = [line for line in text.splitlines() if line.strip()][-1:]
         raise SystemExit(f'{name}: exit status {process.returncode}: {"".join(last)}')

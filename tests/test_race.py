@@ -227,6 +227,14 @@ def test_a_run_that_fails_is_named_with_its_last_line(tmp_path):
     one_line(stop, 'entry: exit status 1: n_layer is 0, expected at least 1')
 
 
+@pytest.mark.skipif(sys.platform == 'win32', reason='no getrusage')
+def test_a_run_that_does_not_end_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, 'LONGEST', 0.2)
+    with pytest.raises(SystemExit) as stop:
+        watched('import time\ntime.sleep(600)', tmp_path)
+    one_line(stop, 'entry: ran for more than 0.2 seconds')
+
+
 # ---- the score
 
 
