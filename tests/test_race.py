@@ -1,6 +1,7 @@
 """dev/race.py: what it refuses, its score against the model's own losses, and a race of an entry
 against itself."""
 
+import shutil
 import sys
 import textwrap
 import time
@@ -109,6 +110,8 @@ RATE = '    return min_lr + height * (learning_rate - min_lr)'
 @pytest.fixture
 def applied(tmp_path):
     """applied(diff) -> folder of programs to which it was applied."""
+    if not shutil.which('git'):
+        pytest.skip('git is not installed')
 
     def run(text):
         folder = tmp_path / 'copy'
