@@ -918,6 +918,10 @@ def introduce(run, parts):
         print(f"{dataset} has no meta.json: GPT-2's encoding is assumed, bits per byte are unknown")
     if time_limit:
         print('time_limit is set: the schedule may follow the clock, so runs differ in their bits')
+    # 4) What the samples in the log are
+    if run.prompts:
+        how = 'answers' if run.chat else 'continues'
+        print(f'sample | PROMPT | TEXT: how the model {how} a prompt of sample_prompts')
 
 
 if __name__ == '__main__':
