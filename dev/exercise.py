@@ -142,7 +142,7 @@ def begin(name: str, again: bool) -> list[str]:
     return [
         *lines,
         f'write   {function} in {shown(folder / file)}',
-        f'test    python -m pytest {shown(folder / TESTS)} -k {name}',
+        f'test    python -m pytest -n0 {shown(folder / TESTS)} -k {name}',
         f'hint    docs/exercises.md#{name}',
         f'answer  python dev/exercise.py {name} --solution',
     ]
