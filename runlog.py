@@ -33,15 +33,15 @@ COMMON = {
     'step', 'seconds', 'evaluation_seconds', 'val', 'perplexity', 'bits_per_byte', 'mean', 'loss',
     'lr', 'norm', 'skipped', 'tokens_per_step', 'tokens_per_second', 'prompt', 'text',
 }  # fmt: skip
-# Keys of single stages, and their units
+# Keys of single stages, and the titles of their axes
 METRICS = {
     'supervised': 'targets per step',
     'accuracy': 'share of pairs',
-    'margin': 'nats',
-    'logp_chosen': 'nats',
-    'logp_rejected': 'nats',
+    'margin': 'margin, nats',
+    'logp_chosen': 'log-probability, nats',
+    'logp_rejected': 'log-probability, nats',
     'reward': 'mean reward',
-    'no_signal': 'share of groups',
+    'no_signal': 'share of questions',
     'truncated': 'share of answers',
     'length': 'tokens per answer',
 }

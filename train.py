@@ -772,7 +772,7 @@ def log_step(run, step, seconds, sums, norm, lr):
             )
             run.log.write(line, step=step, seconds=seconds, **totals, **numbers)
             for note in run.notes[-1:]:
-                line = 'sample | ' + ' | '.join(map(str, note.values()))
+                line = f'sample | {note["prompt"]} | {note["text"]} | {round(note["reward"], 4)}'
                 run.log.write(line, step=step, seconds=seconds, **note)
         run.notes.clear()
 
@@ -918,6 +918,10 @@ def introduce(run, parts):
         print(f"{dataset} has no meta.json: GPT-2's encoding is assumed, bits per byte are unknown")
     if time_limit:
         print('time_limit is set: the schedule may follow the clock, so runs differ in their bits')
+    # 4) What the samples in the log are
+    if run.prompts:
+        how = 'answers' if run.chat else 'continues'
+        print(f'sample | PROMPT | TEXT: how the model {how} a prompt of sample_prompts')
 
 
 if __name__ == '__main__':

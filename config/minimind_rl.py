@@ -1,6 +1,6 @@
 # Reinforcement learning of minimind_sft.py: one epoch, as MiniMind's GRPO.
 #
-# $ python train.py config/minimind_rl.py --reward=echo.py:echo
+# $ python train.py config/minimind_rl.py --reward=mine.py:score
 #
 # Without --reward, problems need answers: see docs/minimind.md. Two things differ: MiniMind
 # penalises the distance to the starting model (KL, 0.02), and its answers may have 1,536 tokens.

@@ -32,7 +32,8 @@ LAYERS = {
     'high': 'core checkpoint',
     'upper': 'evaluate costs dialogue',
     'top': 'protocol',
-    'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check exercise',
+    'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check exercise '
+    'race',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {layer: tuple(LAYERS)[:i] for i, layer in enumerate(LAYERS)}  # those before it

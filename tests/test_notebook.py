@@ -44,5 +44,5 @@ def test_the_notebook_runs(tree, oracle):  # noqa: F811
     assert 'Traceback' not in printed and 'SystemExit' not in printed
     assert 'Who are you? ->' in printed
     calls = ''.join(cell.source for cell in book.cells).count("\nplot('")
-    assert calls == 4 == sum('image/png' in output.get('data', {}) for output in outputs)
+    assert calls == 5 == sum('image/png' in output.get('data', {}) for output in outputs)
     assert not (tree / 'docs/flatgpt').exists() and os.listdir(tree / 'docs') == []
