@@ -20,7 +20,7 @@ sys.path[:0] = [str(root), str(root / 'dev')]
 for path in root.glob('*.py'):
     if path.stem not in ('grade', 'sample', 'serve', 'bench', 'report'):  # they run when imported
         importlib.import_module(path.stem)
-sys.exit(pytest.main(['-q', '-rf', '--tb=no', '-p', 'no:cacheprovider', *sys.argv[1:]]))
+sys.exit(pytest.main(['-n0', '-q', '-rf', '--tb=no', '-p', 'no:cacheprovider', *sys.argv[1:]]))
 """
 
 
