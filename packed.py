@@ -23,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import GPT, Norm, ceil_to
+from moe import MoE
 
 WIDTH = 48  # the fastest of 16 to 192
 MAX_ROWS = 48  # with more rows F.linear is about as fast
@@ -44,8 +45,10 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Of the matrices that a step multiplies by."""
-    return sum(linear.weight.nbytes for linear in linear_layers(model))
+    """Of the matrices that are copied. Those of experts are not: a step reads a few of them."""
+    experts = [x for module in model.modules() if isinstance(module, MoE) for x in module.modules()]
+    copied = [linear for linear in linear_layers(model) if linear not in experts]
+    return sum(linear.weight.nbytes for linear in copied)
 
 
 class PackedLinear(nn.Module):
@@ -111,7 +114,9 @@ class PackedModel:
         if isinstance(module, Norm) and module.kind != 'layer':
             return PackedNorm(module)
         twin = module.__new__(type(module))
-        children = {name: self.copy(child) for name, child in module._modules.items()}
+        children = dict(module._modules)
+        if not isinstance(module, MoE):  # which takes the matrices of its experts apart
+            children = {name: self.copy(child) for name, child in children.items()}
         twin.__dict__.update(module.__dict__, _modules=children, training=False)
         return twin
 

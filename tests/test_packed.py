@@ -35,16 +35,20 @@ def steps(decode, config, ids):
     return torch.cat(logits, dim=1)
 
 
+EXPERTS = dict(n_expert=4, n_expert_active=2, n_expert_shared=1)
+
+
 @pytest.mark.parametrize('preset', PRESETS)
-@pytest.mark.parametrize('bias', [False, True])
-def test_its_logits_are_the_models(preset, bias):
+@pytest.mark.parametrize('more', [dict(bias=False), dict(bias=True), EXPERTS], ids=str)
+def test_its_logits_are_the_models(preset, more):
     """Of one row and of several, with a vocabulary that is no multiple of the blocks."""
-    model = make_model(preset, bias=bias)
+    model = make_model(preset, **more)
     decode = packed.PackedModel(model)
     for rows in (1, 3):
         ids = torch.randint(100, (rows, 6))
         logits = steps(decode, model.config, ids)
         torch.testing.assert_close(logits, model(ids), atol=1e-5, rtol=0)
+    assert sum(copy.nbytes for copy in decode.packed[False]) == packed.weight_bytes(model)
 
 
 def test_a_copy_is_made_again_when_the_weights_change():
