@@ -147,6 +147,13 @@ def activations(config: GPTConfig, tokens: int, size: int, compiled: bool) -> in
     scales = 4 * (2 + 2 * config.n_head + config.n_kv_head)
     if config.n_expert:  # the router's probabilities, and four numbers of 8 bytes per choice
         scales += 4 * config.n_expert + 32 * config.n_expert_active
+
+    # 6) Extras: the stream as each layer scales it; rows of the tables of values; the embeddings of
+    # a token and of the one before, in float32. Gates and what backout subtracts are negligible or
+    # counted above
+    block += config.n_embd * config.residual_scales
+    around += len(config.value_layers) * keys * size
+    around += 2 * config.n_embd * max(4, size) * config.smear
     return tokens * (config.n_layer * (block * size + scales) + around)
 
 
@@ -264,7 +271,7 @@ def parameters(model: GPT) -> dict[str, int]:
     blocks = model.matrix_blocks()
     for name, p in model.named_parameters():
         kind = 'gains and biases'
-        if name.endswith(('wte.weight', 'wpe.weight')):
+        if name.endswith(('wte.weight', 'wpe.weight', 'wve.weight')):
             kind = 'embedding'
         elif name == 'lm_head.weight':
             kind = 'head'
