@@ -29,7 +29,7 @@ import runtime
 import shards
 from configurator import Settings
 from model import GPT, LOGITS_BYTES, GPTConfig
-from optim import Optimizer
+from optim import SCALARS, Optimizer
 
 VOCAB_SIZE = 2**16  # where the data are missing: that of config/tokenizer_65536.py
 DOLLARS = 3.0  # of a GPU for an hour: nanochat's README (2025) gives $24 for eight H100s
@@ -266,7 +266,7 @@ def to_lower(settings: dict, terms: dict, target: Target) -> str:
 def parameters(model: GPT) -> dict[str, int]:
     """{kind: count}, a tied table counted as the embedding. The sum is num_params()."""
     mlp = 'experts' if model.config.n_expert else 'MLP'
-    kinds = ('embedding', 'head', 'attention', mlp, 'router', 'gains and biases')
+    kinds = ('embedding', 'head', 'attention', mlp, 'router', 'extras', 'gains and biases')
     counts = dict.fromkeys(kinds, 0)
     blocks = model.matrix_blocks()
     for name, p in model.named_parameters():
@@ -279,6 +279,8 @@ def parameters(model: GPT) -> dict[str, int]:
             kind = 'attention' if '.attn.' in name else mlp
         elif name.endswith('router.weight'):
             kind = 'router'
+        elif name.endswith(('c_gate.weight', *SCALARS)):
+            kind = 'extras'
         counts[kind] += p.numel()
     return {kind: count for kind, count in counts.items() if count}
 
