@@ -144,10 +144,11 @@ class Pool:
 class KVCache:
     """
     The tensors of the blocks, and the view of a forward pass on them. The model calls begin() once
-    per pass and attend() once per layer.
+    per pass, attend() once per layer, and before() if it smears.
 
         keys, values    per layer (blocks, n_kv_head, BLOCK, head_dim)
         lengths (B,)    int64, tokens in the cache of each row of the pass
+        last (B, 1)     the id that each of these rows ends with
     """
 
     def __init__(self, config: GPTConfig, dtype=torch.float32, device='cpu'):
@@ -187,8 +188,8 @@ class KVCache:
         The rows of the next forward pass: their blocks, the tokens they hold and how many of the
         new tokens count. The others are padding, whose keys and values go to SCRATCH.
 
-        last: the id that each row ends with; any id where it holds none. Besides it a pass needs
-        keys and values alone.
+        last: the id that each row ends with; any id where it holds none. With it, smear needs no
+        state in the blocks.
         width: slots per row that attention covers, whatever the lengths; None: as many as needed.
         """
         self.fixed = width is not None
@@ -198,8 +199,8 @@ class KVCache:
         blocks = ceil_to(ceil_to(self.width, WIDTH), BLOCK) // BLOCK
         # one copy to the device
         rows = [
-            [length, count, id, *table[:blocks], *[SCRATCH] * (blocks - len(table))]
-            for table, length, count, id in zip(tables, lengths, counts, last)
+            [length, count, before, *table[:blocks], *[SCRATCH] * (blocks - len(table))]
+            for table, length, count, before in zip(tables, lengths, counts, last)
         ]
         rows = torch.tensor(rows, device=self.device)
         self.lengths = rows[:, 0]
