@@ -10,8 +10,9 @@ preset with all of them.
 They cost almost no FLOPs: tables are looked up, gates read a few channels, the rest are sums. No
 class of transformers has them, so a model with one is exported with its own code.
 
-All are in nanochat's gpt.py, which has them from the records of modded-nanogpt. Here each starts
-from a constant that leaves the model close to 'nano'.
+All are in nanochat's gpt.py (July 2026), and come from the records of modded-nanogpt. Each gain
+below is in validation loss against 'nano' at the same rates, together 0.141 nats: a first
+measurement at depth 2 after 200 steps of 8,192 tokens, one seed (LOG.md).
 """
 
 import torch
@@ -40,7 +41,7 @@ class ValueEmbedding(nn.Module):
     """
     A layer's second embedding table. A token's row is added to its values, gated per head, so that
     the layer need not compute what follows from the token alone (value residual: Zhou et al., 2024,
-    arXiv 2410.17897).
+    arXiv 2410.17897). Alone: 0.077 nats.
     """
 
     def __init__(self, config):
@@ -57,7 +58,7 @@ class ValueEmbedding(nn.Module):
 
 class Smear(nn.Module):
     """Adds a share of the embedding before to each token's, gated, so that the first layer already
-    reads pairs of tokens."""
+    reads pairs of tokens. Alone: 0.065 nats."""
 
     def __init__(self, config):
         super().__init__()
@@ -72,7 +73,8 @@ class Smear(nn.Module):
 
 
 class ResidualScales(nn.Module):
-    """Scales the stream before each layer and adds the first embedding to it, scaled too."""
+    """Scales the stream before each layer and adds the first embedding to it, scaled too. Alone:
+    0.005 nats."""
 
     def __init__(self, config):
         super().__init__()
@@ -85,7 +87,8 @@ class ResidualScales(nn.Module):
 
 
 class Backout(nn.Module):
-    """Subtracts a share of the stream after half of the layers: what only later layers needed."""
+    """Subtracts a share of the stream after half of the layers: what only later layers needed.
+    Alone: nothing (-0.001 nats)."""
 
     def __init__(self):
         super().__init__()

@@ -388,8 +388,8 @@ class GPT(nn.Module):
     def hidden(self, inputs, cache=None, usage=None):
         """(B, T) ids -> (B, T, C), the input of the head.
 
-        cache: a cache.KVCache. It says where the new tokens go, keeps their keys and values and
-        computes attention. A row of a cache is one document, whatever config.bos says.
+        cache: a KVCache. It says where new tokens go and which id is before each, keeps keys and
+        values and computes attention. A row of it is one document, whatever config.bos says.
         usage: a moe.Usage of the inputs, to which each layer of experts is added.
         ValueError where T exceeds block_size.
         """
@@ -431,7 +431,7 @@ class GPT(nn.Module):
         x = first = F.dropout(x, config.dropout, self.training)
         for layer, block in enumerate(self.transformer.h):
             if layer == config.n_layer // 2:
-                middle = x
+                middle = x  # for backout
             if self.residual is not None:
                 x = self.residual(x, first, layer)
             x = block(x, inputs, rotation, mask, cache, usage)
