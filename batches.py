@@ -435,6 +435,13 @@ class Pairs(Reader):
         return super().batch(rows, total)._replace(share=share, reference=reference)
 
 
+def advantage(rewards: np.ndarray) -> np.ndarray:
+    """(questions, samples) rewards -> same shape: reward minus the mean reward of the question.
+    Exactly 0, without a rounding error, where all answers to a question have the same reward."""
+    equal = rewards.max(1, keepdims=True) == rewards.min(1, keepdims=True)
+    return np.where(equal, 0.0, rewards - rewards.mean(1, keepdims=True))
+
+
 class Rollouts(Reader):
     """
     Reinforcement learning: the model answers each question of the step `samples` times. The weight
@@ -502,14 +509,14 @@ class Rollouts(Reader):
         seed = (self.shape.seed, step)
         answers = self.generate(prompts, numbers, S, seed) if prompts else []
 
-        # 2) Grade them; advantage: reward minus the mean of the question's rewards
+        # 2) Grade them
         asked = [q for q in questions for _ in range(S)]  # the question of each answer
         texts = [answer.text for answer in answers]
         rewards = self.grade([self.problems[q] for q in asked], texts)
         rewards = np.array(rewards).reshape(-1, S).astype(np.float64)
-        equal = rewards.max(1) == rewards.min(1)  # advantage exactly 0, no rounding error
-        centred = rewards - rewards.mean(1, keepdims=True)
-        advantages = np.where(equal[:, None], 0.0, centred).flatten()
+        advantages = advantage(rewards)
+        no_signal = S * (advantages == 0).all(1).sum()  # answers
+        advantages = advantages.flatten()
 
         # 3) Rows, and the sampled tokens of all ranks
         rows = [self.lay_out(self.prompts[q], answer) for q, answer in zip(asked, answers)]
@@ -518,9 +525,7 @@ class Rollouts(Reader):
 
         # 4) For the log
         cut_off = sum(answer.finish_reason != 'stop' for answer in answers)
-        sums = dict(
-            reward=rewards.sum(), no_signal=S * equal.sum(), truncated=cut_off, length=sampled
-        )
+        sums = dict(reward=rewards.sum(), no_signal=no_signal, truncated=cut_off, length=sampled)
         metrics = {name: float(x) / R for name, x in sums.items()}
         if self.note and rank == 0:
             question = self.problems[asked[0]]['messages'][-1]['content']

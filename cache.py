@@ -281,6 +281,10 @@ class KVCache:
         return attention(q, keys, values)
 
     def attend_gathered(self, q, keys, values):
+        """q (B, H, T, D); keys, values (blocks * H_kv * BLOCK, D), the whole pool -> (B, H, T, D).
+
+        plan_gather() has set copied (B * H_kv * slots / BLOCK,), the blocks of each row and head in
+        order, and mask (B, 1, T, slots), True where a new token attends."""
         B, H, _, D = q.shape
         H_kv = self.config.n_kv_head
         k = keys.view(-1, BLOCK * D)[self.copied].view(B, H_kv, -1, D).to(q.dtype)

@@ -277,7 +277,8 @@ def open_model(
 # what a run takes over from the checkpoint it starts from
 
 
-OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only'}  # never taken over
+# Never taken over. A reward is a file to import, which no checkpoint may name
+OWN = {'init_from', 'init_optimizer', 'auto_resume', 'out_dir', 'eval_only', 'reward'}
 # They set the length of the run: if the user gives one, none of the checkpoint's is taken over
 HORIZON = {'max_iters', 'epochs', 'target_param_data_ratio'}
 
@@ -339,10 +340,11 @@ def inherit(
                 f'{name} is {settings[name]!r} here and {taken[name]!r} in {path}; {hint}'
             )
 
-    # 4) A resumed step has as many rows as before
+    # 4) A resumed step has as many rows as before, and a reward that the user names again
     if resume:
         now = before | {name: settings[name] for name in explicit}
         compare_rows(now, before, path)
+        check_reward(state['config'].get('reward'), 'reward' in explicit, path)
     return {name: (value, str(path)) for name, value in taken.items()}
 
 
@@ -368,6 +370,16 @@ def compare_rows(now: dict, before: dict, path: Path) -> None:
         raise SystemExit(
             f'a step has {rows_now} rows here and {rows_before} in {path}; '
             'keep batch_size * gradient_accumulation_steps'
+        )
+
+
+def check_reward(before: str | None, given: bool, path: Path) -> None:
+    """SystemExit if a resumed run had a reward and the user does not say again which file to
+    import."""
+    if before and not given:
+        raise SystemExit(
+            f'{path} was trained with the reward {before!r:.200}, and no checkpoint can make a '
+            'program import a file; give --reward again'
         )
 
 

@@ -38,7 +38,7 @@ EXPECTED = {
 # of `cat ~/a`, but not that of --out_dir=~/a, which would make a folder named ~
 PATHS = {
     'answers', 'data', 'dataset', 'evaluate', 'export', 'import_from', 'init_from', 'input',
-    'json', 'out', 'out_dir', 'problems', 'to', 'tokenizer',
+    'json', 'out', 'out_dir', 'problems', 'reward', 'to', 'tokenizer',
 }  # fmt: skip
 
 
@@ -243,13 +243,14 @@ def same(a, b) -> bool:
     return type(a) is type(b) and a == b
 
 
-def line_of(error: Exception, path: str) -> int:
-    """The line of the config file where an error arose, also inside a function that it called."""
+def line_of(error: BaseException, path: str, otherwise: int = 1) -> int:
+    """The line of a user's file where an error arose, also inside a function that it called;
+    `otherwise` if none of its lines was running."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno or 1
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
-    return lines[-1] if lines else 1
+    return lines[-1] if lines else otherwise
 
 
 def fail(message: str) -> NoReturn:

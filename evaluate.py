@@ -537,7 +537,8 @@ def chatcore(scores: dict[str, Score]) -> dict[str, float]:
 class Skills:
     """
     Evaluation by problems, answered greedily. Call it, as often as you like, to get
-    {skill: accuracy, …, 'mean': see mean()}, or {} without problems.
+    {skill: accuracy, …, 'mean': see mean()}, or {} without problems. Prompts, which have no grader,
+    give {'reward': their mean reward}.
 
     SystemExit if a skill has the name of another number in the log, a problem is too long, or
     answers cannot be graded here.
@@ -545,12 +546,14 @@ class Skills:
 
     def __init__(
         self, engine: Engine, problems: Sequence[dict], max_tokens: int,
-        allow_unsafe_code: bool = False,
+        allow_unsafe_code: bool = False, reward: Callable | None = None,
     ):  # fmt: skip
         self.engine = engine
         self.how = How(max_tokens)
-        self.grade = tasks.grader(problems, allow_unsafe_code)
-        self.names = list(by_skill(problems))
+        self.reward = reward
+        graded = [problem for problem in problems if 'grader' in problem]
+        self.grade = tasks.grader(graded, allow_unsafe_code)
+        self.names = list(by_skill(graded))
         for name in self.names:
             if name in runlog.RESERVED or name.startswith(('val', 'core')):
                 raise SystemExit(
@@ -568,8 +571,9 @@ class Skills:
                 )
 
     def __call__(self) -> dict[str, float]:
-        # All skills in one call, which makes fuller batches
-        attempts = attempt(self.engine, self.questions, self.how, grade=self.grade)
+        # 1) All skills in one call, which makes fuller batches
+        graded = [question for question in self.questions if 'grader' in question.problem]
+        attempts = attempt(self.engine, graded, self.how, grade=self.grade)
         scores = {
             name: tally([made for made in attempts if made.problem['skill'] == name])
             for name in self.names
@@ -577,6 +581,12 @@ class Skills:
         numbers = {name: score.accuracy for name, score in scores.items()}
         if scores:
             numbers['mean'] = mean(scores)
+
+        # 2) Prompts
+        prompts = [question for question in self.questions if 'grader' not in question.problem]
+        if prompts:
+            attempts = attempt(self.engine, prompts, self.how, grade=self.reward)
+            numbers['reward'] = tally(attempts).accuracy
         return numbers
 
 

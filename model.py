@@ -167,6 +167,8 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.empty(size)) if kind == 'layer' and bias else None
 
     def forward(self, x):
+        """(…, size) -> same shape: each vector divided by the root of its mean square, to which eps
+        is added, and multiplied by the gain if there is one. 'layer': torch's LayerNorm."""
         if self.kind == 'layer':
             return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
         gain = None if self.weight is None else self.weight.to(x.dtype)  # mixed dtypes are slow

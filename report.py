@@ -43,10 +43,38 @@ from runlog import (
 ORDER = ('pretrain', 'mid', 'sft', 'dpo', 'rl')  # other stages follow, the oldest first
 REFERENCE = 150.0  # GFLOP/s to which times are scaled, so that machines can be compared
 LONGEST = 1200  # characters shown of an answer
-TITLES = {
-    'losses': 'Losses',
-    'metrics': 'Rewards and other metrics of a stage',
-    'accuracy': 'Accuracy',
+# Each plot's title, and the sentence under it: what to look for
+PLOTS = {
+    'losses': (
+        'Losses',
+        'Look for the blue line, the loss on held-out data, to fall with the grey one of training. '
+        'Where it rises while the grey one falls, the model learns its data by heart: train for '
+        'fewer steps, or on more data.',
+    ),
+    'accuracy': (
+        'Accuracy',
+        'A panel is one skill, from left to right through the stages. Look for the stage in which '
+        'a skill jumps, and for skills that fall while others are practised.',
+    ),
+    'metrics': (
+        'Rewards and other metrics of a stage',
+        'Grey is each logged step, blue their running mean, a dot a value on held-out data.',
+    ),
+}
+# What to look for in a metric
+LOOK_FOR = {
+    'supervised': 'the targets that count in a step; steady, if conversations are packed evenly',
+    'accuracy': 'the share of pairs in which the better answer has gained more than the other; 0 '
+    'at first, since nothing has changed, then well above 0.5',
+    'margin': 'by how much more it has gained; rises slowly',
+    'logp_chosen': 'the log-probability of the better answers; it may fall a little, and should '
+    'fall less than that of the rejected ones',
+    'logp_rejected': 'the log-probability of the worse answers; falls',
+    'reward': 'how good the answers are that the model tries; rises',
+    'no_signal': 'the share of questions whose answers all got one reward, so that nothing is '
+    'learned from them; if it nears 1, the questions are too easy or too hard',
+    'truncated': 'the share of answers that were cut at rl_tokens; near 0, else raise that',
+    'length': 'tokens of an answer; if it runs away, long answers are rewarded by mistake',
 }
 
 
@@ -306,6 +334,13 @@ def metric_table(stages: list[Stage]) -> list[str]:
     return table(['stage', 'held-out', 'before → after'], rows, left=2) if rows else []
 
 
+def glossary(stages: list[Stage]) -> list[str]:
+    """What to look for in each metric of training that is drawn."""
+    keys = dict.fromkeys(key for stage in stages for key in own_keys(stage.training))
+    lines = [f'- {escape(key)}: {LOOK_FOR[key]}.' for key in keys if key in LOOK_FOR]
+    return ['What to look for:', '', *lines, ''] if lines else []
+
+
 def practice_table(stages: list[Stage]) -> list[str]:
     """The first and the last answers of reinforcement learning, with their rewards."""
     rows = []
@@ -326,6 +361,13 @@ def shorten(text: str) -> str:
 def answers(stages: list[Stage]) -> list[str]:
     """Each stage's last answers to the same prompts."""
     lines = []
+    if any(stage.samples for stage in stages):
+        lines = [
+            'A table is one prompt of sample_prompts; read it downwards. After pretraining the '
+            'model continues the prompt as a text; from midtraining on it answers, and '
+            '`<<12+7=19>>` is a call of the calculator with its result.',
+            '',
+        ]
     for prompt in dict.fromkeys(str(row['prompt']) for stage in stages for row in stage.samples):
         rows = []
         for stage in stages:
@@ -527,7 +569,7 @@ def draw_metrics(stages: list[Stage]):
         # 3) Axes
         axis.set_title(plain(f'{stage.name}: {key}'))
         axis.set_xlabel('steps')
-        axis.set_ylabel(METRICS.get(key, ''))
+        axis.set_ylabel(METRICS.get(key, 'value'))
         axis.margins(y=0.15)
         axis.locator_params('x', nbins=5)
     return figure
@@ -557,6 +599,7 @@ def draw_accuracy(stages: list[Stage]):
         axis.set_title(plain(name))
         axis.set(xlim=(0, len(stages)), ylim=(-3, 103), yticks=[0, 50, 100])
         axis.set_ylabel('' if index % 4 else '% right')
+        axis.set_xlabel('' if index + 4 < len(names) else 'stages')
         centres = [place + 0.5 for place in range(len(stages))]
         axis.set_xticks(centres, [plain(stage.name) for stage in stages])
         axis.tick_params(axis='x', length=0)
@@ -592,10 +635,12 @@ def write(folder: Path) -> Path:
             if figure:
                 with disk.replacing(folder / f'{name}.png') as file:
                     figure.savefig(file, format='png', dpi=160, facecolor='white')
-                plots[name] = [f'![{TITLES[name]}]({name}.png)', '']
+                title, text = PLOTS[name]
+                plots[name] = [f'![{title}]({name}.png)', '', text, '']
 
     # 2) The page
-    metrics = metric_table(stages) + plots.get('metrics', []) + practice_table(stages)
+    plot = plots.get('metrics', []) + (glossary(stages) if 'metrics' in plots else [])
+    metrics = metric_table(stages) + plot + practice_table(stages)
     sections = {
         'The stages': headline(stages),
         'Accuracy on held-out problems': skill_table(stages) + plots.get('accuracy', []),

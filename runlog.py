@@ -33,15 +33,15 @@ COMMON = {
     'step', 'seconds', 'evaluation_seconds', 'val', 'perplexity', 'bits_per_byte', 'mean', 'loss',
     'lr', 'norm', 'skipped', 'tokens_per_step', 'tokens_per_second', 'prompt', 'text',
 }  # fmt: skip
-# Keys of single stages, and their units
+# Keys of single stages, and the titles of their axes
 METRICS = {
     'supervised': 'targets per step',
     'accuracy': 'share of pairs',
-    'margin': 'nats',
-    'logp_chosen': 'nats',
-    'logp_rejected': 'nats',
+    'margin': 'margin, nats',
+    'logp_chosen': 'log-probability, nats',
+    'logp_rejected': 'log-probability, nats',
     'reward': 'mean reward',
-    'no_signal': 'share of groups',
+    'no_signal': 'share of questions',
     'truncated': 'share of answers',
     'length': 'tokens per answer',
 }
@@ -176,7 +176,12 @@ def was_measured(path: Path, step: int, num_samples: int) -> bool:
     """Whether the log holds an evaluation of this step and as many samples, which follow it."""
     rows = [row for row in read_log(path) if row.get('step') == step]
     samples = [row for row in rows if 'prompt' in row]
-    return any('val' in row for row in rows) and len(samples) >= num_samples
+    return any(map(is_evaluation, rows)) and len(samples) >= num_samples
+
+
+def is_evaluation(row: dict) -> bool:
+    """Also without 'val': rl on prompts, which have no answers, measures the reward alone."""
+    return 'val' in row or 'evaluation_seconds' in row
 
 
 class Stage(NamedTuple):
@@ -209,8 +214,8 @@ def read_stage(folder: Path) -> Stage | None:
         name=folder.resolve().name,
         folder=folder,
         first=next((row for row in rows if 'config' in row), {}),
-        training=[row for row in rows if 'loss' in row and 'val' not in row],
-        evaluations=[row for row in rows if 'val' in row],
+        training=[row for row in rows if 'loss' in row and not is_evaluation(row)],
+        evaluations=[row for row in rows if is_evaluation(row)],
         samples=[row for row in answers if 'reward' not in row],
         practice=[row for row in answers if 'reward' in row],
     )

@@ -532,14 +532,24 @@ def check_tokenizer(data: Data | Mixture, tokenizer_hash: str, path: str | Path)
         )
 
 
+def kind_of(data: Data | Mixture) -> str | None:
+    """What meta.json says that the data holds: text, conversations, preferences, … None: nothing"""
+    return (data.meta or {}).get('kind')
+
+
 def check_kind(data: Data | Mixture, stage: str) -> None:
-    """SystemExit if the data holds preferences and the stage is not dpo, or the reverse. Data whose
-    meta.json names no kind suits every stage."""
-    kind = (data.meta or {}).get('kind')
+    """SystemExit if the data is of a kind for another stage: preferences are for dpo, which takes
+    nothing else, and prompts for rl. Data whose meta.json names no kind suits every stage."""
+    kind = kind_of(data)
     if kind and (kind == 'preferences') != (stage == 'dpo'):
         raise SystemExit(
             f'{data.name} holds {kind} and stage is {stage}; '
             'preferences are for --stage=dpo and for no other stage'
+        )
+    if kind == 'prompts' and stage != 'rl':
+        raise SystemExit(
+            f'{data.name} holds prompts without answers and stage is {stage}; '
+            'they are for --stage=rl with --reward=FILE.py:function'
         )
 
 

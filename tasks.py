@@ -6,7 +6,8 @@ A problem is a line of problems.jsonl, a dict:
     split       'train' or 'val'
     skill       a word; evaluation has a row for each skill
     messages    the conversation so far; it ends with the user's question
-    grader      the name of a function below
+    grader      the name of a function below. A problem without one is a prompt, whose answers only
+                a reward of your own can judge: see rewards.py
     answer      what the grader compares with; some graders take more keys
     choices     makes it a multiple-choice question: its answer is a letter, and evaluation may
                 choose the likeliest letter instead of generating text
@@ -407,17 +408,16 @@ def centred(accuracy: float, baseline: float) -> float:
 
 
 def load(
-    paths: str | Path | Sequence[Path],
-    split: str | None = None,
-    skills: Sequence[str] = (),
-    limit: int = 0,
-) -> list[dict]:
+    paths: str | Path | Sequence[Path], split: str | None = None, skills: Sequence[str] = (),
+    limit: int = 0, graded: bool = True,
+) -> list[dict]:  # fmt: skip
     """
     Problems of a file or of several, in their order.
 
         split     'train' or 'val'; None: both
         skills    only these; empty: all
         limit     at most this many of each skill, the first ones; 0: all
+        graded    every problem must have a grader
 
     SystemExit for a file, split or skill that does not exist, and for a skill of two files. Also
     for any bad line of a file, even of another split or skill; that message begins with file:line.
@@ -435,7 +435,7 @@ def load(
                 f'{path}: no such file, expected one problem per line; run: python {script}'
             )
         for where, row in read_rows(path):
-            problem = checked(row, where)
+            problem = checked(row, where, graded)
             skill = problem['skill']
             if file_of.setdefault(skill, path) != path:
                 raise SystemExit(
@@ -467,21 +467,29 @@ def load(
     return kept
 
 
-def checked(problem: dict, where: str) -> dict:
+def checked(problem: dict, where: str, graded: bool = True) -> dict:
     """The problem, with its messages in our form. SystemExit that begins with where, 'file:line',
     if anything is wrong with it: a run must not find out hours later."""
     # 1) Its keys
-    for name in ('split', 'skill', 'grader'):
+    is_prompt = 'grader' not in problem
+    if is_prompt and graded:
+        raise SystemExit(
+            f'{where}: grader is missing, expected one of {", ".join(GRADERS)}; a prompt without '
+            'one is for --stage=rl with --reward=FILE.py:function'
+        )
+    for name in ('split', 'skill') if is_prompt else ('split', 'skill', 'grader'):
         if not isinstance(problem.get(name), str):
             raise SystemExit(f'{where}: {name} is {problem.get(name)!r}, expected text')
     for name, allowed in {'split': SPLITS, 'grader': tuple(GRADERS)}.items():
-        if problem[name] not in allowed:
+        if name in problem and problem[name] not in allowed:
             raise SystemExit(
                 f'{where}: {name} is {problem[name]!r}, expected one of {", ".join(allowed)}'
             )
     check_choices(problem, where)
     check_extras(problem, where)
     problem = {**problem, 'messages': read_messages(problem, where, prompt=True)}
+    if is_prompt:
+        return problem
     if problem['grader'] == 'code':
         check_code(problem, where)
         return problem  # a program for each line of the file would take minutes
@@ -531,10 +539,11 @@ def check_extras(problem: dict, where: str) -> None:
     if type(chance) not in (int, float) or not 0 <= chance < 1:
         raise SystemExit(f'{where}: baseline is {chance!r:.60}, expected at least 0 and below 1')
     lists = {'contains': ('all', 'absent'), 'story': ('people', 'names')}
-    for name in lists.get(problem['grader'], ()):
+    grader = problem.get('grader')
+    for name in lists.get(grader, ()):
         if not is_texts(problem.get(name, [])):
             raise SystemExit(f'{where}: {name} is {problem[name]!r:.60}, expected a list of texts')
-    if problem['grader'] == 'story':
+    if grader == 'story':
         check_story(problem, where)
 
 

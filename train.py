@@ -36,6 +36,7 @@ import costs
 import evaluate
 import moe
 import plan as planner
+import rewards
 import runlog
 import runtime
 import shards
@@ -120,7 +121,8 @@ beta2 = 0.95  # its second; 0.99 where a step has few tokens
 adam_eps = 1e-8  # added to its denominator
 grad_clip = 1.0  # largest norm of the gradient; 0: off
 dpo_beta = 0.1  # dpo: weight of log-probability differences
-rl_skills = ''  # rl: skills to practise, separated by commas; '' is all
+rl_skills = ''  # rl: skills, separated by commas; '' is all
+reward = ''  # rl: FILE.py:function (rewards.py); '': graders
 rl_samples = 16  # rl: answers per question
 rl_tokens = 96  # rl: longest answer
 rl_rows = 0  # rl: answers written at once; 0: max(rl_samples, batch_size)
@@ -180,8 +182,8 @@ def weighted_nll(model, batch):
 
 
 def preference_loss(model, batch):
-    """DPO (Rafailov et al., 2023). Rows alternate chosen, rejected. It starts at ln 2 = 0.6931,
-    since the model then equals its reference."""
+    """DPO (Rafailov et al., 2023). Rows alternate chosen, rejected. It starts at ln 2 = 0.6931:
+    the model equals its reference."""
     logp = -(batch.weights * model(batch.inputs, batch.targets)).sum(dim=1)  # (B,) of whole answers
     chosen, rejected = (dpo_beta * (logp - batch.reference)).view(-1, 2).unbind(dim=1)
     share = batch.share[::2]  # (B / 2,) of each pair
@@ -217,6 +219,7 @@ class Run:
     parent: dict | None = None  # where the weights came from
     chat: Chat | None = None
     writer: Engine | None = None  # for rl
+    reward: Callable | None = None
     # the stage
     steps: Sequence | None = None
     loss: Callable | None = None
@@ -304,13 +307,8 @@ def dpo(run):
 def rl(run):
     """Ask each question several times, do more of what beats the mean."""
     skills = converse(run)
-    if not run.data.problems:
-        raise SystemExit(
-            f'{dataset} and the folder above it have no problems.jsonl, questions to '
-            'learn from; take a --dataset with one, such as tinyworld/sft'
-        )
     names = [name for name in rl_skills.split(',') if name]
-    problems = tasks.load(run.data.problems, 'train', names)
+    problems = read_problems(run, 'train', names)
 
     def generate(prompts, numbers, n, seed):  # see Rollouts
         with run.autocast():
@@ -319,8 +317,8 @@ def rl(run):
     # short answers: batch_size rows on a CPU too
     shape = run.shape._replace(batch_size=batch_size)
     steps = batches.Rollouts(
-        generate, tasks.grader(problems, allow_unsafe_code), problems, run.chat, shape,
-        rl_samples, rl_tokens, runtime.add_up, run.notes.append, run.machine.device,
+        generate, run.reward or tasks.grader(problems, allow_unsafe_code), problems, run.chat,
+        shape, rl_samples, rl_tokens, runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
     # one shape of all passes: same answers, bit for bit
     run.writer = Engine(
@@ -332,17 +330,19 @@ def rl(run):
 
 
 def converse(run):
-    """The chat format and held-out problems, for the stages after pretraining."""
+    """The chat format and held-out problems, for stages after pretraining."""
     run.chat = Chat(run.data.tokenizer)
     run.engine = Engine(run.raw_model, run.data.tokenizer, run.chat, calculate)
     problems = []
     if run.data.problems and eval_problems:
-        problems = tasks.load(run.data.problems, 'val', limit=eval_problems)
-    return evaluate.Skills(run.engine, problems, max_new_tokens, allow_unsafe_code)
+        problems = read_problems(run, 'val', limit=eval_problems)
+    return evaluate.Skills(run.engine, problems, max_new_tokens, allow_unsafe_code, run.reward)
 
 
 def assistant_text(run):
     """The loss of what the assistant says in held-out conversations."""
+    if shards.kind_of(run.data) == 'prompts':
+        return dict
     val = run.validation(batches.Packed, run.chat)
     return evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
 
@@ -372,6 +372,7 @@ def main():
     # 2) Checkpoint, data, architecture, model
     table = costs.of_this_machine(config, DATA, machine, ranks)
     with runtime.errors_once(ranks):  # every rank has left the first: the data exists
+        own_reward = rewards.load(reward, ranks)
         path, resume = origin(config)
         start = read_checkpoint(path) if path else {}
         with costs.shown_if_refused(table):
@@ -382,6 +383,7 @@ def main():
     hint = 'halve --batch_size and double --gradient_accumulation_steps'
     runtime.explain_out_of_memory(hint, table)
     run = build_model(config, ranks, machine, data, model_config, start, path)
+    run.reward = own_reward
     # 3) Progress of a resumed run, stage, optimizer
     if resume:
         run.first_step = start['step']
@@ -470,9 +472,10 @@ def train(run):
             log_step(run, step, seconds, sums, norm, lr)
         step += 1
     if stop == 'asked' and run.master and not eval_only:
+        again = f' --reward={reward}' if reward else ''
         print(
             f'stopped after {step:,} steps as asked; '
-            f'continue with: python train.py --init_from=resume --out_dir={out_dir}'
+            f'continue with: python train.py --init_from=resume --out_dir={out_dir}{again}'
         )
 
 
@@ -558,6 +561,8 @@ def check(settings):
     if later_stage and settings['init_from'] == 'scratch' and not settings['eval_only']:
         hint = 'give its out_dir as --init_from'
         wrong.append(f'stage {settings["stage"]} starts from an earlier stage; {hint}')
+    if settings['reward'] and settings['stage'] != 'rl':
+        wrong.append(f'reward is {settings["reward"]!r} and stage is not rl; leave it out')
     if settings['wandb_log'] and not importlib.util.find_spec('wandb'):
         wrong.append('wandb_log is True and wandb is not installed; run: pip install wandb')
     check_ranges(settings, choices, least, most, below=dict(beta1=1, beta2=1), wrong=wrong)
@@ -594,6 +599,11 @@ def open_data(start, path, resume, ranks):
     if resume and ranks.rank == 0:
         checkpoint.compare_data(start, path, dataset, data.hash)
     shards.check_kind(data, stage)
+    if shards.kind_of(data) == 'prompts' and not always_save_checkpoint:
+        raise SystemExit(
+            f'{dataset} holds prompts without answers, which have no validation loss for best.pt; '
+            'leave --always_save_checkpoint=False out'
+        )
     if isolate:
         shards.check_isolate(data)
     for split in ('train', 'val'):
@@ -601,6 +611,16 @@ def open_data(start, path, resume, ranks):
         if stage == 'pretrain':
             batches.count_rows(ids, block_size)  # the other stages pad their rows
     return data
+
+
+def read_problems(run, split, skills=(), limit=0):
+    """The data set's problems. With a reward they need no graders."""
+    if not run.data.problems:
+        raise SystemExit(
+            f'{dataset} and the folder above it have no problems.jsonl, questions to '
+            'learn from; take a --dataset with one, such as tinyworld/sft'
+        )
+    return tasks.load(run.data.problems, split, skills, limit, graded=not reward)
 
 
 def architecture(config, data, machine, ranks):
@@ -760,7 +780,7 @@ def log_step(run, step, seconds, sums, norm, lr):
             )
             run.log.write(line, step=step, seconds=seconds, **totals, **numbers)
             for note in run.notes[-1:]:
-                line = 'sample | ' + ' | '.join(map(str, note.values()))
+                line = f'sample | {note["prompt"]} | {note["text"]} | {round(note["reward"], 4)}'
                 run.log.write(line, step=step, seconds=seconds, **note)
         run.notes.clear()
 
@@ -907,6 +927,10 @@ def introduce(run, parts):
         print(f"{dataset} has no meta.json: GPT-2's encoding is assumed, bits per byte are unknown")
     if time_limit:
         print('time_limit is set: the schedule may follow the clock, so runs differ in their bits')
+    # 4) What the samples in the log are
+    if run.prompts:
+        how = 'answers' if run.chat else 'continues'
+        print(f'sample | PROMPT | TEXT: how the model {how} a prompt of sample_prompts')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
 # Reinforcement learning of minimind_sft.py: one epoch, as MiniMind's GRPO.
 #
-# $ python train.py config/minimind_rl.py
+# $ python train.py config/minimind_rl.py --reward=mine.py:score
 #
-# Two things differ: MiniMind penalises the distance to the starting model (KL, 0.02), and its
-# answers may have 1,536 tokens. Not measured here.
+# Without --reward, problems need answers: see docs/minimind.md. Two things differ: MiniMind
+# penalises the distance to the starting model (KL, 0.02), and its answers may have 1,536 tokens.
+# Not measured here.
 
 stage = 'rl'
 init_from = 'out/minimind/sft'

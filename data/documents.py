@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import segments
-from conversation import LOST, LOST_OF_MESSAGE, UNUSED, plain_message, read_messages, read_rows
+from conversation import (
+    LOST,
+    LOST_OF_MESSAGE,
+    UNUSED,
+    first_given,
+    plain_message,
+    read_messages,
+    read_rows,
+)
 from utf8 import valid_text
 
 SUFFIXES = ('.txt', '.jsonl', '.parquet')  # of the files that documents() reads; also in capitals
@@ -137,9 +145,10 @@ def kind_of(row: dict, where: str) -> str:
         if any(row.keys() >= names for names in spellings):
             return kind
     got = ', '.join(map(repr, row)) or 'nothing'
+    hint = '; --prompts_only=True prepares prompts without answers' if 'prompt' in row else ''
     raise SystemExit(
         f'{where}: missing "text" (or "messages", or "chosen" and "rejected", or "prompt" and '
-        f'"answer"), got {got}'
+        f'"answer"), got {got}{hint}'
     )
 
 
@@ -147,17 +156,17 @@ class Source(NamedTuple):
     """Files, and the kind that all their lines must have."""
 
     files: Sequence[str]
-    kind: str  # of the first line, a key of KINDS
+    kind: str  # of the first line, a key of KINDS; or prompts: lines of any kind, without answers
     where: str  # the first line, 'chats.jsonl:1'
 
 
-def find_source(files: Sequence[str]) -> Source:
+def find_source(files: Sequence[str], prompts_only: bool = False) -> Source:
     """The files with the kind of their first line. A .txt or .parquet is text."""
     for path in map(Path, files):
         if not is_jsonl(path):
             return Source(files, 'text', str(path))
         for where, row in read_rows(path):
-            return Source(files, kind_of(row, where), where)
+            return Source(files, 'prompts' if prompts_only else kind_of(row, where), where)
     raise SystemExit(f'{", ".join(files)}: 0 characters, expected lines of JSON')
 
 
@@ -177,7 +186,8 @@ def check_kind(kind: str, where: str, source: Source) -> None:
 def checked_rows(path: Path, source: Source) -> Iterator[tuple[str, dict]]:
     """(where, row) of each line of one of the source's .jsonl files."""
     for where, row in read_rows(path):
-        check_kind(kind_of(row, where), where, source)
+        if source.kind != 'prompts':
+            check_kind(kind_of(row, where), where, source)
         yield where, row
 
 
@@ -192,7 +202,7 @@ def read_texts(source: Source) -> Iterator[str]:
 
 
 # -----------------------------------------------------------------------------
-# conversations, preferences and problems
+# conversations, preferences, problems and prompts
 
 
 class Example(NamedTuple):
@@ -200,7 +210,7 @@ class Example(NamedTuple):
 
     where: str  # 'chats.jsonl:117', for errors
     conversations: list[list[dict]]  # one; of a preference two, with the chosen answer first
-    answer: str = ''  # of a problem: what an answer is compared with
+    answer: str = ''  # of a problem: what an answer is compared with; '' for a prompt
 
 
 class Examples(Sequence):
@@ -279,10 +289,25 @@ def read_problem(row: dict, where: str) -> Example:
     return Example(where, [read_answered(row, messages, where)], to_grade(answer))
 
 
+def read_prompt(row: dict, where: str) -> Example:
+    """{"prompt": ...}, or a conversation without the answer that it ends with: files for RLAIF have
+    a placeholder there."""
+    if 'prompt' in row:
+        messages = as_messages(row, 'prompt', 'user', where)
+    else:
+        messages = first_given(row, 'messages', 'conversations')
+    if isinstance(messages, list) and messages:
+        last = plain_message(messages[-1])
+        if isinstance(last, dict) and last.get('role') == 'assistant':
+            messages = messages[:-1]
+    return Example(where, [read_messages({**row, 'messages': messages}, where, prompt=True)])
+
+
 READERS = {
     'conversations': read_conversation,
     'preferences': read_preference,
     'problems': read_problem,
+    'prompts': read_prompt,
 }
 
 

@@ -108,7 +108,8 @@ def write_conversations(out: Writer, examples: Iterable[tuple[str, Example]]) ->
 def write_problems(out: Writer, examples: Iterable[tuple[str, Example]], skill: str) -> None:
     """
     Write each (split, example) twice: as a conversation with the answer, for sft, and as a line of
-    problems.jsonl, for rl and evaluation. skill: the name of all of them in tables of results.
+    problems.jsonl, for rl and evaluation. A prompt has no answer in either. skill: the name of all
+    of them in tables of results.
     """
     lines = []
 
@@ -125,6 +126,8 @@ def write_problems(out: Writer, examples: Iterable[tuple[str, Example]], skill: 
 def problem_of(example: Example, split: str, skill: str) -> dict:
     """A line of problems.jsonl; tasks.py describes its keys."""
     answer = example.answer
+    if not answer:
+        return dict(split=split, skill=skill, messages=example.conversations[0])
     grader = 'contains'
     if re.fullmatch(tasks.NUMBER, answer):  # also 1,000 and $5
         answer = format(tasks.find_number(answer), 'f')

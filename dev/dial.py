@@ -238,7 +238,7 @@ def draw(depths: list[Depth]):
         x = np.geomspace(depths[0].parameters, depths[-1].parameters)
         a, b, _ = power_law([d.parameters for d in depths], [fmean(d.derived) for d in depths])
         sizes.plot(x, a * x**-b, color='grey', linewidth=0.8, zorder=0)
-    sizes.set(xlabel='parameters', xscale='log')
+    sizes.set(xlabel='parameters', ylabel='loss, nats per token', xscale='log')
     return figure
 
 
@@ -276,7 +276,11 @@ def main() -> None:
     lines = show(found, rates)
     with disk.replacing(Path(out_dir, 'dial.png')) as file:
         draw(found).savefig(file, format='png', dpi=160)
-    page = '\n'.join([*lines, '', '![losses over rate and size](dial.png)', ''])
+    look_for = (
+        'Left: look for the lowest point of each line at 1, the derived rate. Right: look for all '
+        'depths on one grey line, the power law.'
+    )
+    page = '\n'.join([*lines, '', '![losses over rate and size](dial.png)', '', look_for, ''])
     with disk.replacing(Path(out_dir, 'dial.md')) as file:
         file.write(page.encode('utf-8'))
     print('\n'.join(lines))

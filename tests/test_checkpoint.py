@@ -551,6 +551,18 @@ def test_a_resumed_step_keeps_its_number_of_rows(given, rows):
     assert taken(False, **given) == taken(False)  # a new run is free
 
 
+def test_no_checkpoint_names_the_reward():
+    """It is a file to import."""
+    state = dict(config={**RUN, 'reward': 'theirs.py:f'}, model_config=MODEL)
+    for resume, given in ((False, {}), (True, {'reward': 'mine.py:f'}), (True, {'reward': ''})):
+        settings = {**SETTINGS, 'reward': '', **given}
+        answer = inherit(state, WHERE, settings, frozenset(given), resume, RULES)
+        assert 'reward' not in answer
+    with pytest.raises(SystemExit) as stop:
+        inherit(state, WHERE, {**SETTINGS, 'reward': ''}, frozenset(), True, RULES)
+    one_line(stop, WHERE, "'theirs.py:f'", 'give --reward')
+
+
 def test_the_rules_name_settings_of_train():
     named = RULES.may_change | RULES.recipe | checkpoint.OWN | checkpoint.HORIZON
     assert named <= set(train_defaults())

@@ -651,6 +651,48 @@ def test_custom_numbers_are_written_as_people_write_them(tree, execute):
     assert splits['train'].tolist() == ids_of(tokenizer, expected)
 
 
+def test_custom_prompts(tree, execute, refused):
+    """Files for RLAIF have a placeholder as the answer, MiniMind's the word for 'empty'."""
+    rows = [
+        {'conversations': messages('Q 0', '空')},
+        {'conversations': messages('Q 1', 'Yes', 'Why?', '')},
+        {'messages': messages('Q 2', 'Yes', 'Why?')},
+        {'prompt': 'Q 3', 'answer': 'left out', 'system': 'Be brief.'},
+        {'prompt': messages('Q 4'), 'other': 1},
+    ]
+    path = write_lines(tree.parent / 'rlaif.jsonl', rows)
+    assert '--prompts_only=True' in refused('custom', write_lines(path, [{'prompt': 'A'}]))
+    write_lines(path, rows)
+    execute('custom', path, '--name=mine', '--prompts_only=True', '--val_fraction=0.2')
+    folder = tree / 'data' / 'mine'
+    expected = [
+        messages('Q 0'),
+        messages('Q 1', 'Yes', 'Why?'),
+        messages('Q 2', 'Yes', 'Why?'),
+        [{'role': 'system', 'content': 'Be brief.'}, *messages('Q 3')],
+        messages('Q 4'),
+    ]
+    problems = tasks.load(folder / 'problems.jsonl', graded=False)
+    assert [problem['messages'] for problem in problems] == expected
+    assert [problem['split'] for problem in problems] == ['train'] * 4 + ['val']
+    assert all(problem.keys() == {'split', 'skill', 'messages'} for problem in problems)
+    splits, tokenizer = read(folder)
+    assert splits['val'].tolist() == Chat(tokenizer).render(messages('Q 4'))
+
+
+def test_a_line_without_a_prompt_is_named(tree, refused):
+    alone = [{'role': 'assistant', 'content': '空'}]
+    for row in (
+        {'text': 'A'}, {'prompt': 3}, {'prompt': alone}, {'conversations': []},
+        {'conversations': alone}, {'conversations': 'Q'}, {'conversations': ['Q']},
+    ):  # fmt: skip
+        path = write_lines(tree.parent / 'rlaif.jsonl', [{'prompt': 'Q'}, row])
+        assert 'rlaif.jsonl:2: ' in refused('custom', path, '--prompts_only=True')
+    path = tree.parent / 'a.txt'
+    path.write_text(TEXT, encoding='utf-8')
+    assert 'a.txt is text, expected lines' in refused('custom', path, '--prompts_only=True')
+
+
 def test_custom_conversations_for_a_model_that_speaks_chatml(tree, execute, refused):
     tokenizer = tokenizers.train_bpe([TEXT], 300, ['<|im_start|>', '<|im_end|>', '<|endoftext|>'])
     tokenizer.save(tree / 'tok.json')

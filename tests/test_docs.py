@@ -1,6 +1,7 @@
 """README.md, docs/ and LOG.md: their commands name what exists, and their links lead somewhere."""
 
 import ast
+import functools
 import re
 import shlex
 
@@ -11,8 +12,10 @@ from configurator import assignments
 
 PAGES = [ROOT / 'README.md', ROOT / 'LOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # of a program without settings, and another name of a setting
-OPTIONS = {'dev/compare.py': {'metric', 'against'}, 'pretrained.py': {'import'}}
-FLAGS = {'--help', '--chat', '--against', '--standalone'}
+OPTIONS = {
+    'dev/compare.py': {'metric', 'against'}, 'dev/race.py': {'seeds'}, 'pretrained.py': {'import'},
+}  # fmt: skip
+FLAGS = {'--help', '--chat', '--against', '--standalone', '--solution'}
 
 
 def commands(text):
@@ -26,6 +29,7 @@ def commands(text):
                 yield part.strip()
 
 
+@functools.cache
 def settings_of(program):
     tree = ast.parse((ROOT / program).read_bytes())
     return {name for name, _ in assignments(tree)} | OPTIONS.get(program, set())
@@ -42,8 +46,9 @@ def problems_of(command):
         return
     for word in words[words.index(program) + 1 :]:
         name, equals, _ = word.removeprefix('--').partition('=')
-        if word.startswith('config/') and not (ROOT / word).exists():
-            yield f'{word} does not exist'
+        config, _, _ = word.partition('+')  # dev/race.py takes CONFIG.py+CHANGE.diff
+        if config.startswith('config/') and not (ROOT / config).exists():
+            yield f'{config} does not exist'
         if word.startswith('--') and word not in FLAGS:
             if not equals or program.endswith('.py') and name not in settings_of(program):
                 yield f'{program} has no setting {name}'

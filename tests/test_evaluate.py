@@ -314,6 +314,21 @@ def test_a_model_that_knows_all_answers_scores_1(trained, engine):
     trained.eval()
 
 
+def test_prompts_have_a_mean_reward(engine):
+    """They have no grader. Their answers are those that a grader would see."""
+    prompts = [{name: x for name, x in known.items() if name != 'grader'} for known in PROBLEMS[:3]]
+    asked = []
+
+    def reward(problems, answers):
+        asked.append((problems, answers))
+        return [2.0, 0.0, 4.0]
+
+    numbers = evaluate.Skills(engine, [*prompts, PROBLEMS[3]], 30, reward=reward)()
+    assert numbers == {PROBLEMS[3]['skill']: 1, 'mean': 1, 'reward': 2.0}
+    assert asked == [(prompts, [said for _, said in KNOWN[:3]])]
+    assert evaluate.Skills(engine, prompts, 30, reward=reward)() == {'reward': 2.0}
+
+
 def test_wrong_answers_are_counted(engine):
     """Half of the facts have another answer. 'choice' counts (2/3 - b) / (1 - b) in the mean, where
     b, the mean of 1/2, 1/3 and 1/4, is what guessing scores."""

@@ -27,12 +27,13 @@ LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
     'leaf': 'model moe extras tokenizer conversation optim sampling tools sandbox configurator '
     'runtime runlog',
-    'lower': 'shards cache hf_tokenizer packed',
+    'lower': 'shards cache hf_tokenizer packed rewards',
     'middle': 'batches tasks engine pretrained plan',
     'high': 'core checkpoint',
     'upper': 'evaluate costs dialogue',
     'top': 'protocol',
-    'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check',
+    'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check exercise '
+    'race',
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAY_IMPORT = {layer: tuple(LAYERS)[:i] for i, layer in enumerate(LAYERS)}  # those before it

@@ -49,7 +49,7 @@ def pair(animal):
 @pytest.fixture
 def tree(tmp_path):
     """A copy of the programs, so that data/ and out/ are not the repository's."""
-    for pattern in ('*.py', 'config/*.py', 'data/*.py', 'data/*/*.py'):
+    for pattern in ('*.py', 'config/*.py', 'data/*.py', 'data/*/*.py', 'data/tinyworld/*.txt'):
         for path in ROOT.glob(pattern):
             copy = tmp_path / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +63,13 @@ SHORT = (
     '--batch_size=4', '--gradient_accumulation_steps=1', '--epochs=0', '--max_iters=6',
     '--eval_interval=6', '--eval_iters=1', '--log_interval=1', '--max_new_tokens=8', '--device=cpu',
 )  # fmt: skip
+RL = ('--rl_samples=2', '--rl_tokens=8')
+LONGER = 'def longer(problems, answers):\n    return [len(answer) for answer in answers]\n'
 
 
 @pytest.mark.slow
 def test_from_jsonl_to_a_chat(tree, run_program):
-    """Pretraining, sft and dpo of the dense model and sft of the one with experts."""
+    """Pretraining, sft, dpo and rl of the dense model and sft of the one with experts."""
 
     def run(program, *args, **more):
         return run_program(tree / program, *args, cwd=tree, **more)
@@ -78,6 +80,8 @@ def test_from_jsonl_to_a_chat(tree, run_program):
     chats = [chat(f'Name a {a}.', f'A {a}.', 'And?', 'No more.') for a in ANIMALS]
     chats = write_lines(tree / 'sft_mini_512.jsonl', [*chats[:4], TOOL, *chats[4:]])
     pairs = write_lines(tree / 'dpo.jsonl', [pair(a) for a in ANIMALS])
+    asked = [chat(f'Name a {a}.', '空') for a in ANIMALS]  # a placeholder for the answer
+    asked = write_lines(tree / 'rlaif.jsonl', asked)
     tok = tree / 'data' / 'minimind_tok.json'
     run(
         'tokenizer.py', 'config/tokenizer_6400.py', f'--input={text}', f'--out={tok}',
@@ -92,6 +96,7 @@ def test_from_jsonl_to_a_chat(tree, run_program):
 
     prepare(text, 'minimind')
     prepare(pairs, 'minimind_dpo')
+    assert 'prompts, 7 to train on' in prepare(asked, 'minimind_rl', '--prompts_only=True').stdout
     refused = prepare(chats, 'minimind_sft', check=False)
     assert refused.returncode == 1 and 'sft_mini_512.jsonl:5: ' in refused.stderr
     assert 'left out: 1; the first' in prepare(chats, 'minimind_sft', '--skip_tools=True').stdout
@@ -111,7 +116,16 @@ def test_from_jsonl_to_a_chat(tree, run_program):
     first = [row for row in read_log(tree / 'out/minimind/dpo/log.jsonl') if 'loss' in row][0]
     assert first['loss'] == pytest.approx(0.6931, abs=1e-4)
 
-    # 4) A chat with each
+    # 4) Reinforcement learning, with a reward of the user's own
+    refused = run('train.py', 'config/minimind_rl.py', *SHORT, check=False)
+    assert 'grader is missing' in refused.stderr and '--reward=FILE.py:function' in refused.stderr
+    (tree / 'my.py').write_text(LONGER, encoding='utf-8')
+    run('train.py', 'config/minimind_rl.py', *SHORT, *RL, '--reward=my.py:longer')
+    rows = read_log(tree / 'out/minimind/rl/log.jsonl')
+    assert [row['step'] for row in rows if 'reward' in row and 'loss' in row] == list(range(6))
+    assert [row['step'] for row in rows if 'evaluation_seconds' in row] == [0, 6]
+
+    # 5) A chat with each
     question = tree / 'question.txt'
     question.write_text('Name a cat.\n', encoding='utf-8')
     for folder in ('minimind/dpo', 'minimind_moe/sft'):

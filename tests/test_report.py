@@ -316,6 +316,8 @@ def test_other_stages_follow_the_known_ones_by_age(tmp_path, page):
 
 def test_the_plots_are_whole_images_and_show_every_number(run_folder, whole_page):
     text = whole_page(run_folder)
+    for name, (title, look_for) in report.PLOTS.items():
+        assert f'![{title}]({name}.png)\n\n{look_for}\n\n' in text
     names = re.findall(r'!\[.*?\]\((.*?)\)', text)
     assert sorted(names) == ['accuracy.png', 'losses.png', 'metrics.png']
     assert sorted(path.name for path in run_folder.glob('*.*')) == [
@@ -349,6 +351,14 @@ def test_accuracy_has_a_panel_a_skill_with_the_stages_side_by_side(run_folder, o
     assert line.get_xdata().tolist() == pytest.approx([0, 0.5, 1, 1, 1.5, 2])
     expected = [100 * (0.1 + step / 60 + seed / 9) for seed in (0.2, 0.0) for step in (0, 20, 40)]
     assert line.get_ydata().tolist() == pytest.approx(expected)
+
+
+def test_what_to_look_for_in_each_metric(run_folder):
+    stage = report.read_stages(run_folder)[0]
+    stage = stage._replace(training=[dict(step=0, loss=1.0, reward=0.5, other=1.0)])
+    assert report.glossary([stage])[2:] == [f'- reward: {report.LOOK_FOR["reward"]}.', '']
+    assert report.LOOK_FOR.keys() == report.METRICS.keys()
+    assert all(report.METRICS.values())  # the titles of their axes
 
 
 def test_a_surrogate_loss_is_not_drawn_beside_a_reward(tmp_path, oracle):

@@ -101,6 +101,17 @@ def test_was_measured_asks_for_an_evaluation_of_that_step_and_its_samples(path):
     assert runlog.was_measured(log, 10, 2) and not runlog.was_measured(log, 0, 2)
 
 
+def test_an_evaluation_may_lack_a_validation_loss(path):
+    """As in rl on prompts."""
+    log = path.with_name('log.jsonl')
+    rows = [{'step': 0, 'reward': 0.5, 'evaluation_seconds': 0.1}, {'step': 0, 'loss': 1.0}]
+    for row in rows:
+        runlog.append_log(log, row)
+    assert runlog.was_measured(log, 0, num_samples=0)
+    stage = runlog.read_stage(log.parent)
+    assert (stage.evaluations, stage.training) == (rows[:1], rows[1:])
+
+
 def test_a_log_with_half_an_emoji_can_be_written_again(tmp_path):
     log = tmp_path / 'log.jsonl'
     log.write_text('{"config": {"a": "\\ud83d"}}\n{"step": 1}\n{"step": 2}\n', encoding='utf-8')

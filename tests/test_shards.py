@@ -623,6 +623,16 @@ def test_preferences_are_for_dpo_alone(tmp_path, kind, stage, fits):
     one_line(stop, tmp_path, f'holds {kind}', f'stage is {stage}', '--stage=dpo')
 
 
+def test_prompts_are_for_rl_alone(tmp_path):
+    with Writer(tmp_path, BYTES, notes={'kind': 'prompts'}) as out:
+        out.write('train', [1, 2, 3], 3)
+    check_kind(Data(tmp_path), 'rl')
+    for stage in ('pretrain', 'mid', 'sft'):
+        with pytest.raises(SystemExit) as stop:
+            check_kind(Data(tmp_path), stage)
+        one_line(stop, tmp_path, 'holds prompts', f'stage is {stage}', '--reward')
+
+
 def test_isolate_needs_a_token_that_begins_a_document(tmp_path):
     check_isolate(Data(write(tmp_path / 'a', documents(40))))
     data = Data(write(tmp_path / 'b', [0, 1, 1], val=[1], tokenizer=CharTokenizer('ab')))

@@ -483,6 +483,67 @@ def test_rl_learns_from_programs_that_run(train, world, tmp_path):
 
 
 # -----------------------------------------------------------------------------
+# rewards of the user's own
+
+LONGER = 'def longer(problems, answers):\n    return [len(answer) for answer in answers]\n'
+
+
+@pytest.fixture
+def prompts(world, tmp_path):
+    """A data folder of questions that have no answers."""
+    rows = [problem(split, letter) for split in ('train', 'val') for letter in 'abcd']
+    lines = [{name: row[name] for name in ('split', 'skill', 'messages')} for row in rows]
+    tokenizer = world.chat.tokenizer
+    with shards.Writer(tmp_path / 'prompts', tokenizer, notes={'kind': 'prompts'}) as out:
+        for line in lines:
+            out.write(line['split'], world.chat.render(line['messages']), 8)
+        out.add('problems.jsonl', ''.join(json.dumps(line) + '\n' for line in lines).encode())
+    return tmp_path / 'prompts'
+
+
+@pytest.mark.slow
+def test_rl_learns_a_reward_of_ones_own(train, prompts, tmp_path):
+    """The longer an answer the better. The model that RL begins with answers with one letter."""
+    (tmp_path / 'my.py').write_text(LONGER, encoding='utf-8')
+    args = ('--learning_rate=1e-2', '--max_iters=20', '--eval_interval=20', '--rl_samples=8')
+    given = f'--reward={tmp_path / "my.py"}:longer'
+    out = tmp_path / 'out'
+    done = train('rl', *args, *split_step(32, 1), given, '--dtype=float32', out=out, data=prompts)
+    assert done.returncode == 0, done.stderr
+    assert f'importing {tmp_path / "my.py"}' in done.stdout
+    length = steps_of(out, 'length')
+    assert length[0] < 4 and np.mean(length[-3:]) > 9
+    reward = [row['reward'] for row in log_of(out) if 'evaluation_seconds' in row]
+    assert len(reward) == 2 and reward[0] < 3 and reward[1] > 8
+
+
+def test_a_wrong_reward_ends_before_or_in_the_run(train, prompts, monkeypatch, tmp_path):
+    my = tmp_path / 'my.py'
+    my.write_text(LONGER + 'def bad(problems, answers):\n    return answers\n', encoding='utf-8')
+    out = tmp_path / 'out'
+    done = train('rl', f'--reward={my}:bad', '--max_iters=1', out=out, data=prompts)
+    assert_one_line(done, f'{my}:3: bad returned', 'expected a list of', 'one per answer')
+    shutil.rmtree(out)
+
+    def no_model(*_):
+        pytest.fail('the model was built')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, 'check_memory', no_model)  # right before it
+        for args, words in (
+            ([f'--reward={tmp_path / "no.py"}:longer'], ['no file', 'no.py', 'FILE.py:function']),
+            ([f'--reward={my}:shorter'], ['has no shorter', 'longer, bad']),
+            (['--reward=longer'], ['--reward=longer', 'FILE.py:function']),
+            ([f'--reward={my}:longer', '--always_save_checkpoint=False'], ['no validation loss']),
+        ):
+            assert_one_line(train('rl', *args, out=out, data=prompts), *words)
+            assert not out.exists()
+    assert_one_line(train('rl', out=out, data=prompts), 'grader is missing', '--reward')
+    done = train('sft', f'--reward={my}:longer', out=out)
+    assert_one_line(done, 'reward is', 'stage is not rl')
+
+
+# -----------------------------------------------------------------------------
 # from one stage to the next
 
 

@@ -556,6 +556,27 @@ def test_a_missing_key_is_named(tmp_path, missing):
         tasks.load(path)
 
 
+def test_a_prompt_has_no_grader(tmp_path):
+    """A reward judges its answers; everything but --stage=rl with --reward refuses it."""
+    prompt = {'split': 'train', 'skill': 'chat', 'messages': QUESTION, 'mine': [1]}
+    path = write(tmp_path, [problem(), prompt])
+    assert tasks.load(path, 'train', graded=False) == [prompt]
+    assert tasks.load(path, 'val', graded=False) == [problem()]
+    with pytest.raises(SystemExit) as stop:
+        tasks.load(path, 'val')
+    one_line(stop, f'{path}:2: grader is missing', '--stage=rl with --reward=FILE.py:function')
+    for bad, said in (
+        (dict(skill=1), 'skill is 1, expected text'),
+        (dict(messages=[]), 'messages'),
+        (dict(baseline='x'), "baseline is 'x'"),
+        (dict(choices='ab'), "choices is 'ab'"),
+        (dict(grader='numbr'), "grader is 'numbr'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            tasks.load(write(tmp_path, [{**prompt, **bad}]), graded=False)
+        one_line(stop, 'problems.jsonl:1: ', said)
+
+
 def test_the_script_that_makes_a_missing_file_is_named(tmp_path):
     script = tmp_path / 'prepare.py'
     for said in ('data/tinyworld/prepare.py', str(script)):

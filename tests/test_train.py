@@ -702,6 +702,7 @@ def test_val_is_the_mean_over_the_first_rows_whatever_the_batch(train, tmp_path,
 def test_eval_only_of_a_new_model_makes_nothing(train, tmp_path):
     done = train(*SHORT, '--eval_only=True', '--sample_prompts=the ', out=tmp_path / 'out')
     assert done.returncode == 0 and ' | val ' in done.stdout and 'sample | the ' in done.stdout
+    assert '\nsample | PROMPT | TEXT: how the model continues a prompt' in done.stdout
     assert not (tmp_path / 'out').exists()
 
 

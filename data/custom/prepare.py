@@ -14,12 +14,19 @@ A .txt is one document, a .parquet has a column "text", a .jsonl has lines of on
     {"messages": [{"role": "user", "content": "..."}, ...]}             conversations   mid, sft
     {"chosen": [{"role": ..., "content": ...}, ...], "rejected": ...}   preferences     dpo
     {"prompt": "...", "answer": "..."}                                  problems        rl, sft
+    {"prompt": "..."}                                                   prompts         rl
 
 "messages" may be called "conversations", a prompt may be a list of messages, and chosen and
 rejected may be texts that answer a prompt. A text "system" in the line is the system message. Keys
 that are null are ignored. Keys that change the meaning but cannot be learned, such as tool_calls or
 "weight": 0, are refused; --skip_tools=True leaves out conversations with tools. All lines of a data
 set are of one kind.
+
+Prompts are for rl with a reward of your own (--reward, see rewards.py). --prompts_only=True reads
+them from any lines with a "prompt" or a conversation, and leaves out the answer at the end:
+
+$ python data/custom/prepare.py rlaif.jsonl --name=asked --prompts_only=True \
+  --tokenizer=assets/tinyworld.pt
 
 Tokenizer: bpe trains one on these files, char takes each character as an id, gpt2 and other names
 of tiktoken's are used as they are. To train a model further, also on a text that has grown, use its
@@ -56,6 +63,7 @@ STAGES = {
     'conversations': 'mid or sft',
     'preferences': 'dpo',
     'problems': 'rl or sft',
+    'prompts': 'rl with --reward',
 }
 HINT = 'take bpe, or the tokenizer of the model to train further, such as assets/tinyworld.pt'
 
@@ -64,6 +72,7 @@ tokenizer = 'bpe'  # bpe | char | gpt2 | another of tiktoken's | out/run, hf:FOL
 vocab_size = 8192  # ids of a new bpe, at most; more ids: fewer tokens per text, a larger model
 num_workers = 0  # processes that train a tokenizer and encode text; 0 is one per core
 skip_tools = False  # leave out conversations that use tools, and say how many
+prompts_only = False  # leave out the answers, for rl with --reward
 val_fraction = 0.1  # share kept for validation; 0 trains on all and validates on the same
 
 # -----------------------------------------------------------------------------
@@ -122,7 +131,7 @@ def split_at(cut: int, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 # -----------------------------------------------------------------------------
-# conversations, preferences and problems
+# conversations, preferences, problems and prompts
 
 
 def prepare_examples(source: Source, folder: Path) -> str:
@@ -152,7 +161,7 @@ def prepare_examples(source: Source, folder: Path) -> str:
     # 3) The ids
     pairs = with_copies(zip(splits, examples))
     with Writer(folder, chosen, notes={'kind': source.kind}) as out:
-        if source.kind == 'problems':
+        if source.kind in ('problems', 'prompts'):
             write_problems(out, pairs, skill=name)
         else:
             write_conversations(out, pairs)
@@ -257,7 +266,7 @@ def check_folder(source: Source, folder: Path) -> None:
     names = []
     if tokenizer in ('bpe', 'char'):
         names.append('tok.json')
-    if source.kind == 'problems':
+    if source.kind in ('problems', 'prompts'):
         names.append('problems.jsonl')
     refuse_to_replace(folder, names)
 
@@ -270,7 +279,9 @@ def main(files: list[str]) -> None:
         )
     check_settings()
     folder = DATA / name
-    source = find_source(files)
+    source = find_source(files, prompts_only)
+    if prompts_only and source.kind != 'prompts':
+        raise SystemExit(f'--prompts_only=True: {source.where} is text, expected lines of JSON')
     check_folder(source, folder)
     # 2) Prepare
     if source.kind == 'text':
@@ -284,7 +295,7 @@ def main(files: list[str]) -> None:
     print(f'{folder}: {summary}, for --stage={STAGES[source.kind]}; {", ".join(counts)}')
     if not val_fraction:
         print('val is a copy of train: its loss shows what was memorised, not what was understood')
-    if source.kind != 'problems' and (folder / 'problems.jsonl').exists():
+    if source.kind not in ('problems', 'prompts') and (folder / 'problems.jsonl').exists():
         print(f'{folder / "problems.jsonl"} stays: it was edited, or no preparation wrote it')
 
 
