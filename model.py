@@ -218,9 +218,9 @@ class CausalSelfAttention(nn.Module):
             self.k_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
         self.value = ValueEmbedding(config) if layer in config.value_layers else None
 
-    def forward(self, x, inputs, rotation, mask, cache):
-        """x (B, T, C) of ids inputs -> (B, T, C). rotation: cos, sin for rotate(), or None. mask:
-        True where a query may look; None: causal attention over x. cache: a KVCache, or None."""
+    def forward(self, x, rotation, mask, cache, inputs=None):
+        """x (B, T, C) -> (B, T, C). rotation: cos and sin for rotate(), or None. mask: True where a
+        query may look; None: causal attention over x. cache: a KVCache, or None. inputs: the ids."""
         B, T, _ = x.shape
 
         # 1) Queries, keys and values, normalised and rotated, queries and keys in one piece.
@@ -292,8 +292,8 @@ class Block(nn.Module):
         self.ln_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.bias)
         self.mlp = MoE(config, activate) if config.n_expert else MLP(config)
 
-    def forward(self, x, inputs, rotation, mask, cache, usage=None):
-        x = x + self.attn(self.ln_1(x), inputs, rotation, mask, cache)
+    def forward(self, x, rotation, mask, cache, usage=None, inputs=None):
+        x = x + self.attn(self.ln_1(x), rotation, mask, cache, inputs)
         return x + self.mlp(self.ln_2(x), usage)
 
 
@@ -436,7 +436,7 @@ class GPT(nn.Module):
                 middle = x  # for backout
             if self.residual is not None:
                 x = self.residual(x, first, layer)
-            x = block(x, inputs, rotation, mask, cache, usage)
+            x = block(x, rotation, mask, cache, usage, inputs)
         if self.backout is not None:
             x = self.backout(x, middle)
         return self.transformer.ln_f(x)
