@@ -220,7 +220,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, rotation, mask, cache, inputs=None):
         """x (B, T, C) -> (B, T, C). rotation: cos and sin for rotate(), or None. mask: True where a
-        query may look; None: causal attention over x. cache: a KVCache, or None. inputs: the ids."""
+        query may look; None: causal attention over x. cache: a KVCache, or None. inputs: ids."""
         B, T, _ = x.shape
 
         # 1) Queries, keys and values, normalised and rotated, queries and keys in one piece.
