@@ -4,7 +4,7 @@ Keys and values of the tokens so far, in blocks of 32 slots. A row has a table o
     pool = Pool(limit=1000)                         # block numbers: who uses them, what they hold
     cache = KVCache(model.config)                   # the tensors
     table = [pool.take(), pool.take()]              # room for 64 tokens
-    cache.select([table], lengths=[0], counts=[40]) # before each forward pass: its rows
+    cache.select([table], [0], [40], [0])           # before each forward pass: its rows
     logits = model(ids, cache=cache)                # ids (1, 40)
     pool.register(ids, table)                       # the first 32 tokens can now be found ...
     pool.release(table)                             # ... also after the row has ended
@@ -144,10 +144,11 @@ class Pool:
 class KVCache:
     """
     The tensors of the blocks, and the view of a forward pass on them. The model calls begin() once
-    per pass and attend() once per layer.
+    per pass, attend() once per layer, and before() if it smears.
 
         keys, values    per layer (blocks, n_kv_head, BLOCK, head_dim)
         lengths (B,)    int64, tokens in the cache of each row of the pass
+        last (B, 1)     the id that each of these rows ends with
     """
 
     def __init__(self, config: GPTConfig, dtype=torch.float32, device='cpu'):
@@ -181,12 +182,14 @@ class KVCache:
 
     def select(
         self, tables: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int],
-        width: int | None = None,
+        last: Sequence[int], width: int | None = None,
     ):  # fmt: skip
         """
         The rows of the next forward pass: their blocks, the tokens they hold and how many of the
         new tokens count. The others are padding, whose keys and values go to SCRATCH.
 
+        last: the id that each row ends with; any id where it holds none. With it, smear needs no
+        state in the blocks.
         width: slots per row that attention covers, whatever the lengths; None: as many as needed.
         """
         self.fixed = width is not None
@@ -196,13 +199,14 @@ class KVCache:
         blocks = ceil_to(ceil_to(self.width, WIDTH), BLOCK) // BLOCK
         # one copy to the device
         rows = [
-            [length, count, *table[:blocks], *[SCRATCH] * (blocks - len(table))]
-            for table, length, count in zip(tables, lengths, counts)
+            [length, count, before, *table[:blocks], *[SCRATCH] * (blocks - len(table))]
+            for table, length, count, before in zip(tables, lengths, counts, last)
         ]
         rows = torch.tensor(rows, device=self.device)
         self.lengths = rows[:, 0]
         self.counts = rows[:, 1:2]
-        self.table = rows[:, 2:]  # (B, blocks)
+        self.last = rows[:, 2:3]
+        self.table = rows[:, 3:]  # (B, blocks)
 
     def begin(self, T: int) -> torch.Tensor:
         """Plan the attention of T new tokens per row. Returns their positions, (B, T)."""
@@ -223,6 +227,10 @@ class KVCache:
         else:
             self.plan_gather(positions)
         return positions
+
+    def before(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, T) the new ids -> the id before each, any id where there is none."""
+        return torch.cat((self.last, inputs[:, :-1]), dim=1)
 
     def plan_gather(self, positions: torch.Tensor):
         """Which blocks of each head to copy, and which slots each new token attends to."""

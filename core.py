@@ -414,10 +414,19 @@ class Branches:
         own = branches[:, :, None] == branches[:, None, :]  # (B, T, T), query before key
         trunk = branches[:, None, :] == 0
         self.positions = positions
+        self.branches = branches
         self.mask = (own | trunk).tril()[:, None]  # (B, 1, T, T)
 
     def begin(self, T: int) -> torch.Tensor:
         return self.positions
+
+    def before(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, T) the id before each of inputs. Before a branch it is the trunk's last, whose place
+        is its position."""
+        places = torch.arange(inputs.shape[1], device=inputs.device)
+        begins = self.branches != self.branches.roll(1, dims=1)
+        places = torch.where(begins, self.positions, places) - 1
+        return inputs.gather(1, places.clamp(min=0))
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         gqa = k.shape[1] < q.shape[1]

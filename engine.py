@@ -90,6 +90,11 @@ class Sample:
         """Tokens in the cache: the prompt and all ids but the last, which the next step feeds."""
         return len(self.request.prompt) + len(self.ids) - 1
 
+    @property
+    def last(self) -> int:
+        """The last of them."""
+        return self.ids[-2] if len(self.ids) > 1 else self.request.prompt[-1]
+
 
 @dataclass(eq=False)
 class Request:
@@ -549,17 +554,19 @@ class Engine:
         counts = [min(T, reading.left) for reading in chunk]
         tables = [reading.blocks for reading in chunk]
         lengths = [reading.read for reading in chunk]
+        last = [r.tokens[r.read - 1] for r in chunk]
         texts = [r.tokens[r.read : r.read + T] for r in chunk]
         if self.fixed_rows:
             unused = PROMPTS - len(chunk)
             counts += [0] * unused
             tables += [[]] * unused
             lengths += [0] * unused
+            last += [0] * unused
             texts += [[]] * unused
         inputs = torch.tensor([ids + [0] * (T - len(ids)) for ids in texts], device=self.device)
 
         # 2) The forward pass
-        self.cache.select(tables, lengths, counts, self.context if self.fixed_rows else None)
+        self.cache.select(tables, lengths, counts, last, self.context if self.fixed_rows else None)
         hidden = self.model.hidden(inputs, self.cache)
 
         # 3) Logits
@@ -576,6 +583,7 @@ class Engine:
             [row.blocks if row else [] for row in rows],
             [row.cached if row else 0 for row in rows],
             [1 if row else 0 for row in rows],
+            [row.last if row else 0 for row in rows],
             self.context if self.fixed_rows else None,
         )
         feed = torch.tensor([[row.ids[-1] if row else 0] for row in rows], device=self.device)

@@ -20,6 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from extras import EXTRAS, SCALARS, Backout, ResidualScales, Smear, ValueEmbedding
 from moe import Balance, MoE, Usage
 
 # Each of these is also a setting of train.py, so that they can be compared one at a time
@@ -42,6 +43,9 @@ PRESETS = {
         mlp='swiglu', tied_head=True, embed_norm=False, softcap=0.0, init_std=0.02, zero_init=False,
     ),
 }  # fmt: skip
+# The switches of extras.py: all on in 'plus', off in the others
+PRESETS = {name: {**row, **dict.fromkeys(EXTRAS, False)} for name, row in PRESETS.items()}
+PRESETS['plus'] = {**PRESETS['nano'], **dict.fromkeys(EXTRAS, True)}
 
 CHOICES = {
     'norm': ('rms', 'rms_gain', 'layer'),
@@ -84,6 +88,10 @@ class GPTConfig:
     softcap: float = 15.0  # logits stay within (-softcap, softcap); 0 is off
     init_std: float = 0.0  # standard deviation of the initial weights; 0 is 1 / sqrt(fan-in)
     zero_init: bool = True  # output projections and an untied head start at zero
+    value_embeds: bool = False  # this and the next three: see extras.py
+    smear: bool = False
+    residual_scales: bool = False
+    backout: bool = False
     bos: int = -1  # begins a document; no token attends to earlier documents; -1: a row is one text
 
     def __post_init__(self):
@@ -137,6 +145,11 @@ class GPTConfig:
             self.n_hidden = (
                 ceil_to(8 * self.n_embd // 3, 64) if self.mlp == 'swiglu' else 4 * self.n_embd
             )
+
+    @property
+    def value_layers(self) -> range:
+        """The layers with a value embedding: every other one, the last included."""
+        return range((self.n_layer - 1) % 2, self.n_layer, 2) if self.value_embeds else range(0)
 
 
 def ceil_to(n: int, step: int) -> int:
@@ -203,10 +216,11 @@ class CausalSelfAttention(nn.Module):
         if config.qk_norm != 'none':
             self.q_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
             self.k_norm = Norm(self.head_dim, config.qk_norm, config.norm_eps)
+        self.value = ValueEmbedding(config) if layer in config.value_layers else None
 
-    def forward(self, x, rotation, mask, cache):
+    def forward(self, x, rotation, mask, cache, inputs=None):
         """x (B, T, C) -> (B, T, C). rotation: cos and sin for rotate(), or None. mask: True where a
-        query may look, or None for causal attention over x. cache: a cache.KVCache, or None."""
+        query may look; None: causal attention over x. cache: a KVCache, or None. inputs: ids."""
         B, T, _ = x.shape
 
         # 1) Queries, keys and values, normalised and rotated, queries and keys in one piece.
@@ -215,6 +229,8 @@ class CausalSelfAttention(nn.Module):
         heads = [self.n_head, self.n_kv_head]
         qkv = self.c_attn(x).view(B, T, -1, self.head_dim)
         qk, v = qkv.split([sum(heads), self.n_kv_head], dim=2)
+        if self.value is not None:
+            v = self.value(v, x, inputs)
         if self.gains:
             q, k = qk.split(heads, dim=2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
@@ -276,8 +292,8 @@ class Block(nn.Module):
         self.ln_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.bias)
         self.mlp = MoE(config, activate) if config.n_expert else MLP(config)
 
-    def forward(self, x, rotation, mask, cache, usage=None):
-        x = x + self.attn(self.ln_1(x), rotation, mask, cache)
+    def forward(self, x, rotation, mask, cache, usage=None, inputs=None):
+        x = x + self.attn(self.ln_1(x), rotation, mask, cache, inputs)
         return x + self.mlp(self.ln_2(x), usage)
 
 
@@ -300,13 +316,16 @@ class GPT(nn.Module):
             self.register_buffer('cos', cos, persistent=False)
             self.register_buffer('sin', sin, persistent=False)
         self.transformer = nn.ModuleDict(parts)
-        # 3) Input norm and head. The norm has no gain: the table can learn its effect
+        # 3) Input norm, head, extras. The norm has no gain: the table can learn its effect
         self.embed_norm = nn.Identity()
         if config.embed_norm:
             self.embed_norm = Norm(config.n_embd, 'rms', config.norm_eps)
         self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         if config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
+        self.smear = Smear(config) if config.smear else None
+        self.residual = ResidualScales(config) if config.residual_scales else None
+        self.backout = Backout() if config.backout else None
         self.init_weights()
 
     @torch.no_grad()
@@ -320,14 +339,16 @@ class GPT(nn.Module):
             std = config.init_std or (1.0 if lookup else p.shape[-1] ** -0.5)
             if layer in ('ln_1', 'ln_2', 'ln_f', 'q_norm', 'k_norm'):
                 p.fill_(0.0 if kind == 'bias' else 1.0)
-            elif layer in ('c_attn', 'c_fc', 'c_proj') and kind == 'bias':
+            elif layer == 'c_gate' or layer in ('c_attn', 'c_fc', 'c_proj') and kind == 'bias':
                 p.zero_()
             elif layer in ('c_proj', 'lm_head') and config.zero_init:
                 p.zero_()
             elif layer == 'c_proj':  # the residual stream sums 2 * n_layer (GPT-2)
                 p.normal_(0.0, std / math.sqrt(2 * config.n_layer))
-            elif layer in ('wte', 'wpe', 'lm_head', 'c_attn', 'c_fc', 'router'):
+            elif layer in ('wte', 'wpe', 'wve', 'lm_head', 'c_attn', 'c_fc', 'router'):
                 p.normal_(0.0, std)
+            elif kind in SCALARS:
+                p.fill_(SCALARS[kind])
             else:
                 raise ValueError(f'init_weights does not know {name}')
 
@@ -359,11 +380,18 @@ class GPT(nn.Module):
             nll = Balance.apply(nll, usage.loss(), self.config.expert_balance)
         return nll
 
+    def embed(self, inputs, positions):
+        """(B, T) ids and their positions -> (B, T, C)."""
+        x = self.transformer.wte(inputs)
+        if self.config.positions == 'learned':
+            x = x + self.transformer.wpe(positions)
+        return self.embed_norm(x)
+
     def hidden(self, inputs, cache=None, usage=None):
         """(B, T) ids -> (B, T, C), the input of the head.
 
-        cache: a cache.KVCache. It says where the new tokens go, keeps their keys and values and
-        computes attention. A row of a cache is one document, whatever config.bos says.
+        cache: a KVCache. It says where new tokens go and which id is before each, keeps keys and
+        values and computes attention. A row of it is one document, whatever config.bos says.
         usage: a moe.Usage of the inputs, to which each layer of experts is added.
         ValueError where T exceeds block_size.
         """
@@ -385,22 +413,32 @@ class GPT(nn.Module):
             mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
 
         # 2) Embedding
-        x = self.transformer.wte(inputs)  # (B, T, C)
+        x = self.embed(inputs, positions)
+        if self.smear is not None:
+            starts = (positions == 0) | (inputs == config.bos) & (cache is None)  # of documents
+            if cache is None:
+                before = x.roll(1, dims=1)
+            else:
+                before = self.embed(cache.before(inputs), (positions - 1).clamp(min=0))
+            x = self.smear(x, before, starts)
         rotation = None
-        if config.positions == 'learned':
-            x = x + self.transformer.wpe(positions)
-        else:
+        if config.positions == 'rope':
             cos = self.cos[positions][:, :, None]  # (B or 1, T, 1, D/2)
             rotation = cos, self.sin[positions][:, :, None]
-        x = self.embed_norm(x)
         # in mixed precision the residual stream has the fast dtype; the meta device has no autocast
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
 
         # 3) Layers
-        x = F.dropout(x, config.dropout, self.training)
-        for block in self.transformer.h:
-            x = block(x, rotation, mask, cache, usage)
+        x = first = F.dropout(x, config.dropout, self.training)
+        for layer, block in enumerate(self.transformer.h):
+            if layer == config.n_layer // 2:
+                middle = x  # for backout
+            if self.residual is not None:
+                x = self.residual(x, first, layer)
+            x = block(x, rotation, mask, cache, usage, inputs)
+        if self.backout is not None:
+            x = self.backout(x, middle)
         return self.transformer.ln_f(x)
 
     def logits(self, x):
@@ -428,9 +466,11 @@ class GPT(nn.Module):
 
     def num_params(self, embeddings: bool = True, active: bool = False) -> int:
         """Parameters, a tied table counted once. Without embeddings the head still counts. active:
-        only those that a token uses, n_expert_active of the routed experts."""
+        only those that a token uses, n_expert_active of the routed experts, no value embeddings."""
         config = self.config
         total = sum(p.numel() for p in self.parameters())
+        if active or not embeddings:
+            total -= sum(p.numel() for name, p in self.named_parameters() if 'wve' in name)
         if not embeddings and config.positions == 'learned':
             total -= self.transformer.wpe.weight.numel()
         if not embeddings and not config.tied_head:

@@ -38,6 +38,7 @@ POLAR_EXPRESS = {
 }
 MARGIN = 1.02
 MOMENTUM = (0.85, 0.95, 300)  # Muon's: from, to, in this many steps (Keller Jordan)
+SCALARS = ('stream', 'first', 'share')  # names of single numbers, see extras.py
 GOOD_STEPS = 2000  # after this many finite steps in a row fp16's loss scale doubles
 
 # torch 2.13 renamed these two and warns about the old names
@@ -223,17 +224,19 @@ class Bucket:
 
 class Optimizer:
     """
-    model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate and head_rate are
-    multiples of the learning rate. iterations: of Newton-Schulz. rank, world_size, group: this
-    process among those that share the work. fp16: scale the loss. compile: fuse the updates (CUDA).
-    muon_dtype: of Muon's matrix products; None is the device's fast one. betas, eps: of AdamW.
+    model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate, head_rate and
+    scalar_rate are multiples of the learning rate, value_rate one of embedding_rate. iterations: of
+    Newton-Schulz. rank, world_size, group: this process among those that share the work. fp16:
+    scale the loss. compile: fuse the updates (CUDA). muon_dtype: of Muon's matrix products; None is
+    the device's fast one. betas, eps: of AdamW.
     """
 
     def __init__(
         self, model, kind: str = 'muon', betas=(0.9, 0.95), weight_decay: float = 0.1,
         embedding_rate: float = 1.0, head_rate: float = 1.0, iterations: int = 5,
         rank: int = 0, world_size: int = 1, group=None, fp16: bool = False, compile: bool = False,
-        muon_dtype: torch.dtype | None = None, eps: float = 1e-8,
+        muon_dtype: torch.dtype | None = None, eps: float = 1e-8, value_rate: float = 0.5,
+        scalar_rate: float = 1.0,
     ):  # fmt: skip
         if kind not in ('muon', 'adamw'):
             raise SystemExit(f"optimizer is '{kind}', expected muon or adamw")
@@ -253,8 +256,10 @@ class Optimizer:
         self.buckets: dict[Rule, Bucket] = {}
         ranks = (rank, world_size, group)
         blocks = model.matrix_blocks()
+        rates = dict(wte=embedding_rate, wpe=embedding_rate, wve=value_rate * embedding_rate)
+        rates |= dict.fromkeys(SCALARS, scalar_rate)
         for name, p in model.named_parameters():
-            rate = embedding_rate if name.endswith(('wte.weight', 'wpe.weight')) else 1.0
+            rate = rates.get(name.removesuffix('.weight').rpartition('.')[2], 1.0)
             if p is model.lm_head.weight:  # a tied table too
                 rate = head_rate
             if kind == 'muon' and name in blocks:
@@ -391,7 +396,7 @@ class Optimizer:
         if state['layout'] != self.layout():
             raise SystemExit(
                 "the checkpoint's optimizer state belongs to another optimizer or architecture, or "
-                'to other embedding and head rates; leave --init_optimizer out, or use '
+                'to other rates of embeddings, head or scalars; leave --init_optimizer out, or use '
                 '--init_from=scratch'
             )
         for name, t in self.counters.items():

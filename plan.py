@@ -136,7 +136,8 @@ def weights(config: GPTConfig) -> int:
         mlp = mlp * (config.n_expert + config.n_expert_shared) + config.n_expert
     tables = (1 if config.tied_head else 2) * config.vocab_size
     tables += config.block_size if config.positions == 'learned' else 0
-    return config.n_embd * (config.n_layer * (attention + mlp) + tables)
+    values = len(config.value_layers) * config.vocab_size * config.n_kv_head * config.head_dim
+    return config.n_embd * (config.n_layer * (attention + mlp) + tables) + values
 
 
 def activations(config: GPTConfig, tokens: int) -> int:
@@ -148,8 +149,9 @@ def activations(config: GPTConfig, tokens: int) -> int:
     mlp = (2 if config.mlp == 'swiglu' else 1) * config.n_hidden
     if config.n_expert:
         mlp *= config.n_expert_active + config.n_expert_shared
+    values = len(config.value_layers) * config.n_kv_head * config.head_dim  # rows of their tables
     logits = min(tokens * config.vocab_size, LOGITS_BYTES // 4)
-    return tokens * config.n_layer * (2 * config.n_embd + attention + mlp) + logits
+    return tokens * (config.n_layer * (2 * config.n_embd + attention + mlp) + values) + logits
 
 
 def cpu_rows(config: GPTConfig) -> int:

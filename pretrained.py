@@ -46,7 +46,7 @@ import disk
 import hf_tokenizer
 import tokenizer as tokenizers
 from conversation import Chat
-from model import GPT, PRESETS, GPTConfig, ceil_to
+from model import EXTRAS, GPT, PRESETS, GPTConfig, ceil_to
 
 ROOT = Path(__file__).resolve().parent
 HUB_FOLDER = ROOT / 'data' / 'hub'
@@ -56,7 +56,7 @@ GPT2 = {
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-OWN_CODE = ('modeling_flatgpt.py', 'model.py', 'moe.py')
+OWN_CODE = ('modeling_flatgpt.py', 'model.py', 'extras.py', 'moe.py')
 # What an export writes, and so what it may replace
 EXPORTED = {
     CONFIG, WEIGHTS, 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
@@ -252,6 +252,7 @@ def fit(config: GPTConfig, family: Family) -> tuple[GPTConfig, list[str], list[s
     misfits = [family.limit(config)] if family.limit(config) else []
     if config.n_expert and 'n_expert' not in family.fields:
         misfits.append(f'n_expert={config.n_expert}')
+    misfits += [f'{name}=True' for name in EXTRAS if getattr(config, name)]
     # 1) Each switch: the class has its value, or another value expresses it
     for name, values in family.switches.items():
         value = getattr(config, name)
@@ -336,7 +337,7 @@ def parts(config: GPTConfig, family: Family | None) -> list[Part]:
         names = [name.replace('#', str(expert)) for expert in experts for name in names]
         theirs = [f'{name.replace("*", number)}.{kind}' for name in names]
         # 2) Rows: those of the stacked maps, or all
-        is_table = module in ('transformer.wte', 'lm_head')
+        is_table = module.endswith(('wte', 'wve', 'lm_head'))
         rows = [config.vocab_size if is_table and family else parameter.shape[0]]
         if len(theirs) > 1:
             rows = blocks[f'{ours.removesuffix(kind)}weight']
@@ -810,7 +811,9 @@ def export_folder(state: dict, folder: str | Path, dtype: str = 'float32') -> st
         for name in OWN_CODE:
             source = ROOT / 'assets' / name if name == OWN_CODE[0] else ROOT / name
             # transformers copies the files that are imported as neighbours
-            code = source.read_bytes().replace(b'\nfrom moe import', b'\nfrom .moe import')
+            code = re.sub(
+                rb'\nfrom (extras|moe) import', rb'\nfrom .\1 import', source.read_bytes()
+            )
             write_bytes(folder / name, code)
     write_json(folder / 'generation_config.json', ids)
     write_json(folder / CONFIG, {**about, **ids, 'dtype': dtype, 'torch_dtype': dtype, MARK: True})

@@ -73,21 +73,21 @@ activation_memory_budget = 1.0  # compiled: below 1 less memory, more time (docs
 deterministic = False  # same bits on CUDA too; slower
 backend = 'auto'  # auto | nccl | gloo, for gradients; auto: nccl on CUDA
 # the model
-preset = 'nano'  # nano | gpt2 | llama | qwen3: sets the switches below not given
-depth = 0  # the dial: sets sizes, rates, batch and horizon; 0 is off
+preset = 'nano'  # nano | plus | gpt2 | llama | qwen3: sets switches not given
+depth = 0  # the dial: sets sizes, rates, batch and horizon; 0: off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
-n_kv_head = 0  # heads of keys and values (GQA); 0 is n_head
+n_kv_head = 0  # heads of keys and values (GQA); 0: n_head
 n_embd = 128  # width
-head_dim = 0  # 0 is n_embd / n_head
-n_hidden = 0  # width of an MLP; 0: 4 * n_embd, 8/3 * n_embd for swiglu
+head_dim = 0  # 0: n_embd / n_head
+n_hidden = 0  # width of an MLP; 0: 4 * n_embd (swiglu: 8/3)
 n_expert = 0  # experts per layer (moe.py); 0: an MLP
 n_expert_active = 2  # of them, per token
 n_expert_shared = 0  # more, for all tokens
 expert_balance = 0.01  # weight of balance loss
 block_size = 128  # tokens per row, and the longest context
-dropout = 0.0  # 0.1 to 0.2 for many epochs
-bias = False  # in linear layers and LayerNorm, as in GPT-2
+dropout = 0.0  # 0.1-0.2 for many epochs
+bias = False  # in linear layers and LayerNorm (GPT-2)
 norm = 'rms'  # rms | rms_gain | layer
 norm_eps = 1e-6  # added to the mean square
 positions = 'rope'  # rope | learned
@@ -96,24 +96,30 @@ qk_norm = 'rms'  # none | rms | rms_gain
 mlp = 'relu2'  # relu2 | gelu | swiglu
 tied_head = False  # the head is the embedding table
 embed_norm = True  # a norm right after the embedding
-softcap = 15.0  # logits stay within (-softcap, softcap); 0 is off
-init_std = 0.0  # of the initial weights; 0 is 1 / sqrt(fan-in)
+softcap = 15.0  # logits stay within (-softcap, softcap); 0: off
+init_std = 0.0  # of initial weights; 0: 1 / sqrt(fan-in)
 zero_init = True  # output projections and untied head start at zero
+value_embeds = False  # this and the next three: see extras.py
+smear = False  # add the previous token
+residual_scales = False  # learned per layer
+backout = False  # subtract the middle
 # a step
 batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
-cpu_micro_batch_size = 0  # rows on a CPU, at most; 0: by the model's size
+cpu_micro_batch_size = 0  # rows on a CPU, at most; 0: by size
 isolate = False  # attention stays within a document; slower on CUDA
 optimizer = 'muon'  # muon (layers' matrices; AdamW elsewhere) | adamw
 muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
 learning_rate = 4e-3  # of AdamW; Muon's updates match it
-embedding_rate = 1.0  # multiple of learning_rate for the embeddings
-head_rate = 1.0  # likewise for the head (and a tied table)
+embedding_rate = 1.0  # multiple of learning_rate for embeddings
+head_rate = 1.0  # likewise for the head (or tied table)
+scalar_rate = 1.0  # for single numbers
+value_rate = 0.5  # multiple of embedding_rate for value_embeds
 weight_decay = 0.1  # of everything two-dimensional
 beta1 = 0.9  # AdamW's first moment
 beta2 = 0.95  # its second; 0.99 where a step has few tokens
 adam_eps = 1e-8  # added to its denominator
-grad_clip = 1.0  # largest norm of the gradient; 0 is off
+grad_clip = 1.0  # largest norm of the gradient; 0: off
 dpo_beta = 0.1  # dpo: weight of log-probability differences
 rl_skills = ''  # rl: skills, separated by commas; '' is all
 reward = ''  # rl: FILE.py:function (rewards.py); '': graders
@@ -125,7 +131,7 @@ max_skips = 10  # non-finite gradients in a row, at most
 max_iters = 1000  # steps; or one of the next two
 epochs = 0.0  # passes over the data
 target_param_data_ratio = 0.0  # tokens per parameter: 20 is Chinchilla's
-time_limit = 0.0  # seconds, 0 is off; the schedule follows the clock if ahead
+time_limit = 0.0  # seconds, 0: off; the schedule follows the clock if ahead
 schedule = 'warmdown'  # warmdown (constant, then linear to min_lr) | cosine
 decay_lr = True  # False: constant after warm-up
 warmup_iters = 0  # steps of linear warm-up
@@ -133,22 +139,22 @@ warmdown = 0.5  # share of linear warm-down
 lr_decay_iters = 0  # steps until min_lr; 0: all
 min_lr = 0.0  # where the decay ends
 # evaluation and log
-eval_interval = 250  # steps between evaluations, the first before step 0; 0: only at the end
-eval_iters = -1  # on eval_iters * batch_size validation rows; -1 is all
-core_interval = 0  # steps between measurements of CORE, also at the end; 0 is off
-core_limit = 500  # examples per task; 0 is all
+eval_interval = 250  # steps between evaluations, from step 0; 0: only at the end
+eval_iters = -1  # on eval_iters * batch_size validation rows; -1: all
+core_interval = 0  # steps between measurements of CORE, also at the end; 0: off
+core_limit = 500  # examples per task; 0: all
 log_interval = 10  # steps between lines
-save_interval = 0  # steps between checkpoints; 0 is eval_interval
+save_interval = 0  # steps between checkpoints; 0: eval_interval
 always_save_checkpoint = True  # False: also keep the best validation loss as best.pt
-eval_problems = 50  # held-out problems per skill at each evaluation of a chat; 0 is off
+eval_problems = 50  # held-out problems per skill of a chat; 0: off
 max_new_tokens = 160  # longest answer or sample
 allow_unsafe_code = False  # run answers that sandbox.py cannot confine
 sample_prompts = 'Who are you?|What is 12 + 7?|Tell me a story about Mia.'  # '' is off; \| is a |
 wandb_log = False  # log to Weights & Biases
 wandb_project = 'flatgpt'  # its project
-wandb_run_name = ''  # '' is out_dir
+wandb_run_name = ''  # '': out_dir
 
-# On resume every setting comes from the checkpoint. Only these may change
+# On resume only these may change
 MAY_CHANGE = {
     'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit', 'lr_decay_iters',
     'eval_interval', 'eval_iters', 'core_interval', 'core_limit', 'log_interval', 'save_interval',
@@ -159,8 +165,9 @@ MAY_CHANGE = {
 }  # fmt: skip
 # A later stage takes these from the one before, unless given
 RECIPE = {
-    'isolate', 'optimizer', 'muon_iterations', 'learning_rate', 'embedding_rate', 'head_rate',
-    'weight_decay', 'beta1', 'beta2', 'adam_eps', 'grad_clip', 'expert_balance',
+    'isolate', 'optimizer', 'muon_iterations', 'learning_rate', 'embedding_rate', 'value_rate',
+    'head_rate', 'scalar_rate', 'weight_decay', 'beta1', 'beta2', 'adam_eps', 'grad_clip',
+    'expert_balance',
 }  # fmt: skip
 
 # -----------------------------------------------------------------------------
@@ -190,7 +197,7 @@ def preference_loss(model, batch):
 
 
 # -----------------------------------------------------------------------------
-# stages. Each returns (steps, loss, measure); the loop never asks which stage it runs
+# stages. Each returns (steps, loss, measure); the loop asks for no stage
 #   steps    steps[i] yields the micro-batches of step i, for any i; len(steps) is one epoch
 #   loss     one of the losses above
 #   measure  () -> {name: number}, the evaluation; 'val' is the validation loss
@@ -265,7 +272,7 @@ def pretrain(run):
 
 
 def mid(run):
-    """The conversation format, the calculator, multiple choice: same code as sft, other data."""
+    """The conversation format, tools, multiple choice: as sft, other data."""
     return sft(run)
 
 
@@ -292,7 +299,7 @@ def dpo(run):
         reader.reference = run.kept[name].numpy()
     run.raw_model.train()
     val = run.validation(batches.Pairs, run.chat)
-    val.reference = all_val.reference[: val.num_rows]  # all are kept: a resume may evaluate more
+    val.reference = all_val.reference[: val.num_rows]  # a resume may evaluate more
     measure = evaluate.Total(run.model, preference_loss, val, run.machine.device)
     return run.ahead(steps), preference_loss, lambda: {**measure(), **skills()}
 
@@ -307,13 +314,13 @@ def rl(run):
         with run.autocast():
             return run.writer.generate(prompts, rl_tokens, Sampling(seed=seed), n, numbers)
 
-    # short answers: a micro-batch has batch_size rows on a CPU too
+    # short answers: batch_size rows on a CPU too
     shape = run.shape._replace(batch_size=batch_size)
     steps = batches.Rollouts(
         generate, run.reward or tasks.grader(problems, allow_unsafe_code), problems, run.chat,
         shape, rl_samples, rl_tokens, runtime.add_up, run.notes.append, run.machine.device,
     )  # fmt: skip
-    # one shape for all forward passes: same answers, bit for bit
+    # one shape of all passes: same answers, bit for bit
     run.writer = Engine(
         run.raw_model, run.data.tokenizer, run.chat, calculate,
         rows=rl_rows or max(batch_size, rl_samples), slots=steps.shape.block_size,
@@ -343,7 +350,7 @@ def assistant_text(run):
 STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # to add a stage, add it here
 
 # -----------------------------------------------------------------------------
-# set-up: all checks come before the model is built
+# set-up: all checks before the model
 
 
 def main():
@@ -537,10 +544,10 @@ def check(settings):
     least = dict(
         batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0, eval_interval=0,
         eval_iters=-1, core_interval=0, core_limit=0, log_interval=1, save_interval=0, max_skips=1,
-        seed=0, learning_rate=0, min_lr=0, embedding_rate=0, head_rate=0, weight_decay=0,
-        grad_clip=0, beta1=0, beta2=0, warmup_iters=0, warmdown=0, lr_decay_iters=0, time_limit=0,
-        eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2, rl_tokens=1, rl_rows=0,
-        activation_memory_budget=0,
+        seed=0, learning_rate=0, min_lr=0, embedding_rate=0, value_rate=0, head_rate=0,
+        scalar_rate=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0, warmup_iters=0, warmdown=0,
+        lr_decay_iters=0, time_limit=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2,
+        rl_tokens=1, rl_rows=0, activation_memory_budget=0,
         adam_eps=1e-20,  # below it, the square of a gradient may be 0 where its moment is not
     )  # fmt: skip
     most = dict(warmdown=1, seed=2**63 - 1, activation_memory_budget=1)
@@ -646,6 +653,7 @@ def build_optimizer(run):
     return Optimizer(
         run.raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
         muon_iterations, run.ranks.rank, run.ranks.world_size, eps=adam_eps,
+        value_rate=value_rate, scalar_rate=scalar_rate,
         group=runtime.device_group(backend, run.machine.device, run.ranks),
         fp16=run.machine.dtype == 'float16',
         compile=run.machine.compile and run.machine.device != 'cpu',
@@ -899,11 +907,12 @@ def introduce(run, parts):
         f'{how} ({machine.why_compile}), {attention}, {torch.get_num_threads()} threads'
     )
     # 2) Size and data
-    active = ''
-    if run.raw_model.config.n_expert:
-        active = f' ({run.raw_model.num_params(active=True):,} active)'
+    parameters = f'{run.raw_model.num_params():,} parameters'
+    active = run.raw_model.num_params(active=True)
+    if active < run.raw_model.num_params():
+        parameters += f' ({active:,} active)'
     print(
-        f'{run.raw_model.num_params():,} parameters{active}, {run.num_steps:,} steps '
+        f'{parameters}, {run.num_steps:,} steps '
         f'({run.why_num_steps}) of {run.tokens_per_step:,} tokens'
     )
     for part in parts:

@@ -1,7 +1,7 @@
 """
-A model with its own code, for transformers: model.py and moe.py beside this file, in a class that
-transformers can load, train and generate with. pretrained.py copies the files into an export whose
-switches no class of transformers has.
+A model with its own code, for transformers: model.py, extras.py and moe.py beside this file, in a
+class that transformers can load, train and generate with. pretrained.py copies the files into an
+export whose switches no class of transformers has.
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 """
@@ -9,6 +9,7 @@ switches no class of transformers has.
 import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .model import GPT, GPTConfig, rotation_table
@@ -26,8 +27,9 @@ class Cache:
     """The cache of transformers, as model.py asks for it. attention_mask (B, width): 0 where a row
     is padded on its left, or None."""
 
-    def __init__(self, cache, attention_mask):
+    def __init__(self, cache, n_layer, attention_mask):
         self.cache = cache
+        self.n_layer = n_layer
         self.attention_mask = attention_mask
 
     def begin(self, T: int):
@@ -41,6 +43,15 @@ class Cache:
         itself = torch.eye(past + T, dtype=torch.bool, device=mask.device)[past:]
         self.mask = (causal & mask[:, None].bool() | itself)[:, None]  # (B, 1, T, width)
         return positions
+
+    def before(self, inputs):
+        """(B, T) the id before each of inputs. The ids of the past are in one more layer of the
+        cache, which transformers reorders and crops as it does the others."""
+        while len(self.cache.layers) <= self.n_layer:
+            self.cache.layers.append(DynamicLayer())
+        new = inputs[:, None, :, None]
+        ids, _ = self.cache.update(new, new, self.n_layer)  # (B, 1, width, 1)
+        return F.pad(ids[:, 0, :, 0], (1, 0))[:, -1 - inputs.shape[1] : -1]
 
     def attend(self, layer: int, q, k, v):
         """q (B, H, T, D), new k and v (B, H_kv, T, D) -> (B, H, T, D)."""
@@ -85,7 +96,8 @@ class FlatGPTForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask = input_ids.new_ones(len(input_ids), width)
 
         # 2) Logits, and the loss of labels, which are the inputs: -100 does not count
-        x = self.model.hidden(input_ids, Cache(cache, attention_mask))
+        cache_of_model = Cache(cache, self.model.config.n_layer, attention_mask)
+        x = self.model.hidden(input_ids, cache_of_model)
         logits = self.model.logits(x[:, -logits_to_keep:])
         loss = None
         if labels is not None:

@@ -73,7 +73,7 @@ FIXED = dict(
 )  # fmt: skip
 
 # What a diff may change, and what of train.py it may not: data, checkpoints, evaluation
-FILES = ('model.py', 'moe.py', 'optim.py', 'batches.py', 'train.py')
+FILES = ('model.py', 'extras.py', 'moe.py', 'optim.py', 'batches.py', 'train.py')
 KEPT = ('main', 'open_data', 'begin_log', 'between_steps', 'save', 'evaluate_model')
 MOST_LINES = 150  # of a diff, so that its reviewer can read it
 

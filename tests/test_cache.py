@@ -28,7 +28,8 @@ class Rows:
             while len(self.tables[row]) * BLOCK < self.lengths[row] + count:
                 self.tables[row].append(self.pool.take())
         self.cache.reserve(self.pool.size)
-        self.cache.select(self.tables, self.lengths, counts, self.width)
+        last = [int(text[length - 1]) for text, length in zip(self.texts, self.lengths)]
+        self.cache.select(self.tables, self.lengths, counts, last, self.width)
         inputs = torch.zeros(len(counts), max(counts), dtype=torch.int64)
         for row, count in enumerate(counts):
             start = self.lengths[row]

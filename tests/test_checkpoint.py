@@ -481,7 +481,7 @@ def test_a_new_stage_takes_the_architecture_and_the_recipe():
         optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5
     )
     rates |= dict(beta1=0.75, beta2=0.125, adam_eps=0.5, grad_clip=4.0, isolate=True)
-    rates |= dict(muon_iterations=3, expert_balance=0.5)
+    rates |= dict(muon_iterations=3, expert_balance=0.5, scalar_rate=5.0, value_rate=0.25)
     assert set(rates) == RULES.recipe
     state = dict(config={**RUN, **rates}, model_config=MODEL)
     settings = {**SETTINGS, **dict.fromkeys(rates)}

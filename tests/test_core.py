@@ -210,7 +210,7 @@ def test_fewer_examples_than_shots(bundle, tokenizer, limit):
     assert {len(of_task) for of_task in grades.values()} == {limit}
 
 
-@pytest.mark.parametrize('preset', ['gpt2', 'llama', 'qwen3'])
+@pytest.mark.parametrize('preset', ['gpt2', 'llama', 'qwen3', 'plus'])
 def test_other_families_answer_by_the_same_rules(bundle, tokenizer, preset):
     heads = {} if preset == 'gpt2' else dict(n_kv_head=1)
     compare(random_model(tokenizer, 64, preset, **heads), tokenizer, bundle, limit=5)

@@ -799,7 +799,7 @@ def test_rows_of_different_sampling_do_not_mix(sampling):
     ]
 
 
-@pytest.mark.parametrize('preset, rows, slots', [('nano', 16, 64), ('qwen3', 13, 100)])
+@pytest.mark.parametrize('preset, rows, slots', [('plus', 16, 64), ('qwen3', 13, 100)])
 def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, monkeypatch):
     """12 questions with 4 samples each in float32, in batches of different questions and order."""
     tokenizer = train_bpe([WORDS * 3], vocab_size=300, special=SPECIAL)
@@ -951,7 +951,7 @@ def prefilled(engine):
     return passes
 
 
-@pytest.mark.parametrize('preset', ['nano', 'gpt2'])
+@pytest.mark.parametrize('preset', ['plus', 'gpt2'])
 def test_all_logits_are_those_of_the_full_forward(preset, monkeypatch):
     """Requests at random times with common beginnings, some cancelled, in a cache that is too small
     for all and prefills 12 tokens at a time: the logits of a random row of each step within 1e-5,

@@ -534,7 +534,7 @@ class Steps:
         """Feed the next tokens of each row, padded to the longest. Compare those that count."""
         T = max(counts)
         starts = self.lengths
-        self.cache.select(self.tables, starts, counts)
+        self.cache.select(self.tables, starts, counts, last=[0, 0])
         self.cache.begin(T)
         new = [x.new_zeros(*x.shape[:2], T, x.shape[3]) for x in (self.q, self.k, self.v)]
         for padded, x in zip(new, (self.q, self.k, self.v)):

@@ -298,6 +298,15 @@ SWITCHES = [  # settings, parameters that nano has not, those it has alone, thos
     (dict(embed_norm=False), set(), set(), set()),
     (dict(softcap=0.0), set(), set(), set()),
     (dict(n_kv_head=1), set(), set(), names('attn.c_attn.weight')),
+    (
+        dict(value_embeds=True),
+        {f'transformer.h.1.attn.value.{name}.weight' for name in ('wve', 'gate.c_gate')},
+        set(),
+        set(),
+    ),
+    (dict(smear=True), {'smear.gate.c_gate.weight', 'smear.share'}, set(), set()),
+    (dict(residual_scales=True), {'residual.stream', 'residual.first'}, set(), set()),
+    (dict(backout=True), {'backout.share'}, set(), set()),
 ]
 
 
@@ -365,7 +374,7 @@ def test_first_weights_have_the_stated_spread(preset, settings, c_proj, others, 
             assert p.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-@pytest.mark.parametrize('preset', ['nano', 'qwen3'])
+@pytest.mark.parametrize('preset', ['nano', 'qwen3', 'plus'])
 def test_documents_of_a_row_do_not_see_each_other(preset):
     bos, model = 7, randomise(build(preset, bos=7))
     row = ids(rows=1)
@@ -462,13 +471,25 @@ def test_parameters_are_counted_once(tied):
     assert nano.num_params() == layers + table * (1 if tied else 2)
     assert nano.num_params(embeddings=False) == layers + table
     gpt2 = build('gpt2', tied_head=tied, bias=True)
+    plus = build('plus', tied_head=tied)
+    small = 16 * 4 + 16 + 2 * 2 + 2  # two gates, then single numbers
+    assert plus.num_params() == nano.num_params() + table + small  # a table of values in one layer
+    assert plus.num_params(active=True) == nano.num_params() + small
+    assert plus.num_params(embeddings=False) == layers + table + small
     small = 2 * (4 * 32 + 3 * 32 + 32 + 128 + 32) + 2 * 32  # gains, then biases
     assert gpt2.num_params() == layers + small + table * (1 if tied else 2) + 16 * 32
     assert gpt2.num_params(embeddings=False) == layers + small + table
 
 
 @pytest.mark.parametrize(
-    'settings', [{}, dict(tied_head=True), dict(n_kv_head=1, mlp='swiglu', head_dim=16)], ids=str
+    'settings',
+    [
+        {},
+        dict(tied_head=True),
+        dict(n_kv_head=1, mlp='swiglu', head_dim=16),
+        dict(value_embeds=True, n_kv_head=2),  # tables are looked up, gates are products
+    ],
+    ids=str,
 )
 def test_flops_are_those_of_the_products_that_run(settings):
     """torch counts the forward pass's products (plain attention computes all pairs); backward has

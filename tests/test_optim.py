@@ -19,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import extras
 import optim
 import runtime
 from batches import Shape, Stream
@@ -30,7 +31,7 @@ from tokenizer import CharTokenizer
 TINY = dict(vocab_size=26, block_size=16, n_layer=2, n_head=4, n_embd=32)
 ROWS, STEPS, SEED = 50, 7, 7  # rows of the data, of which a step takes 8: 7 steps are 1.1 epochs
 CASES = {  # preset, kind of optimizer, settings
-    'muon': ('nano', 'muon', dict(n_kv_head=2)),
+    'muon': ('plus', 'muon', dict(n_kv_head=2)),
     'adamw': ('gpt2', 'adamw', {}),
     # The bias of k has no gradient but rounding errors, of which AdamW makes whole steps in
     # float32: float64 only
@@ -150,6 +151,8 @@ class Naive:
                     name in ('transformer.wte.weight', 'transformer.wpe.weight'),
                 )
                 rate = head_rate if head else embedding_rate if table else 1.0
+                if 'wve' in name:
+                    rate = embedding_rate / 2
                 decay = (
                     weight_decay / rate if p.dim() == 2 else 0.0
                 )  # torch's shrinks by lr * decay, ours by the base rate's
@@ -417,7 +420,9 @@ def test_a_parameter_that_one_step_does_not_use_goes_on_with_its_momentum():
 @pytest.mark.parametrize('preset', PRESETS)
 def test_every_parameter_is_in_exactly_one_bucket(preset, tied, kind):
     model = build(preset, tied_head=tied, bias=True, n_kv_head=2)
-    optimizer = Optimizer(model, kind, embedding_rate=0.5, head_rate=2.0)
+    rates = dict(embedding_rate=0.5, head_rate=2.0, value_rate=0.25, scalar_rate=3.0)
+    optimizer = Optimizer(model, kind, **rates)
+    expected = dict(wte=0.5, wpe=0.5, wve=0.125, **dict.fromkeys(extras.SCALARS, 3.0))
     seen = {name: torch.zeros(len(p)) for name, p in model.named_parameters()}
     matrices, pieces = matrices_of(model) if kind == 'muon' else {}, []
     for rule, bucket in optimizer.buckets.items():
@@ -431,7 +436,8 @@ def test_every_parameter_is_in_exactly_one_bucket(preset, tied, kind):
             if p is model.lm_head.weight:
                 assert rule.multiple == 2.0  # a tied table as well
             else:
-                assert rule.multiple == (0.5 if 'wte' in name or 'wpe' in name else 1.0)
+                kinds = [kind for kind in name.split('.') if kind in expected]
+                assert rule.multiple == (expected[kinds[0]] if kinds else 1.0)
     assert all((times == 1).all() for times in seen.values())
     stacked = [piece for piece in pieces if piece[0] in matrices]
     assert sorted(stacked) == sorted((n, r) for n, rows in matrices.items() for r in rows)

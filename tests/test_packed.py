@@ -30,7 +30,8 @@ def steps(decode, config, ids):
     cache.reserve(len(ids) + 1)
     logits = []
     for i in range(ids.shape[1]):
-        cache.select([[1 + row] for row in range(len(ids))], [i] * len(ids), [1] * len(ids))
+        tables = [[1 + row] for row in range(len(ids))]
+        cache.select(tables, [i] * len(ids), [1] * len(ids), ids[:, i - 1].tolist())
         logits.append(decode(ids[:, i : i + 1], cache))
     return torch.cat(logits, dim=1)
 

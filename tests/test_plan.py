@@ -241,7 +241,7 @@ SHAPES = [
         block_size=32,
         vocab_size=256,
     )
-    for preset, n_kv_head in zip(PRESETS, (4, 4, 2, 1))
+    for preset, n_kv_head in zip(PRESETS, (4, 4, 2, 1, 2))
 ]
 NANO = dict(n_layer=4, n_head=4, n_embd=128, block_size=128, vocab_size=1536)
 

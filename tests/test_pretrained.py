@@ -141,8 +141,10 @@ MODELS = {
     'nano with biases': (dict(preset='nano', bias=True, norm='layer'), ''),
     'llama, softcap, tied': (dict(preset='llama', softcap=9.0, tied_head=True), ''),
     'gpt2, GQA': (dict(preset='gpt2', n_kv_head=2, bias=True), ''),
+    'plus': (dict(preset='plus'), ''),
+    'plus, learned positions': (dict(preset='plus', positions='learned', n_kv_head=2), ''),
 }  # fmt: skip
-FEW = ('nano', 'gpt2', 'llama, GQA, tied, biases', 'qwen3', 'qwen3, experts', 'gpt2, GQA')
+FEW = ('nano', 'gpt2', 'llama, GQA, tied, biases', 'qwen3', 'qwen3, experts', 'gpt2, GQA', 'plus')
 
 
 def out_and_in_again(tmp_path, model):

@@ -159,7 +159,7 @@ def train(world, runs, capsys):
                 '--beta2=0.95',
                 '--adam_eps=1e-6',
                 '--grad_clip=1',
-                '--preset=nano',
+                '--preset=plus',
             )
             done = start('pretrain', '--max_iters=60', '--eval_interval=60', *rates, *more, out=out)
             assert done.returncode == 0, done.stderr

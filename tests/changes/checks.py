@@ -88,7 +88,7 @@ def with_cache(model, ids):
     logits = []
     start = 0
     for count in (T // 2, *[1] * (T - T // 2)):
-        cache.select([table], [start], [count])
+        cache.select([table], [start], [count], ids[0, start - 1 : start].tolist() or [0])
         logits.append(model(ids[:, start : start + count], cache=cache))
         start += count
     return torch.cat(logits, dim=1)

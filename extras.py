@@ -1,0 +1,99 @@
+"""
+Extras: four small additions to the Transformer. Each is a switch of GPTConfig, and 'plus' is the
+preset with all of them.
+
+    value_embeds       ValueEmbedding    a layer's values also depend on the token alone
+    smear              Smear             a token's embedding gets a share of the one before
+    residual_scales    ResidualScales    each layer reads the stream and the first embedding, scaled
+    backout            Backout           the head reads the stream without its middle
+
+They cost almost no FLOPs: tables are looked up, gates read a few channels, the rest are sums. No
+class of transformers has them, so a model with one is exported with its own code.
+
+All are in nanochat's gpt.py (July 2026), and come from the records of modded-nanogpt. Each gain
+below is in validation loss against 'nano' at the same rates, together 0.141 nats: a first
+measurement at depth 2 after 200 steps of 8,192 tokens, one seed (LOG.md).
+"""
+
+import torch
+import torch.nn as nn
+
+EXTRAS = ('value_embeds', 'smear', 'residual_scales', 'backout')
+SCALARS = {'stream': 1.0, 'first': 0.1, 'share': 0.1}  # the learned scalars and their first values
+GATE_CHANNELS = 16  # of its input, which a gate reads
+
+
+class Gate(nn.Module):
+    """A number in (0, 1) for each token and output, from the first channels of x. It starts at
+    1/2."""
+
+    def __init__(self, config, outputs: int):
+        super().__init__()
+        self.channels = min(GATE_CHANNELS, config.n_embd)
+        self.c_gate = nn.Linear(self.channels, outputs, bias=False)
+
+    def forward(self, x):
+        """(B, T, C) -> (B, T, outputs)"""
+        return self.c_gate(x[..., : self.channels]).sigmoid()
+
+
+class ValueEmbedding(nn.Module):
+    """
+    A layer's second embedding table. A token's row is added to its values, gated per head, so that
+    the layer need not compute what follows from the token alone (value residual: Zhou et al., 2024,
+    arXiv 2410.17897). Alone: 0.077 nats.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        rows = -(-config.vocab_size // 64) * 64  # as many as wte has
+        self.wve = nn.Embedding(rows, config.n_kv_head * config.head_dim)
+        self.gate = Gate(config, config.n_kv_head)
+
+    def forward(self, v, x, inputs):
+        """v (B, T, H_kv, D), the values of x (B, T, C), whose ids are inputs (B, T) -> like v."""
+        row = self.wve(inputs).view(v.shape).to(v.dtype)
+        return v + 2 * self.gate(x)[..., None] * row
+
+
+class Smear(nn.Module):
+    """Adds a share of the embedding before to each token's, gated, so that the first layer already
+    reads pairs of tokens. Alone: 0.065 nats."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate = Gate(config, 1)
+        self.share = nn.Parameter(torch.empty(1))
+
+    def forward(self, x, before, starts):
+        """x (B, T, C); before (B, T, C) the embedding of the token before each; starts (B or 1, T)
+        True where none is before -> (B, T, C)."""
+        share = self.share * self.gate(x)  # (B, T, 1)
+        return x + share.masked_fill(starts[..., None], 0.0) * before
+
+
+class ResidualScales(nn.Module):
+    """Scales the stream before each layer and adds the first embedding to it, scaled too. Alone:
+    0.005 nats."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.stream = nn.Parameter(torch.empty(config.n_layer))
+        self.first = nn.Parameter(torch.empty(config.n_layer))
+
+    def forward(self, x, first, layer: int):
+        """x, first (B, T, C) -> (B, T, C), the input of the layer."""
+        return self.stream[layer] * x + self.first[layer] * first
+
+
+class Backout(nn.Module):
+    """Subtracts a share of the stream after half of the layers: what only later layers needed.
+    Alone: nothing (-0.001 nats)."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = nn.Parameter(torch.empty(1))
+
+    def forward(self, x, middle):
+        """x, middle (B, T, C) -> (B, T, C), the input of the last norm."""
+        return x - self.share[0] * middle
