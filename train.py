@@ -197,7 +197,7 @@ def preference_loss(model, batch):
 
 
 # -----------------------------------------------------------------------------
-# stages. Each returns (steps, loss, measure); the loop asks for no stage
+# stages. Each returns (steps, loss, measure); the loop never asks which
 #   steps    steps[i] yields the micro-batches of step i, for any i; len(steps) is one epoch
 #   loss     one of the losses above
 #   measure  () -> {name: number}, the evaluation; 'val' is the validation loss
@@ -350,7 +350,7 @@ def assistant_text(run):
 STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # to add a stage, add it here
 
 # -----------------------------------------------------------------------------
-# set-up: all checks before the model
+# set-up: all checks come before the model
 
 
 def main():
