@@ -102,4 +102,5 @@ class FlatGPTForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{name: cache})
+        kept = {} if use_cache is False else {name: cache}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **kept)

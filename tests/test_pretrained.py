@@ -560,6 +560,8 @@ def test_transformers_computes_what_we_do(transformers, tmp_path, more, architec
     mask = torch.nn.functional.pad(torch.ones(2, 8, dtype=torch.int64), (3, 0))
     options = dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
     expected = theirs.generate(inputs()[:, :8], **options)[:, 8:]
+    without = theirs.generate(inputs()[:, :8], use_cache=False, **options)[:, 8:]
+    assert torch.equal(without, expected)
     assert torch.equal(theirs.generate(padded, attention_mask=mask, **options)[:, 11:], expected)
     ids = inputs()[:, :8]
     for _ in range(6):
