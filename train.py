@@ -154,7 +154,7 @@ wandb_log = False  # log to Weights & Biases
 wandb_project = 'flatgpt'  # its project
 wandb_run_name = ''  # '': out_dir
 
-# On resume only these may change
+# On resume every setting comes from the checkpoint. Only these may change
 MAY_CHANGE = {
     'max_iters', 'epochs', 'target_param_data_ratio', 'time_limit', 'lr_decay_iters',
     'eval_interval', 'eval_iters', 'core_interval', 'core_limit', 'log_interval', 'save_interval',
@@ -342,7 +342,7 @@ def converse(run):
 def assistant_text(run):
     """The loss of what the assistant says in held-out conversations."""
     if shards.kind_of(run.data) == 'prompts':
-        return dict
+        return dict  # {}: there are no answers
     val = run.validation(batches.Packed, run.chat)
     return evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
 
