@@ -29,7 +29,7 @@ LAYERS = {
     'runtime runlog hf_files',
     'lower': 'shards cache hf_tokenizer families packed rewards',
     'middle': 'batches tasks engine pretrained export plan',
-    'high': 'core checkpoint',
+    'high': 'core checkpoint validation exam',
     'upper': 'evaluate costs dialogue',
     'top': 'protocol',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check exercise '
