@@ -19,9 +19,9 @@ core.py does it and one at a time. serve: tokens per second and latencies of ser
 compared with the engine alone. The last line of stdout is all of them as one JSON object.
 
 decode: tokens per second of the engine, for several numbers of rows, each a prompt of 64 tokens and
-its continuation. The limit of a step is the time to read every matrix and every cached key and
-value once, or its arithmetic, if that takes longer. On a CPU memory is timed by a sum over 256 MiB
-and arithmetic as above, before and after each run; on CUDA both are the data sheet's. Where
+its continuation. The limit of a step is the time to read every matrix that it uses and every cached
+key and value once, or its arithmetic, if that takes longer. On a CPU memory is timed by a sum over
+256 MiB and arithmetic as above, before and after each run; on CUDA both are the data sheet's. Where
 transformers is installed, its generate() with a Llama of this size runs in turn with the engine.
 
 The tokenizer has a benchmark of its own, dev/bench_tokenizer.py. Left out on purpose: several
@@ -539,12 +539,21 @@ def memory_speed(device: str) -> Callable[[], float | None]:
 def least_seconds(model: GPT, rows: int, itemsize: int, memory: float, arithmetic: float) -> tuple:
     """Of a step in the middle of a run, (to read memory, to compute), where memory is in bytes per
     second and arithmetic in FLOP/s."""
+    # 1) Weights. Of its experts, a step reads those that any of the rows has chosen: with one row
+    # the active ones, with many rows nearly all. The choices count as independent and even
     config = model.config
     weights = sum(linear.weight.numel() for linear in packed.linear_layers(model))
+    sizes = [model.num_params(embeddings=False, active=active) for active in (False, True)]
+    idle = sizes[0] - sizes[1]  # numbers in the experts that one row leaves out
+    unchosen = 1 - config.n_expert_active / config.n_expert if config.n_expert else 0.0
+    read = weights - idle * unchosen ** (rows - 1)
+
+    # 2) Keys and values, and the products with both
     slots = rows * (PROMPT + decode_tokens / 2)
     cached = 2 * config.n_layer * config.n_kv_head * config.head_dim * slots
-    products = rows * weights + 2 * config.n_layer * config.n_head * config.head_dim * slots
-    return (weights + cached) * itemsize / memory, 2 * products / arithmetic
+    products = rows * (weights - idle)
+    products += 2 * config.n_layer * config.n_head * config.head_dim * slots
+    return (read + cached) * itemsize / memory, 2 * products / arithmetic
 
 
 def our_turn(engine: Engine, prompt: list[int], rows: int) -> Turn:

@@ -33,6 +33,7 @@ if __name__ == '__main__':
 
 import console
 import disk
+import hf_files
 import pretrained
 import runlog
 import tokenizer as tokenizers
@@ -68,7 +69,7 @@ def load(path: str | Path, mmap: bool = False) -> dict:
     """
     # 1) Is it there?
     path = Path(path)
-    if path.name == pretrained.CONFIG:
+    if path.name == hf_files.CONFIG:
         return pretrained.read(path.parent)
     if not path.exists():
         raise SystemExit(
@@ -110,10 +111,10 @@ def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
     Hugging Face. SystemExit if none is found."""
     path = pretrained.locate(str(path)) if pretrained.is_name(str(path)) else Path(path)
     if path.is_dir():
-        names = ('tok.json', 'ckpt.pt', 'best.pt', pretrained.CONFIG)
+        names = ('tok.json', 'ckpt.pt', 'best.pt', hf_files.CONFIG)
         found = [path / name for name in names if (path / name).exists()]
         path = found[0] if found else path / 'tok.json'
-    if path.name == pretrained.CONFIG:
+    if path.name == hf_files.CONFIG:
         return tokenizers.from_dict(pretrained.read_tokenizer(path.parent), path)
     if path.suffix == '.pt':
         return tokenizers.from_dict(load(path, mmap=True)['tokenizer'], path)
@@ -155,9 +156,9 @@ def identity(path: Path | None) -> dict | None:
     """{'path': …, 'sha256': …} of a checkpoint, which a run keeps as `parent`. None for None."""
     if path is None:
         return None
-    is_folder = path.name == pretrained.CONFIG
+    is_folder = path.name == hf_files.CONFIG
     digest = hashlib.sha256()
-    for part in [path, *pretrained.weight_files(path.parent)] if is_folder else [path]:
+    for part in [path, *hf_files.weight_files(path.parent)] if is_folder else [path]:
         with open(part, 'rb') as file:
             while chunk := file.read(2**24):
                 digest.update(chunk)
@@ -217,7 +218,7 @@ def choose(folder: str | Path) -> Path:
 def latest_of(folder: str | Path) -> Path:
     """A run's ckpt.pt. Without one: the config.json of a Hugging Face folder, if it has that."""
     latest = Path(folder, 'ckpt.pt')
-    other = Path(folder, pretrained.CONFIG)
+    other = Path(folder, hf_files.CONFIG)
     return other if other.exists() and not latest.exists() else latest
 
 
@@ -236,7 +237,7 @@ def named(place: str) -> Path | None:
     """The checkpoint that a place names if it is not a run's folder: 'small.pt', 'hf:FOLDER'."""
     if pretrained.is_name(place):
         return pretrained.locate(place)
-    is_file = place.endswith('.pt') or Path(place).name == pretrained.CONFIG
+    is_file = place.endswith('.pt') or Path(place).name == hf_files.CONFIG
     return Path(place) if is_file else None
 
 

@@ -18,7 +18,8 @@ between answers to one question count: an answer is reinforced if its number is 
 the numbers are random, or depend on earlier steps, a resumed run differs from one without a stop.
 
 The file is imported, so its code runs with all rights of the user. Therefore neither a checkpoint
-nor a data set can name it: see checkpoint.inherit.
+nor a data set can name it: see checkpoint.inherit. It may import other files of its folder, if no
+module of this repository and no installed package has their name.
 """
 
 import importlib.util
@@ -66,6 +67,11 @@ def import_file(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(MODULE, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE] = module  # where a dataclass looks for its module
+    # The file may import its neighbours, as a script may. Their folder is the last that Python
+    # searches, so that a model.py in it does not replace ours
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

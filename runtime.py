@@ -147,6 +147,11 @@ def errors_once(ranks: Ranks) -> Iterator[None]:
         raise SystemExit(1)
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """Of this process, (0, 1) if it is the only one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def add_up(numbers: list[float]) -> list[float]:
     """The sums over all ranks, in float64, equal on every rank."""
     if not dist.is_initialized():

@@ -56,6 +56,7 @@ from configurator import check_ranges, configure
 from conversation import refuse_constant
 from dialogue import open_engine
 from engine import Engine, Event, Request
+from pretrained import HUB_FOLDER
 from protocol import Answer, Call, Refused, Served
 from sampling import Sampling
 from utf8 import valid_text
@@ -574,12 +575,22 @@ def listen() -> socket.socket:
         ) from None
 
 
-def name_of(path: Path) -> str:
-    """The model's id: out/tinyworld/rl/ckpt.pt -> tinyworld-rl, small.pt -> small."""
+def name_of(path: Path, stage: str) -> str:
+    """
+    The model's id, from the path of its checkpoint:
+
+        small.pt                       small
+        out/tinyworld/rl/ckpt.pt       tinyworld-rl
+        /tmp/x/config.json             x                (hf:/tmp/x)
+        data/hub/owner/x/config.json   owner-x          (hf:owner/x)
+    """
     if path.stem not in ('ckpt', 'best', 'config'):  # the last is of a Hugging Face folder
         return path.stem
-    folders = [part for part in path.resolve().parent.parts[-2:] if part != 'out']
-    return '-'.join(folders) or 'flatgpt'
+    # Two folders where the first one says more: the run of a stage, or who owns a repository
+    folder = path.resolve().parent
+    is_ours = 'out' in folder.parts[:-1] or HUB_FOLDER.resolve() in folder.parents
+    names = folder.parts[-2:] if is_ours or folder.name == stage else [folder.name]
+    return '-'.join(name for name in names if name != 'out') or 'flatgpt'
 
 
 def describe(opened, model: Served) -> dict:
@@ -616,7 +627,7 @@ def main():
     # 2) The model
     listener = listen()
     opened = open_engine(out_dir, device, dtype, compile, max_rows=max_rows, max_bytes=max_bytes)
-    name = model_name or name_of(opened.path)
+    name = model_name or name_of(opened.path, opened.state['stage'])
     created = int(opened.path.stat().st_mtime)
     served = Served(name, opened.engine, opened.why_no_chat, created, sampling, max_tokens)
     if opened.why_no_chat:

@@ -33,7 +33,7 @@ import batches
 import checkpoint
 import console
 import costs
-import evaluate
+import exam
 import moe
 import plan as planner
 import rewards
@@ -42,6 +42,7 @@ import runtime
 import shards
 import tasks
 import tokenizer as tokenizers
+import validation
 from configurator import Settings, check_ranges, configure
 from conversation import Chat
 from core import BUNDLE, Core, core_numbers, load_bundle
@@ -171,7 +172,7 @@ RECIPE = {
 }  # fmt: skip
 
 # -----------------------------------------------------------------------------
-# losses: (model, batch) -> (this micro-batch's share of the step's loss, {name: share} for the log)
+# losses: (model, batch) -> (its share of the step's loss, {name: share} to log)
 # model(inputs, targets) returns the negative log-likelihood of every target, (B, T), in nats
 
 
@@ -267,7 +268,7 @@ def pretrain(run):
     """Text: every token counts."""
     steps = batches.Stream(run.data.split('train'), run.shape, bos=run.data.tokenizer.bos)
     val = run.validation(batches.Stream)
-    measure = evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
+    measure = validation.Text(run.model, weighted_nll, val, run.data, run.machine.device)
     return run.ahead(steps), weighted_nll, measure
 
 
@@ -294,13 +295,13 @@ def dpo(run):
     run.raw_model.eval()  # without dropout
     for name, reader in dict(train=steps, val=all_val).items():
         if name not in run.kept:
-            logps = evaluate.log_probabilities(run.model, reader, run.machine.device)
+            logps = validation.log_probabilities(run.model, reader, run.machine.device)
             run.kept[name] = torch.tensor(logps, dtype=torch.float64)
         reader.reference = run.kept[name].numpy()
     run.raw_model.train()
     val = run.validation(batches.Pairs, run.chat)
     val.reference = all_val.reference[: val.num_rows]  # a resume may evaluate more
-    measure = evaluate.Total(run.model, preference_loss, val, run.machine.device)
+    measure = validation.Total(run.model, preference_loss, val, run.machine.device)
     return run.ahead(steps), preference_loss, lambda: {**measure(), **skills()}
 
 
@@ -336,7 +337,7 @@ def converse(run):
     problems = []
     if run.data.problems and eval_problems:
         problems = read_problems(run, 'val', limit=eval_problems)
-    return evaluate.Skills(run.engine, problems, max_new_tokens, allow_unsafe_code, run.reward)
+    return exam.Skills(run.engine, problems, max_new_tokens, allow_unsafe_code, run.reward)
 
 
 def assistant_text(run):
@@ -344,7 +345,7 @@ def assistant_text(run):
     if shards.kind_of(run.data) == 'prompts':
         return dict  # {}: there are no answers
     val = run.validation(batches.Packed, run.chat)
-    return evaluate.Text(run.model, weighted_nll, val, run.data, run.machine.device)
+    return validation.Text(run.model, weighted_nll, val, run.data, run.machine.device)
 
 
 STAGES = {f.__name__: f for f in (pretrain, mid, sft, dpo, rl)}  # to add a stage, add it here

@@ -40,9 +40,9 @@ import torch.nn.functional as F
 
 import checkpoint
 import console
-import evaluate
 import runtime
 import shards
+import validation
 from model import GPT
 from runlog import short
 
@@ -354,7 +354,7 @@ def score(path: str, folder: str) -> dict:
     ids = split.read(0, len(split))
     nats = mean_nats(model, ids)
     bytes_per_token = float(tokenizer.bytes_per_id[ids[1:]].mean())
-    bits = evaluate.bits_per_byte(nats, bytes_per_token)
+    bits = validation.bits_per_byte(nats, bytes_per_token)
     return dict(step=state['step'], val=nats, bits_per_byte=bits)
 
 

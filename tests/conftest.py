@@ -56,6 +56,15 @@ def oracle(request):
     return ask
 
 
+@pytest.fixture
+def transformers(oracle):
+    """The oracle of other projects' models, without its log lines and progress bars."""
+    found = oracle('transformers')
+    found.logging.set_verbosity_error()
+    found.logging.disable_progress_bar()
+    return found
+
+
 def pytest_sessionfinish(session):
     """A process of pytest-xdist tells the one that prints which oracles it missed."""
     output = getattr(session.config, 'workeroutput', {})

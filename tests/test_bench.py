@@ -314,6 +314,20 @@ def test_the_limit_of_a_step_is_memory_read_once_or_its_arithmetic(load):
     assert computed == pytest.approx(2 * (5 * matrices + cached) / 2e9)
 
 
+def test_a_step_reads_the_experts_that_its_rows_choose(load):
+    """Of 8 experts a row uses 2 and a shared one; each has two matrices of 16 x 64."""
+    bench = load(**TINY, vocab_size=64, decode_tokens=72, n_expert=8, n_expert_shared=1)
+    model = GPT(dataclasses.replace(bench.make_config(), block_size=200))
+    expert = 2 * 16 * 64
+    others = 2 * (4 * 16 * 16 + 16 * 8) + 64 * 16  # attention and router of 2 layers, the head
+    for rows, chosen in ((1, 2), (2, 8 * (1 - 0.75**2)), (1000, 8)):
+        cached = rows * (64 + 36) * 2 * 2 * 16
+        read, computed = bench.least_seconds(model, rows, 4, memory=1e9, arithmetic=2e9)
+        assert read == pytest.approx(4 * (others + 2 * (chosen + 1) * expert + cached) / 1e9)
+        used = rows * (others + 2 * 3 * expert)
+        assert computed == pytest.approx(2 * (used + cached) / 2e9)
+
+
 @pytest.mark.slow
 def test_decoding_is_timed_against_transformers(load, oracle):
     oracle('transformers')

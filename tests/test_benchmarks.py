@@ -14,6 +14,8 @@ from test_sets import HUMANEVAL, arc_row, ask, mmlu_row, sets  # noqa: F401  a f
 
 import checkpoint
 import evaluate
+import exam
+import runtime
 import sandbox
 import tasks
 from conversation import SPECIAL, Chat
@@ -131,8 +133,8 @@ def run(monkeypatch, capsys):
 
     def program(folder, *args):
         path = folder / 'numbers.json'
-        monkeypatch.setattr(evaluate.runtime, 'set_up', lambda *args, **more: None)
-        monkeypatch.setattr(evaluate.runtime, 'explain_out_of_memory', lambda *args: None)
+        monkeypatch.setattr(runtime, 'set_up', lambda *args, **more: None)
+        monkeypatch.setattr(runtime, 'explain_out_of_memory', lambda *args: None)
         own = [f'--out_dir={folder}', f'--json={path}', '--max_new_tokens=40']
         monkeypatch.setattr('sys.argv', ['evaluate.py', *own, *args])
         capsys.readouterr()
@@ -243,7 +245,7 @@ def test_published_numbers_of_the_page_agree_with_our_chatcore():
     )  # fmt: skip
     for column in (1, 2):
         scores = {
-            skill: evaluate.Score(1, float(table[name][column]), 0, 0, None)
+            skill: exam.Score(1, float(table[name][column]), 0, 0, None)
             for skill, name in names.items()
         }
         [(name, mean)] = evaluate.chatcore(scores).items()

@@ -26,10 +26,10 @@ CORE = [path for path in CODE if path.parent == ROOT]
 LAYERS = {
     'base': 'utf8 console disk segments',  # for leaves; need the standard library and numpy only
     'leaf': 'model moe extras tokenizer conversation optim sampling tools sandbox configurator '
-    'runtime runlog',
-    'lower': 'shards cache hf_tokenizer packed rewards',
-    'middle': 'batches tasks engine pretrained plan',
-    'high': 'core checkpoint',
+    'runtime runlog hf_files',
+    'lower': 'shards cache hf_tokenizer families packed rewards',
+    'middle': 'batches tasks engine pretrained export plan',
+    'high': 'core checkpoint validation exam',
     'upper': 'evaluate costs dialogue',
     'top': 'protocol',
     'program': 'train sample serve bench report dial compare bench_tokenizer gpu_check exercise '

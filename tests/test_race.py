@@ -116,7 +116,7 @@ def applied(tmp_path):
     def run(text):
         folder = tmp_path / 'copy'
         folder.mkdir()
-        for name in (*race.FILES, 'runlog.py', 'evaluate.py'):
+        for name in (*race.FILES, 'runlog.py', 'validation.py'):
             (folder / name).write_bytes((ROOT / name).read_bytes())
         path = tmp_path / 'mine.diff'
         path.write_text(text, encoding='utf-8')
@@ -135,8 +135,8 @@ def test_a_diff_of_the_schedule_is_applied(applied):
 @pytest.mark.parametrize('name, old, new, said', [
     ('train.py', STREAM, STREAM.replace("'train'", "'val'"), "reads the split 'val'"),
     ('runlog.py', '        began = perf_counter()', '        began = 0.0', 'changes runlog.py'),
-    ('evaluate.py', "        numbers = {'val': nats, 'perplexity': math.exp(min(nats, 700))}  # "
-     'exp(710) overflows', "        numbers = {'val': 0.0}", 'changes evaluate.py'),
+    ('validation.py', "        numbers = {'val': nats, 'perplexity': math.exp(min(nats, 700))}  # "
+     'exp(710) overflows', "        numbers = {'val': 0.0}", 'changes validation.py'),
     ('train.py', '        numbers = run.measure()', "        numbers = {'val': 1.0}",
      'changes evaluate_model() of train.py'),
     ('train.py', RATE, RATE + '\n' * 151, 'lines, expected 1 to 150'),

@@ -18,6 +18,7 @@ def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'dont_write_bytecode', True)  # several files of one second and size
     monkeypatch.delitem(sys.modules, rewards.MODULE, raising=False)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
 
     def run(source):
         if source is not None:
@@ -110,6 +111,23 @@ def test_a_file_that_cannot_be_used_is_one_line(load, source, words):
     with pytest.raises(SystemExit) as stop:
         load(source)
     one_line(stop, *words)
+
+
+def test_the_file_imports_its_neighbours_but_does_not_replace_our_modules(
+    load, tmp_path, monkeypatch
+):
+    """At its top and inside the function. `tools` is ours, whether it is loaded already or not."""
+    for name in ('lengths_of_words', 'lengths_of_lines', 'tools'):
+        (tmp_path / f'{name}.py').write_text('measure = len\n', encoding='utf-8')
+    monkeypatch.delitem(sys.modules, 'tools', raising=False)
+    reward = load(
+        'import tools\nfrom lengths_of_words import measure\n\n\n'
+        'def f(problems, answers):\n'
+        '    import lengths_of_lines\n\n'
+        '    assert lengths_of_lines.measure is measure and tools.calculate\n'
+        '    return [measure(answer) for answer in answers]\n'
+    )
+    assert reward(PROBLEMS, ANSWERS) == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize('given', ['my.py', 'my.py:', ':f', 'f', 'my:f', 'my.pyc:f'])

@@ -550,6 +550,23 @@ def test_bad_settings_are_one_line(args, words, oracle, monkeypatch):
     assert '\n' not in message and all(word in message for word in words), message
 
 
+@pytest.mark.parametrize('place, name', [
+    ('small.pt', 'small'),
+    ('out/ckpt.pt', 'flatgpt'),
+    ('out/mine/best.pt', 'mine'),
+    ('out/tinyworld/rl/ckpt.pt', 'tinyworld-rl'),
+    ('out/speedrun/d20/rl/ckpt.pt', 'd20-rl'),
+    ('elsewhere/mine/ckpt.pt', 'mine'),
+    ('elsewhere/mine/rl/ckpt.pt', 'mine-rl'),
+    ('elsewhere/x/config.json', 'x'),
+    ('hub/owner/x/config.json', 'owner-x'),
+])  # fmt: skip
+def test_a_model_is_named_after_its_folder(tmp_path, monkeypatch, place, name):
+    program = load_program()
+    monkeypatch.setattr(program, 'HUB_FOLDER', tmp_path / 'hub')
+    assert program.name_of(tmp_path / place, 'rl') == name
+
+
 def test_a_missing_package_and_a_busy_port_are_one_line(monkeypatch, oracle):
     oracle('uvicorn')
     with socket.create_server(('127.0.0.1', 0)) as other:

@@ -38,12 +38,12 @@ from test_train import (
 
 import batches
 import checkpoint
-import evaluate
 import plan
 import runtime
 import sandbox
 import shards
 import tokenizer as tokenizers
+import validation
 from conversation import SPECIAL, Chat
 from model import GPT, GPTConfig
 from optim import Optimizer
@@ -214,7 +214,7 @@ def test_going_on_is_exact_to_the_bit(train, straight, monkeypatch, tmp_path, st
     assert log_of(out)[-1]['step'] == 12  # lines that will come again
     # DPO's reference is the model that the run began with; its checkpoint has what that said
     monkeypatch.setattr(
-        evaluate, 'log_probabilities', lambda *_: pytest.fail('the reference was computed again')
+        validation, 'log_probabilities', lambda *_: pytest.fail('the reference was computed again')
     )
     original, maps, still = torch.load, [], []
     with monkeypatch.context() as patch:
@@ -697,7 +697,8 @@ import json, os, random, runpy, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 os.chdir({str(ROOT)!r})
 import torch
-import batches, checkpoint, conversation, engine, evaluate, optim, plan, runtime, tasks, tools
+import batches, checkpoint, conversation, engine, exam, optim, plan, runtime, tasks, tools
+import validation
 torch.set_num_threads(1)
 runtime.machine_facts = lambda device: {{}}
 folder, wanted, *args = sys.argv[1:]

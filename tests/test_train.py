@@ -29,13 +29,13 @@ import torch.nn.functional as F
 
 import batches
 import checkpoint
-import evaluate
 import model as models
 import optim
 import plan
 import runlog
 import runtime
 import shards
+import validation
 from engine import Engine, Sampling
 from model import GPT, GPTConfig
 from tokenizer import CharTokenizer, from_dict
@@ -450,7 +450,7 @@ runtime.seed_step = hook
 
 def test_a_run_that_evaluation_breaks_is_saved(train, monkeypatch, tmp_path):
     """Trap 1."""
-    original = evaluate.total
+    original = validation.total
     calls = []
 
     def total(*args):
@@ -459,7 +459,7 @@ def test_a_run_that_evaluation_breaks_is_saved(train, monkeypatch, tmp_path):
             raise MemoryError('at the last step')
         return original(*args)
 
-    monkeypatch.setattr(evaluate, 'total', total)
+    monkeypatch.setattr(validation, 'total', total)
     with pytest.raises(MemoryError):
         train(*TINY, '--max_iters=3', out=tmp_path / 'out')
     assert checkpoint.load(tmp_path / 'out/ckpt.pt')['step'] == 3
