@@ -44,6 +44,17 @@ def oracle(request):
 
     def ask(name):
         try:
+@pytest.fixture(autouse=True)
+def as_before():
+    """Take back what a program changes for its process when a test runs it in this one: it adds its
+    folder to sys.path, and runtime.undo_changes() knows the rest."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    if 'runtime' in sys.modules:
+        sys.modules['runtime'].undo_changes()
+
+
             return importlib.import_module(name)
         except ImportError as error:
             package = name.partition('.')[0]

@@ -24,7 +24,6 @@ from test_sample import BYTES, write_checkpoint
 
 import dialogue
 import protocol
-import runtime
 from engine import Engine
 from sampling import Sampling
 
@@ -67,7 +66,6 @@ def running(path, *args):
     service.reader.shutdown()
     worker.join(60)
     assert not worker.is_alive()
-    runtime.undo_changes()  # of open_engine, for other tests
 
 
 @pytest.fixture(autouse=True)
