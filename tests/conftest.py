@@ -24,6 +24,12 @@ import pytest
 # faster on one thread, and it gives the same bits each time
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported; for all processes
 
+# Servers of tests are on this machine. A proxy of the user's would stand between, or would reach
+# what a test declares unreachable
+for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
+    os.environ.pop(name, None)
+    os.environ.pop(name.upper(), None)
+
 ROOT = Path(__file__).resolve().parent.parent
 LINUX = sys.platform == 'linux'
 MISSING = pytest.StashKey[set]()  # names of the oracles that are not installed
