@@ -259,7 +259,9 @@ class Terminal:
         import pty
 
         self.fd, child = pty.openpty()
-        environment = {**os.environ, 'TERM': 'xterm', 'OMP_NUM_THREADS': '1', **environment}
+        # without the user's own settings of readline and libedit
+        usual = {'TERM': 'xterm', 'INPUTRC': os.devnull, 'EDITRC': os.devnull}
+        environment = {**os.environ, **usual, 'OMP_NUM_THREADS': '1', **environment}
         streams = dict(stdin=child, stdout=child, stderr=child)
         place = dict(cwd=cwd, env=environment, start_new_session=True)
         self.process = subprocess.Popen(command, **streams, **place)
