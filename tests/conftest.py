@@ -125,6 +125,7 @@ def run_forked(tmp_path_factory):
         streams = {name: folder / name for name in ('stdout', 'stderr')}
         for path in streams.values():
             path.write_bytes(b'')
+            path.unlink(missing_ok=True)  # a process that an earlier program left may still write
         paths = {name: str(path) for name, path in streams.items()}
         print(json.dumps({'argv': command, **program, **paths}), file=server.stdin, flush=True)
         statuses = json.loads(server.stdout.readline())
