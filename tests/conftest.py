@@ -33,6 +33,7 @@ for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
 ROOT = Path(__file__).resolve().parent.parent
 LINUX = sys.platform == 'linux'
 MISSING = pytest.StashKey[set]()  # names of the oracles that are not installed
+PATIENCE = 600  # seconds to wait for what takes less than ten; a busy machine is 20 times slower
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -43,13 +44,6 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope='session')
-def oracle(request):
-    """oracle('transformers') returns the module. If it is missing, the test is skipped, and fails
-    under CI=true."""
-
-    def ask(name):
-        try:
 @pytest.fixture(autouse=True)
 def as_before():
     """Take back what a program changes for its process when a test runs it in this one: it adds its
@@ -61,6 +55,13 @@ def as_before():
         sys.modules['runtime'].undo_changes()
 
 
+@pytest.fixture(scope='session')
+def oracle(request):
+    """oracle('transformers') returns the module. If it is missing, the test is skipped, and fails
+    under CI=true."""
+
+    def ask(name):
+        try:
             return importlib.import_module(name)
         except ImportError as error:
             package = name.partition('.')[0]
@@ -124,8 +125,8 @@ def run_forked(tmp_path_factory):
     def run(command, **program):
         streams = {name: folder / name for name in ('stdout', 'stderr')}
         for path in streams.values():
-            path.write_bytes(b'')
             path.unlink(missing_ok=True)  # a process that an earlier program left may still write
+            path.write_bytes(b'')
         paths = {name: str(path) for name, path in streams.items()}
         print(json.dumps({'argv': command, **program, **paths}), file=server.stdin, flush=True)
         statuses = json.loads(server.stdout.readline())
@@ -275,7 +276,7 @@ class Terminal:
     def read(self, until):
         """What was shown since the last read, up to `until`."""
         while until not in self.shown:
-            assert select.select([self.fd], [], [], 120)[0], self.shown
+            assert select.select([self.fd], [], [], PATIENCE)[0], self.shown
             self.shown += os.read(self.fd, 4096)  # OSError: the program has ended
         shown, _, self.shown = self.shown.partition(until)
         return shown

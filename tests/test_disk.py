@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import one_line
+from conftest import PATIENCE, one_line
 
 import disk
 
@@ -111,7 +111,7 @@ def test_a_device_is_never_replaced(tmp_path):
 
 def eventually(condition):
     """Wait for what another thread or process is about to do."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -27,6 +27,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import PATIENCE
 import batches
 import checkpoint
 import evaluate
@@ -1248,5 +1249,5 @@ def test_two_runs_side_by_side(train, tmp_path, corpora):
         )
         for out in outs
     ]
-    assert [run.wait(300) for run in runs] == [0, 0]
+    assert [run.wait(PATIENCE) for run in runs] == [0, 0]
     assert_same_bits(trained(outs[0]), trained(outs[1]))
