@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -416,7 +417,8 @@ def test_a_program_is_found_through_a_link_and_without_its_folder_on_the_path(tm
 
 @pytest.fixture(scope='module')
 def notebook(oracle):
-    """notebook(code, press_at='…') -> its output. Interrupts the kernel when press_at appears."""
+    """notebook(code, press_at='…') -> its output. Interrupts the kernel when press_at appears. Over
+    Unix sockets: a TCP port, free when it is chosen, may be taken before the kernel listens."""
     oracle('ipykernel')
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import KernelManager
@@ -427,7 +429,11 @@ def notebook(oracle):
                 argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
             )
 
-    manager = KernelManager(kernel_spec_manager=ThisPython())
+    folder = tempfile.TemporaryDirectory()  # its path is short enough for a socket's
+    manager = KernelManager(
+        kernel_spec_manager=ThisPython(), transport='ipc', ip=f'{folder.name}/kernel',
+        connection_file=f'{folder.name}/kernel.json',
+    )  # fmt: skip
     manager.start_kernel(cwd=str(ROOT), env={**os.environ, 'OMP_NUM_THREADS': '1'})
     client = manager.blocking_client()
 
@@ -450,6 +456,7 @@ def notebook(oracle):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+        folder.cleanup()
 
 
 STATE = """
