@@ -237,7 +237,8 @@ def test_a_full_disk_under_stdout(speaker):
         ([], b'<stdout>: No space left on device\n', 1),
     ):
         with open('/dev/full', 'wb') as full:
-            program = speaker(code, *arguments, stdout=full, stderr=subprocess.PIPE)
+            streams = dict(stdout=full, stderr=subprocess.PIPE)
+            program = speaker(code, *arguments, env={'PYTHONUNBUFFERED': ''}, **streams)
             assert program.communicate(timeout=PATIENCE)[1] == said
         assert program.returncode == status
 
