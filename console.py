@@ -86,14 +86,15 @@ class Console:
             action(*arguments)
         except OSError as error:
             if error.errno in NOBODY_READS:
+                self.reader_left = True
                 self.drop_output()
             elif not self.must_finish:  # such as a full disk: here the output is the result
+                self.drop_output()  # what is buffered would fail again when the interpreter ends
                 raise SystemExit(f'{self.stream.name}: {error.strerror}') from None
 
     def drop_output(self) -> None:
         """Point the file descriptor at os.devnull, so that child processes and C++ code do not fail
         either."""
-        self.reader_left = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)

@@ -17,7 +17,8 @@ the model's weights change, all blocks are forgotten.
 
 Every row draws from a random stream of its own, so its tokens do not depend on its neighbours,
 except through rounding: a batch of another shape may change the last bits of float32 logits. With
-`rows` and `slots` the shapes are fixed, and a row is the same to the bit.
+`rows` and `slots` the shapes are fixed, and a row is the same to the bit if the CPU's products
+round it alike wherever it is in a batch (measured: with AVX-512 they do, with AVX2 not always).
 
 The structure of a conversation is in its special tokens. With chat=Chat(tokenizer) and
 tool=calculate a row may sample only the special tokens allowed at its position. When it closes a

@@ -23,6 +23,7 @@ n_embd = 128
 n_hidden = 192
 n_expert = 8
 n_expert_active = 2
+expert_balance = 0.1  # keeps experts in use in the later stages too, which inherit it
 block_size = 256
 rope_theta = 500.0  # rows are short
 zero_init = True

@@ -24,9 +24,16 @@ import pytest
 # faster on one thread, and it gives the same bits each time
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported; for all processes
 
+# Servers of tests are on this machine. A proxy of the user's would stand between, or would reach
+# what a test declares unreachable
+for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
+    os.environ.pop(name, None)
+    os.environ.pop(name.upper(), None)
+
 ROOT = Path(__file__).resolve().parent.parent
 LINUX = sys.platform == 'linux'
 MISSING = pytest.StashKey[set]()  # names of the oracles that are not installed
+PATIENCE = 600  # seconds to wait for what takes less than ten; a busy machine is 20 times slower
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -35,6 +42,17 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Take back what a program changes for its process when a test runs it in this one: it adds its
+    folder to sys.path, and runtime.undo_changes() knows the rest."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    if 'runtime' in sys.modules:
+        sys.modules['runtime'].undo_changes()
 
 
 @pytest.fixture(scope='session')
@@ -116,6 +134,7 @@ def run_forked(tmp_path_factory):
     def run(command, **program):
         streams = {name: folder / name for name in ('stdout', 'stderr')}
         for path in streams.values():
+            path.unlink(missing_ok=True)  # a process that an earlier program left may still write
             path.write_bytes(b'')
         paths = {name: str(path) for name, path in streams.items()}
         print(json.dumps({'argv': command, **program, **paths}), file=server.stdin, flush=True)
@@ -251,7 +270,9 @@ class Terminal:
         import pty
 
         self.fd, child = pty.openpty()
-        environment = {**os.environ, 'TERM': 'xterm', 'OMP_NUM_THREADS': '1', **environment}
+        # without the user's own settings of readline and libedit
+        usual = {'TERM': 'xterm', 'INPUTRC': os.devnull, 'EDITRC': os.devnull}
+        environment = {**os.environ, **usual, 'OMP_NUM_THREADS': '1', **environment}
         streams = dict(stdin=child, stdout=child, stderr=child)
         place = dict(cwd=cwd, env=environment, start_new_session=True)
         self.process = subprocess.Popen(command, **streams, **place)
@@ -264,7 +285,7 @@ class Terminal:
     def read(self, until):
         """What was shown since the last read, up to `until`."""
         while until not in self.shown:
-            assert select.select([self.fd], [], [], 120)[0], self.shown
+            assert select.select([self.fd], [], [], PATIENCE)[0], self.shown
             self.shown += os.read(self.fd, 4096)  # OSError: the program has ended
         shown, _, self.shown = self.shown.partition(until)
         return shown

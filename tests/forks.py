@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed
 
-GRACE = 10  # seconds that the other ranks have to end after one has failed
+GRACE = 60  # seconds that the other ranks have to end after one has failed
 
 
 def serve():

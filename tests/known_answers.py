@@ -61,7 +61,8 @@ def tiny(block_size=96, seed=0):
 
 
 def trained_model():
-    """A model trained on the nine conversations until its loss on the answers is near 0."""
+    """A model trained on the nine conversations until its loss on the answers is near 0. In float64
+    afterwards, where the rounding that depends on a batch's shape is too small to turn a draw."""
     model, rows = tiny(), []
     for known, said in KNOWN:
         ids = CHAT.render([*known['messages'], {'role': 'assistant', 'content': said}])
@@ -80,4 +81,4 @@ def trained_model():
         if loss < 0.01:
             break
     assert loss < 0.01
-    return model
+    return model.double()

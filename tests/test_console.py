@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 import checkpoint
 import console
@@ -175,7 +176,7 @@ def lose_reader(program, descriptor):
     """Read a line, close the reader, let the program continue. Returns its exit status."""
     with open(descriptor, 'rb') as reader:
         assert reader.readline().strip() == b'first'
-    program.communicate(b'\n', timeout=60)
+    program.communicate(b'\n', timeout=PATIENCE)
     return program.returncode
 
 
@@ -221,7 +222,7 @@ def test_a_reader_that_leaves_before_the_last_flush(speaker):
     program = speaker(code, env=buffered, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     os.close(reader)
-    assert program.communicate(b'\n', timeout=60)[1] == b''
+    assert program.communicate(b'\n', timeout=PATIENCE)[1] == b''
     assert program.returncode == 0
 
 
@@ -236,8 +237,9 @@ def test_a_full_disk_under_stdout(speaker):
         ([], b'<stdout>: No space left on device\n', 1),
     ):
         with open('/dev/full', 'wb') as full:
-            program = speaker(code, *arguments, stdout=full, stderr=subprocess.PIPE)
-            assert program.communicate(timeout=60)[1] == said
+            streams = dict(stdout=full, stderr=subprocess.PIPE)
+            program = speaker(code, *arguments, env={'PYTHONUNBUFFERED': ''}, **streams)
+            assert program.communicate(timeout=PATIENCE)[1] == said
         assert program.returncode == status
 
 
@@ -250,7 +252,7 @@ def test_streams_that_are_closed(speaker, tmp_path):
         "open(sys.argv[1], 'w').write(sys.stdin.read() + 'whole')"
     )
     program = speaker(code, tmp_path / 'file', preexec_fn=lambda: [os.close(i) for i in range(3)])
-    assert program.wait(60) == 0
+    assert program.wait(PATIENCE) == 0
     assert (tmp_path / 'file').read_text(encoding='utf-8') == 'whole'
 
 
@@ -269,7 +271,7 @@ def test_a_character_that_the_encoding_lacks(speaker, missing, shown):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    stdout, stderr = program.communicate(timeout=60)
+    stdout, stderr = program.communicate(timeout=PATIENCE)
     assert (stdout.rstrip(), stderr.rstrip(), program.returncode) == (shown, b'\\u0436', 1)
 
 
@@ -318,7 +320,7 @@ def test_a_file_is_written_though_nobody_reads_the_output(tmp_path):
         stdout=writer,
         stderr=writer,
         env=environment,
-        timeout=120,
+        timeout=PATIENCE,
     )
     os.close(writer)
     assert done.returncode == 0
@@ -327,7 +329,7 @@ def test_a_file_is_written_though_nobody_reads_the_output(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         env=environment,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert (shown.returncode, shown.stderr) == (0, b'')  # an encoding error would blame ж.json
     assert shown.stdout.startswith(b'\\xd0|\\xb6| low|')
@@ -356,7 +358,7 @@ def test_a_run_outlives_the_terminal(tmp_path, corpora):
     while b'tokens/s' not in said:
         said += os.read(master, 2**16)
     os.close(master)
-    assert run.wait(120) == 0
+    assert run.wait(PATIENCE) == 0
     assert checkpoint.load(out / 'ckpt.pt')['step'] >= 1
 
 
@@ -384,12 +386,12 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
     try:
         log = out / 'log.jsonl'
         enough = len(runlog.read_log(log)) + 20
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while len(runlog.read_log(log)) < enough and time.monotonic() < deadline:
             assert run.poll() is None
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
-        assert run.wait(120) == (0 if ranks == 1 else 1)  # torchrun exits with 1 after Ctrl-C
+        assert run.wait(PATIENCE) == (0 if ranks == 1 else 1)  # torchrun exits with 1 after Ctrl-C
     finally:
         run.kill()
     assert checkpoint.load(out / 'ckpt.pt')['step'] >= 20
@@ -406,7 +408,7 @@ def test_a_program_is_found_through_a_link_and_without_its_folder_on_the_path(tm
     environment['PYTHONSAFEPATH'] = '1'
     command = [sys.executable, 'link.py', '.']
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120
+        command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=PATIENCE
     )
     assert (done.returncode, done.stdout) == (0, 'report.md\n'), done.stderr
 
@@ -416,7 +418,8 @@ def test_a_program_is_found_through_a_link_and_without_its_folder_on_the_path(tm
 
 @pytest.fixture(scope='module')
 def notebook(oracle):
-    """notebook(code, press_at='…') -> its output. Interrupts the kernel when press_at appears."""
+    """notebook(code, press_at='…') -> its output. Interrupts the kernel when press_at appears. Over
+    Unix sockets: a TCP port, free when it is chosen, may be taken before the kernel listens."""
     oracle('ipykernel')
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import KernelManager
@@ -427,7 +430,11 @@ def notebook(oracle):
                 argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
             )
 
-    manager = KernelManager(kernel_spec_manager=ThisPython())
+    folder = tempfile.TemporaryDirectory()  # its path is short enough for a socket's
+    manager = KernelManager(
+        kernel_spec_manager=ThisPython(), transport='ipc', ip=f'{folder.name}/kernel',
+        connection_file=f'{folder.name}/kernel.json',
+    )  # fmt: skip
     manager.start_kernel(cwd=str(ROOT), env={**os.environ, 'OMP_NUM_THREADS': '1'})
     client = manager.blocking_client()
 
@@ -440,16 +447,17 @@ def notebook(oracle):
             if press_at and press_at in ''.join(said) and not pressed:
                 pressed.append(manager.interrupt_kernel())
 
-        client.execute_interactive(code, timeout=120, output_hook=hear)
+        client.execute_interactive(code, timeout=PATIENCE, output_hook=hear)
         return ''.join(said)
 
     try:
         client.start_channels()
-        client.wait_for_ready(timeout=120)
+        client.wait_for_ready(timeout=PATIENCE)
         yield run
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+        folder.cleanup()
 
 
 STATE = """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PATIENCE
 
 import checkpoint
 import conversation
@@ -66,7 +67,7 @@ def prepare(tree, name, *args, check=True):
         capture_output=True,
         text=True,
         encoding='utf-8',
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert not check or done.returncode == 0, done.stderr
     return done

@@ -5,19 +5,12 @@ from conftest import ROOT
 from test_sample import BYTES, SIX, TALKS, write_checkpoint
 
 import dialogue
-import runtime
 from conversation import Chat
 from dialogue import Dialogue, fit, open_engine
 from engine import Engine
 from sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    yield
-    runtime.undo_changes()  # of open_engine, for other tests
 
 
 def test_three_lines_talk_to_the_model_in_the_box(tmp_path, monkeypatch, capsys):

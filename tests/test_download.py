@@ -17,7 +17,7 @@ from email.utils import format_datetime
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line
+from conftest import PATIENCE, ROOT, one_line
 
 import tokenizer as tokenizers
 from conversation import SPECIAL
@@ -82,7 +82,7 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[i : i + step])
         if 'hold' in plan:  # the client is killed meanwhile
             self.wfile.flush()
-            plan['hold'].wait(120)
+            plan['hold'].wait(PATIENCE)
         if plan.get('reset'):  # RST instead of FIN
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         self.close_connection = True
@@ -700,7 +700,7 @@ def test_fineweb_killed_and_called_again_gives_the_same_bytes(fineweb, server, o
         fineweb.hub.httpd.plans[path] = [{'cut': 200, 'hold': hold}]
         command = [sys.executable, script, *args, f'--num_workers={num_workers}']
         process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not (fineweb.folder / is_there).exists():
             assert process.poll() is None, is_there
             assert time.monotonic() < deadline

@@ -800,8 +800,9 @@ def test_rows_of_different_sampling_do_not_mix(sampling):
 
 
 @pytest.mark.parametrize('preset, rows, slots', [('plus', 16, 64), ('qwen3', 13, 100)])
-def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, monkeypatch):
-    """12 questions with 4 samples each in float32, in batches of different questions and order."""
+def test_at_a_fixed_shape_a_row_says_the_same(preset, rows, slots, monkeypatch):
+    """12 questions with 4 samples each in float32, in batches of different questions and order. The
+    log-probabilities are compared as numbers: some CPUs round a row of a product by its place."""
     tokenizer = train_bpe([WORDS * 3], vocab_size=300, special=SPECIAL)
     chat, shapes = Chat(tokenizer), set()
     model = build(preset, vocab_size=tokenizer.vocab_size, block_size=128, std=0.1)
@@ -829,7 +830,10 @@ def test_at_a_fixed_shape_a_row_says_the_same_to_the_bit(preset, rows, slots, mo
             }
         return found
 
-    expected = said(range(12))
+    expected = {
+        key: (ids, pytest.approx(logprobs, abs=1e-5), *rest)
+        for key, (ids, logprobs, *rest) in said(range(12)).items()
+    }
     assert len({tuple(ids) for ids, *_ in expected.values()}) == 48
     assert len({len(ids) for ids, *_ in expected.values()}) > 5 and not all(
         all(s) for _, _, s, _ in expected.values()

@@ -155,6 +155,7 @@ def test_limit_1_works_on_every_task(given, run_program, run_folder):
 @pytest.mark.parametrize('sampled', [[], ['--num_samples=2', '--temperature=1.5']])
 def test_a_killed_evaluation_continues(table, run_folder, tmp_path, monkeypatch, sampled):
     more = [*sampled, f'--answers={tmp_path / "a.jsonl"}', '--max_new_tokens=20', '--batch_size=2']
+    more.append('--dtype=float64')
     _, undisturbed = table(*more)
     whole = (tmp_path / 'a.jsonl').read_bytes()
     (tmp_path / 'a.jsonl').unlink()

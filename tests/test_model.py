@@ -228,6 +228,7 @@ def test_compiled_it_is_one_graph_with_one_loss(monkeypatch, preset):
         graphs.append([node.target for node in graph.graph.nodes])
         return graph
 
+    torch.compiler.reset()  # torch keeps 8 variants of a function, those of earlier tests included
     model = randomise(build(preset))
     compiled = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)
     with torch.autocast('cpu', torch.bfloat16):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ROOT, environment_of
+from conftest import PATIENCE, ROOT, environment_of
 
 import checkpoint
 from conversation import SPECIAL
@@ -173,7 +173,7 @@ def tabs(browser, url, count=1, **settings):
     """Tabs of one browser profile at this address. No script may fail, and none may be injected:
     that of the markup would open a dialog."""
     context = browser.new_context(**settings)
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(1000 * PATIENCE)
     pages = [context.new_page() for _ in range(count)]
     faults = []
     for page in pages:
@@ -394,7 +394,7 @@ def test_a_dead_server_is_reported_until_it_is_back(page, sites):
     send(page, SUM)
     see(page, 'python serve.py', '#banner')
     sites[0].start()
-    page.locator('#banner').wait_for(state='hidden', timeout=120_000)
+    page.locator('#banner').wait_for(state='hidden')
     page.get_by_role('button', name='Try again').click()
     see(page, '12+7 = 19', '.call')
 

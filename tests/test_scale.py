@@ -1,6 +1,7 @@
 """Many processes as a user starts them: eight ranks, two nodes, workers that are killed; and
 speedrun.sh from a blank machine to the report."""
 
+import contextlib
 import fnmatch
 import itertools
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import LINUX, ROOT, environment_of, read_defaults, tail
@@ -27,7 +29,7 @@ from conversation import SPECIAL
 pytestmark = pytest.mark.skipif(not LINUX, reason='torchrun and /proc')
 SMOKE = [str(ROOT / 'config' / 'smoke.py'), '--device=cpu']
 # a step is a line of the log, and every seventh is saved
-SHORT = ['--auto_resume=True', '--max_iters=40', '--eval_interval=20', '--eval_iters=1']
+SHORT = ['--auto_resume=True', '--max_iters=100', '--eval_interval=20', '--eval_iters=1']
 SHORT += ['--save_interval=7', '--log_interval=1', '--dropout=0.1', '--max_new_tokens=8']
 NODES = {
     'one': ['--standalone'],
@@ -52,6 +54,17 @@ def test_every_stage_runs_on_eight_ranks(run_program, world, tmp_path):  # noqa:
         assert trained(tmp_path / f'out/smoke/{stage}')['step'] == 2
 
 
+def free_port():
+    """A free port below those that the system hands out by itself, so nobody takes it before it is
+    used."""
+    limits = Path('/proc/sys/net/ipv4/ip_local_port_range').read_text(encoding='utf-8')
+    while True:
+        port = random.randrange(1024, int(limits.split()[0]))
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(('127.0.0.1', port))
+            return port
+
+
 @pytest.fixture
 def launch(tmp_path):
     """launch('static', out) starts the agents of its nodes, each with two workers; wait() waits for
@@ -59,9 +72,7 @@ def launch(tmp_path):
     agents = []
 
     def start(kind, out):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
+        port = free_port()
         for node in range(1 if kind == 'one' else 2):
             place = [option.format(node=node, port=port) for option in NODES[kind]]
             command = [sys.executable, '-m', 'torch.distributed.run', *place, '--nproc_per_node=2']

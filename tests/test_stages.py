@@ -808,7 +808,7 @@ def test_nothing_is_compiled_again_after_the_first_step(
     ]
     args += ['--eval_interval=7'] + [f'--init_from={runs["grown"]}'] * (stage != 'pretrain')
     where = tmp_path / 'compiled.py', ROOT / 'train.py', f'--out_dir={tmp_path / "out"}'
-    done = run_program(*where, *args, *split_step(8, 2), timeout=600)
+    done = run_program(*where, *args, *split_step(8, 2), timeout=3600)
     counted = json.loads(done.stdout.splitlines()[-1])
     assert 'compiled (as asked)' in done.stdout and len(counted) == 20
     assert counted[1] > 0 and set(counted[1:]) == {counted[1]}, counted

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import regex
 import tiktoken
-from conftest import LINES, random_text
+from conftest import LINES, PATIENCE, random_text
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import checkpoint
@@ -746,7 +746,7 @@ def test_a_killed_training_leaves_nothing(phase, num_workers, tmp_path):
         seen += running.stderr.read1()
     time.sleep(0.2)  # into the middle of the phase, which takes a second
     running.send_signal(signal.SIGKILL)
-    assert running.communicate(timeout=30) and running.returncode == -signal.SIGKILL
+    assert running.communicate(timeout=PATIENCE) and running.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
 
 
