@@ -1,7 +1,7 @@
 """
 What settings imply, by arithmetic: no model is built.
 
-1. The dial (`derive`): a preset and a depth set everything that the user has not set.
+1. The dial (`derive`, `set_rates`): a preset and a depth set everything that the user has not set.
 
     python train.py --preset=llama     # a family of models: see PRESETS in model.py
     python train.py --depth=20         # one dial for the size of everything, as nanochat's d20
@@ -16,12 +16,9 @@ from configurator import Settings, check_ranges
 from model import LOGITS_BYTES, PRESETS, GPTConfig
 
 # -----------------------------------------------------------------------------
-# 1. the dial. The idea is nanochat's: the user sets the depth; width, heads, rates, batch and
-# horizon follow. The learning rate was measured at depths 1 to 3 (dev/dial.py, LOG.md); nothing was
-# measured here beyond depth 3
-
-# The settings from which the dial scales
-REFERENCE = dict(depth=12, learning_rate=4.7e-3, weight_decay=0.1, tokens_per_step=2**19)
+# 1. the dial. The idea is nanochat's: the user sets the depth; width, heads, batch, horizon and
+# rates follow. Measured at depths 1 to 3 (docs/dial.md, LOG.md); deeper, only that the rates come
+# near nanochat's at depth 20
 
 
 def derive(settings: dict, explicit: frozenset) -> dict[str, tuple]:
@@ -50,26 +47,57 @@ def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
     implied['n_head'] = n_head
     implied['n_embd'] = n_head * head_dim
 
-    # 2) Learning rate: as 1 / depth. This fits the best rates that dial.py found at depths 1 and 2
-    # (6e-2 and 3.3e-2), and nanochat's rate at depth 20: its Muon changes each weight of a matrix
-    # of width 1280 by 0.02 / sqrt(1280), as ours does at 2.8e-3
-    implied['learning_rate'] = REFERENCE['learning_rate'] * REFERENCE['depth'] / depth
-
-    # 3) Weight decay: rate * decay * steps is constant (Wang and Aitchison, 2024, arXiv
-    # 2405.13698). The rate shrinks as 1 / depth. Steps are tokens, depth^3, divided by the batch,
-    # depth^1.2, so they grow as depth^1.8; the decay shrinks as 1 / depth^0.8
-    implied['weight_decay'] = REFERENCE['weight_decay'] * (REFERENCE['depth'] / depth) ** 0.8
-
-    # 4) Horizon: 20 tokens per parameter (Hoffmann et al., 2022, Chinchilla)
+    # 2) Horizon: 20 tokens per parameter (Hoffmann et al., 2022, Chinchilla)
     if not explicit & {'max_iters', 'epochs', 'target_param_data_ratio'}:
         implied['target_param_data_ratio'] = 20.0
 
-    # 5) Batch: the best one grows as tokens^0.4 (Bergsma et al., 2025, arXiv 2505.13738), and
-    # tokens grow as depth^3
+    # 3) Batch: the best one grows as tokens^0.4 (Bergsma et al., 2025, arXiv 2505.13738), and
+    # tokens grow as depth^3. 2^19 tokens at depth 12 are nanochat's
     if 'gradient_accumulation_steps' not in explicit:
-        tokens_per_step = REFERENCE['tokens_per_step'] * (depth / REFERENCE['depth']) ** 1.2
+        tokens_per_step = 2**19 * (depth / 12) ** 1.2
         micro_batch_tokens = settings['batch_size'] * settings['block_size']
         implied['gradient_accumulation_steps'] = max(1, round(tokens_per_step / micro_batch_tokens))
+
+    # 4) AdamW's first moment, as nanochat's: 0.9 is 0.016 and 0.022 nats worse at depths 1 and 2
+    implied['beta1'] = 0.8
+
+    # 5) No decay, as nanochat's. 0.1 ends alike after 500 steps at depths 1 and 2, 0.3 is worse
+    implied['weight_decay'] = 0.0
+    return implied
+
+
+def rates(model: GPTConfig, steps: int, tokens_per_step: int) -> dict[str, float]:
+    """{setting: value}, to three digits, that the dial implies for a run of `steps` steps. The
+    constants and exponents are fitted to the best rates in docs/dial.md."""
+    tokens = max(1, steps) * tokens_per_step
+
+    # 1) Matrices: by the width as nanochat, up with the batch, down with the length of the run
+    rate = 0.13 * model.n_embd**-0.5 * tokens_per_step**0.75 * tokens**-0.43
+
+    # 2) Embedding: nanochat's 0.2 at width 768, whatever the batch and the length. Less where there
+    # are few ids, since every step sees each of them often. A table without a norm after it starts
+    # at init_std, which is small, and moves as the matrices do
+    embedding = rate
+    if model.embed_norm:
+        embedding = 0.2 * (model.n_embd / 768) ** -0.5 * min(1.0, model.vocab_size / 2048)
+    implied = dict(learning_rate=rate, embedding_rate=embedding / rate)
+    return {name: float(f'{value:.3g}') for name, value in implied.items()}
+
+
+def set_rates(
+    settings: Settings, model: GPTConfig, steps: int, tokens_per_step: int
+) -> dict[str, float]:
+    """Set the dial's rates where they are not given, once the length of the run is known. Returns
+    them. SystemExit if min_lr exceeds the learning rate."""
+    source = f'depth {settings["depth"]}'
+    implied = rates(model, steps, tokens_per_step)
+    for name in implied.keys() & settings.explicit:
+        del implied[name]
+    for name, value in implied.items():
+        settings.assign(name, value, source, where=source, explicit=False)
+    if settings['min_lr'] > settings['learning_rate']:
+        limit = f'learning_rate = {settings["learning_rate"]}'
+        raise SystemExit(f'min_lr is {settings["min_lr"]}, expected at most {limit}')
     return implied
 
 

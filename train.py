@@ -395,11 +395,10 @@ def main():
         run.parent = checkpoint.identity(path)
     with runtime.errors_once(ranks):
         run.steps, run.loss, run.measure = STAGES[stage](run)
-        run.num_steps, run.why_num_steps = planner.horizon(
-            config, config.explicit, len(run.steps), run.raw_model.num_params(active=True),
-            run.tokens_per_step,
-        )  # fmt: skip
-        run.decay_iters = lr_decay_iters or run.num_steps
+        set_length(run)
+        if depth and not start:
+            sizes = model_config, run.num_steps, run.tokens_per_step
+            globals().update(planner.set_rates(config, *sizes))
         run.core = open_core(run)
         run.optimizer = build_optimizer(run)
         if resume or init_optimizer and start:
@@ -413,6 +412,14 @@ def main():
         train(run)
     runtime.leave()
     return run
+
+
+def set_length(run):
+    run.num_steps, run.why_num_steps = planner.horizon(
+        run.config, run.config.explicit, len(run.steps), run.raw_model.num_params(active=True),
+        run.tokens_per_step,
+    )  # fmt: skip
+    run.decay_iters = lr_decay_iters or run.num_steps
 
 
 def build_model(config, ranks, machine, data, model_config, start, path):
@@ -553,7 +560,8 @@ def check(settings):
     )  # fmt: skip
     most = dict(warmdown=1, seed=2**63 - 1, activation_memory_budget=1)
     wrong = []
-    if settings['min_lr'] > settings['learning_rate']:
+    dialled = settings['depth'] and settings['init_from'] == 'scratch'  # its rate follows later
+    if not dialled and settings['min_lr'] > settings['learning_rate']:
         limit = f'learning_rate = {settings["learning_rate"]}'
         wrong.append(f'min_lr is {settings["min_lr"]}, expected at most {limit}')
     if settings['eval_iters'] == 0:

@@ -11,6 +11,7 @@ derived rate with more seeds. A table and a plot in out/dial answer two question
 rate near the best? Do losses follow a power law, loss = a * parameters^-b?
 """
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -25,14 +26,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import torch
 
 import checkpoint
 import console
+import costs
 import disk
 import plan
 import runlog
 import runtime
 from configurator import check_ranges, configure
+from model import GPT, GPTConfig
 
 out_dir = 'out/dial'  # one folder per run, the table and the plot
 dataset = 'stdlib'  # plain text: depth 3 reads 29 million of its ids
@@ -62,8 +66,7 @@ class Run(NamedTuple):
 
     @property
     def rate(self) -> float:
-        sizes = dict(batch_size=batch_size, block_size=block_size)
-        return self.factor * plan.dial(self.depth, sizes, frozenset())['learning_rate']
+        return self.factor * derived_rate(self.depth)
 
     @property
     def settings(self) -> dict:
@@ -74,6 +77,23 @@ class Run(NamedTuple):
             dtype=dtype, compile=compile, target_param_data_ratio=target_param_data_ratio,
             eval_interval=0, save_interval=20, sample_prompts='',
         )  # fmt: skip
+
+
+@functools.cache
+def derived_rate(depth: int) -> float:
+    """The learning rate that train.py derives."""
+    # 1) The model
+    implied = plan.dial(depth, dict(batch_size=batch_size, block_size=block_size), frozenset())
+    shape = {name: implied[name] for name in ('n_layer', 'n_head', 'n_embd')}
+    vocab_size, _ = costs.vocabulary(ROOT / 'data', dataset)
+    config = GPTConfig(vocab_size=vocab_size, block_size=block_size, **shape)
+    with torch.device('meta'):
+        parameters = GPT(config).num_params()
+
+    # 2) The length of the run
+    tokens_per_step = implied['gradient_accumulation_steps'] * batch_size * block_size
+    steps = round(target_param_data_ratio * parameters / tokens_per_step)
+    return plan.rates(config, steps, tokens_per_step)['learning_rate']
 
 
 def listed(setting: str, kind: type) -> list:

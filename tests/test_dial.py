@@ -24,7 +24,6 @@ def test_every_rate_once_and_more_seeds_of_the_derived_one():
 
 
 def test_the_rate_of_a_run_is_the_dials():
-    assert Run(3, 1.0, 1).rate == pytest.approx(4.7e-3 * 12 / 3)  # 1 / depth, see plan.py
     assert Run(3, 0.5, 1).rate == pytest.approx(Run(3, 1.0, 1).rate / 2)
 
 
@@ -111,6 +110,13 @@ def test_a_small_dial_is_trained_once_and_drawn(tmp_path, run_program, oracle):
     assert (out / 'dial.png').read_bytes().startswith(b'\x89PNG') and '![' in (
         out / 'dial.md'
     ).read_text()
+    # the rate is the one that train.py derives
+    few = ('--depth=1', '--batch_size=16', '--block_size=32', '--target_param_data_ratio=0.7')
+    few += (f'--dataset={data}', f'--out_dir={tmp_path / "plain"}', '--sample_prompts=')
+    run_program('train.py', *few, cwd=tmp_path)
+    first = [json.loads(open(log).readline()) for log in (*logs, tmp_path / 'plain/log.jsonl')]
+    rates = [row['config']['learning_rate'] for row in first]
+    assert rates[-1] == min(rates) and max(rates) == pytest.approx(2 * min(rates))
     again = run_program('dev/dial.py', *args, cwd=tmp_path)
     assert {
         path: path.read_bytes() for path in out.glob('*/log.jsonl')
