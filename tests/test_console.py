@@ -391,7 +391,8 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, corpora, ranks):
             assert run.poll() is None
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
-        assert run.wait(PATIENCE) == (0 if ranks == 1 else 1)  # torchrun exits with 1 after Ctrl-C
+        # torchrun exits with 1 after Ctrl-C, or with 120 if it cannot write its own last words
+        assert run.wait(PATIENCE) in ((0,) if ranks == 1 else (1, 120))
     finally:
         run.kill()
     assert checkpoint.load(out / 'ckpt.pt')['step'] >= 20
