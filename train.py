@@ -398,7 +398,7 @@ def main():
         set_length(run)
         if depth and not start:
             sizes = model_config, run.num_steps, run.tokens_per_step
-            globals().update(planner.set_rates(config, *sizes))
+            globals().update(planner.set_rates(config, *sizes))  # as configure() does
         run.core = open_core(run)
         run.optimizer = build_optimizer(run)
         if resume or init_optimizer and start:
@@ -415,6 +415,7 @@ def main():
 
 
 def set_length(run):
+    """The steps of the run, and of its falling rate."""
     run.num_steps, run.why_num_steps = planner.horizon(
         run.config, run.config.explicit, len(run.steps), run.raw_model.num_params(active=True),
         run.tokens_per_step,

@@ -14,8 +14,8 @@ zero_init = True
 
 isolate = True
 batch_size = 4  # 4 * 256 = 1,024 tokens per step
-# A run has 60 processor seconds. In a quick hour of a 2-core machine a step takes 0.23 of them, in
-# a slow one 0.49: there lower this in both entries
+# A run has 60 processor seconds. A step takes 0.23 of them in a quick hour of a 2-core machine and
+# 0.49 in a slow one: lower this then, in both entries
 max_iters = 140
 muon_iterations = 3
 learning_rate = 4e-3
