@@ -87,7 +87,7 @@ learning_rate = 2e-3  # constant
 grad_clip = 1.0  # largest norm of the gradient; 0 is off
 
 # The model
-preset = 'nano'  # nano | plus | gpt2 | llama | qwen3: sets the switches below that are not given
+preset = 'plus'  # plus | nano | gpt2 | llama | qwen3: sets the switches below that are not given
 depth = 0  # the dial sets layers, width and heads, see plan.py; 0 is off
 vocab_size = 1024  # number of ids
 n_layer = 4  # blocks

@@ -23,6 +23,7 @@ import hashlib
 import math
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,19 @@ def load(path: str | Path, mmap: bool = False) -> dict:
     if missing:
         names = ', '.join(sorted(missing))
         raise SystemExit(f'{path} is not a checkpoint of this project: it lacks {names}')
+    drop_unknown(state['model_config'], path)
     return state
+
+
+def drop_unknown(model_config: dict, path: str | Path) -> None:
+    """Remove the fields of another model.py that are off. SystemExit if one is on."""
+    for name in sorted(model_config.keys() - {field.name for field in fields(GPTConfig)}):
+        value = model_config.pop(name)
+        if value:
+            raise SystemExit(
+                f'{path} was made by another model.py, with {name} = {value!r}. Use the one that '
+                'made it'
+            )
 
 
 def training_command(folder: Path) -> str:

@@ -29,7 +29,7 @@ import runtime
 import shards
 from configurator import Settings
 from model import GPT, LOGITS_BYTES, GPTConfig
-from optim import SCALARS, Optimizer
+from optim import Optimizer
 
 VOCAB_SIZE = 2**16  # where the data are missing: that of config/tokenizer_65536.py
 DOLLARS = 3.0  # of a GPU for an hour: nanochat's README (2025) gives $24 for eight H100s
@@ -148,10 +148,8 @@ def activations(config: GPTConfig, tokens: int, size: int, compiled: bool) -> in
     if config.n_expert:  # the router's probabilities, and four numbers of 8 bytes per choice
         scales += 4 * config.n_expert + 32 * config.n_expert_active
 
-    # 6) Extras: the stream as each layer scales it; rows of the tables of values; the embeddings of
-    # a token and of the one before, in float32. Gates and what backout subtracts are negligible or
-    # counted above
-    block += config.n_embd * config.residual_scales
+    # 6) Extras: rows of the tables of values; the embeddings of a token and of the one before, in
+    # float32. Gates are negligible
     around += len(config.value_layers) * keys * size
     around += 2 * config.n_embd * max(4, size) * config.smear
     return tokens * (config.n_layer * (block * size + scales) + around)
@@ -266,7 +264,7 @@ def to_lower(settings: dict, terms: dict, target: Target) -> str:
 def parameters(model: GPT) -> dict[str, int]:
     """{kind: count}, a tied table counted as the embedding. The sum is num_params()."""
     mlp = 'experts' if model.config.n_expert else 'MLP'
-    kinds = ('embedding', 'head', 'attention', mlp, 'router', 'extras', 'gains and biases')
+    kinds = ('embedding', 'head', 'attention', mlp, 'router', 'gates', 'gains and biases')
     counts = dict.fromkeys(kinds, 0)
     blocks = model.matrix_blocks()
     for name, p in model.named_parameters():
@@ -279,8 +277,8 @@ def parameters(model: GPT) -> dict[str, int]:
             kind = 'attention' if '.attn.' in name else mlp
         elif name.endswith('router.weight'):
             kind = 'router'
-        elif name.endswith(('c_gate.weight', *SCALARS)):
-            kind = 'extras'
+        elif name.endswith(('c_gate.weight', 'smear.share')):
+            kind = 'gates'
         counts[kind] += p.numel()
     return {kind: count for kind, count in counts.items() if count}
 

@@ -1,26 +1,22 @@
 """
-Extras: four small additions to the Transformer. Each is a switch of GPTConfig, and 'plus' is the
-preset with all of them.
+Extras: two small additions to the Transformer. Each is a switch of GPTConfig, and 'plus' is the
+preset with both.
 
     value_embeds       ValueEmbedding    a layer's values also depend on the token alone
     smear              Smear             a token's embedding gets a share of the one before
-    residual_scales    ResidualScales    each layer reads the stream and the first embedding, scaled
-    backout            Backout           the head reads the stream without its middle
 
 They cost almost no FLOPs: tables are looked up, gates read a few channels, the rest are sums. No
 class of transformers has them, so a model with one is exported with its own code.
 
-All are in nanochat's gpt.py (July 2026), and come from the records of modded-nanogpt. Each gain
-below is in validation loss against 'nano' at the same rates, together 0.141 nats: a first
-measurement at depth 2 after 200 steps of 8,192 tokens, one seed (LOG.md).
+Both are in nanochat's gpt.py (July 2026), and come from the records of modded-nanogpt.
 """
 
 import torch
 import torch.nn as nn
 
-EXTRAS = ('value_embeds', 'smear', 'residual_scales', 'backout')
-SCALARS = {'stream': 1.0, 'first': 0.1, 'share': 0.1}  # the learned scalars and their first values
+EXTRAS = ('value_embeds', 'smear')
 GATE_CHANNELS = 16  # of its input, which a gate reads
+SHARE = 0.1  # Smear's, at first
 
 
 class Gate(nn.Module):
@@ -70,30 +66,3 @@ class Smear(nn.Module):
         True where none is before -> (B, T, C)."""
         share = self.share * self.gate(x)  # (B, T, 1)
         return x + share.masked_fill(starts[..., None], 0.0) * before
-
-
-class ResidualScales(nn.Module):
-    """Scales the stream before each layer and adds the first embedding to it, scaled too. Alone:
-    0.005 nats."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.stream = nn.Parameter(torch.empty(config.n_layer))
-        self.first = nn.Parameter(torch.empty(config.n_layer))
-
-    def forward(self, x, first, layer: int):
-        """x, first (B, T, C) -> (B, T, C), the input of the layer."""
-        return self.stream[layer] * x + self.first[layer] * first
-
-
-class Backout(nn.Module):
-    """Subtracts a share of the stream after half of the layers: what only later layers needed.
-    Alone: nothing (-0.001 nats)."""
-
-    def __init__(self):
-        super().__init__()
-        self.share = nn.Parameter(torch.empty(1))
-
-    def forward(self, x, middle):
-        """x, middle (B, T, C) -> (B, T, C), the input of the last norm."""
-        return x - self.share[0] * middle

@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from extras import EXTRAS, SCALARS, Backout, ResidualScales, Smear, ValueEmbedding
+from extras import EXTRAS, SHARE, Smear, ValueEmbedding
 from moe import Balance, MoE, Usage
 
 # Each of these is also a setting of train.py, so that they can be compared one at a time
@@ -88,10 +88,8 @@ class GPTConfig:
     softcap: float = 15.0  # logits stay within (-softcap, softcap); 0 is off
     init_std: float = 0.0  # standard deviation of the initial weights; 0 is 1 / sqrt(fan-in)
     zero_init: bool = True  # output projections and an untied head start at zero
-    value_embeds: bool = False  # this and the next three: see extras.py
+    value_embeds: bool = False  # this and the next: see extras.py
     smear: bool = False
-    residual_scales: bool = False
-    backout: bool = False
     bos: int = -1  # begins a document; no token attends to earlier documents; -1: a row is one text
 
     def __post_init__(self):
@@ -324,8 +322,6 @@ class GPT(nn.Module):
         if config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
         self.smear = Smear(config) if config.smear else None
-        self.residual = ResidualScales(config) if config.residual_scales else None
-        self.backout = Backout() if config.backout else None
         self.init_weights()
 
     @torch.no_grad()
@@ -347,8 +343,8 @@ class GPT(nn.Module):
                 p.normal_(0.0, std / math.sqrt(2 * config.n_layer))
             elif layer in ('wte', 'wpe', 'wve', 'lm_head', 'c_attn', 'c_fc', 'router'):
                 p.normal_(0.0, std)
-            elif kind in SCALARS:
-                p.fill_(SCALARS[kind])
+            elif name == 'smear.share':
+                p.fill_(SHARE)
             else:
                 raise ValueError(f'init_weights does not know {name}')
 
@@ -430,15 +426,9 @@ class GPT(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
 
         # 3) Layers
-        x = first = F.dropout(x, config.dropout, self.training)
-        for layer, block in enumerate(self.transformer.h):
-            if layer == config.n_layer // 2:
-                middle = x  # for backout
-            if self.residual is not None:
-                x = self.residual(x, first, layer)
+        x = F.dropout(x, config.dropout, self.training)
+        for block in self.transformer.h:
             x = block(x, rotation, mask, cache, usage, inputs)
-        if self.backout is not None:
-            x = self.backout(x, middle)
         return self.transformer.ln_f(x)
 
     def logits(self, x):

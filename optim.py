@@ -38,7 +38,6 @@ POLAR_EXPRESS = {
 }
 MARGIN = 1.02
 MOMENTUM = (0.85, 0.95, 300)  # Muon's: from, to, in this many steps (Keller Jordan)
-SCALARS = ('stream', 'first', 'share')  # names of single numbers, see extras.py
 GOOD_STEPS = 2000  # after this many finite steps in a row fp16's loss scale doubles
 
 # torch 2.13 renamed these two and warns about the old names
@@ -224,11 +223,11 @@ class Bucket:
 
 class Optimizer:
     """
-    model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate, head_rate and
-    scalar_rate are multiples of the learning rate, value_rate one of embedding_rate. iterations: of
-    Newton-Schulz. rank, world_size, group: this process among those that share the work. fp16:
-    scale the loss. compile: fuse the updates (CUDA). muon_dtype: of Muon's matrix products; None is
-    the device's fast one. betas, eps: of AdamW.
+    model needs named_parameters(), matrix_blocks() and lm_head. embedding_rate and head_rate are
+    multiples of the learning rate, value_rate one of embedding_rate. iterations: of Newton-Schulz.
+    rank, world_size, group: this process among those that share the work. fp16: scale the loss.
+    compile: fuse the updates (CUDA). muon_dtype: of Muon's matrix products; None is the device's
+    fast one. betas, eps: of AdamW.
     """
 
     def __init__(
@@ -236,7 +235,6 @@ class Optimizer:
         embedding_rate: float = 1.0, head_rate: float = 1.0, iterations: int = 5,
         rank: int = 0, world_size: int = 1, group=None, fp16: bool = False, compile: bool = False,
         muon_dtype: torch.dtype | None = None, eps: float = 1e-8, value_rate: float = 0.5,
-        scalar_rate: float = 1.0,
     ):  # fmt: skip
         if kind not in ('muon', 'adamw'):
             raise SystemExit(f"optimizer is '{kind}', expected muon or adamw")
@@ -257,7 +255,6 @@ class Optimizer:
         ranks = (rank, world_size, group)
         blocks = model.matrix_blocks()
         rates = dict(wte=embedding_rate, wpe=embedding_rate, wve=value_rate * embedding_rate)
-        rates |= dict.fromkeys(SCALARS, scalar_rate)
         for name, p in model.named_parameters():
             rate = rates.get(name.removesuffix('.weight').rpartition('.')[2], 1.0)
             if p is model.lm_head.weight:  # a tied table too
@@ -396,7 +393,7 @@ class Optimizer:
         if state['layout'] != self.layout():
             raise SystemExit(
                 "the checkpoint's optimizer state belongs to another optimizer or architecture, or "
-                'to other rates of embeddings, head or scalars; leave --init_optimizer out, or use '
+                'to other rates of embeddings or head; leave --init_optimizer out, or use '
                 '--init_from=scratch'
             )
         for name, t in self.counters.items():

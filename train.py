@@ -74,7 +74,7 @@ activation_memory_budget = 1.0  # compiled: below 1 less memory, more time (docs
 deterministic = False  # same bits on CUDA too; slower
 backend = 'auto'  # auto | nccl | gloo, for gradients; auto: nccl on CUDA
 # the model
-preset = 'nano'  # nano | plus | gpt2 | llama | qwen3: sets switches not given
+preset = 'plus'  # plus | nano | gpt2 | llama | qwen3: sets switches not given
 depth = 0  # the dial: sets sizes, rates, batch and horizon; 0: off
 n_layer = 4  # blocks
 n_head = 4  # attention heads
@@ -100,10 +100,8 @@ embed_norm = True  # a norm right after the embedding
 softcap = 15.0  # logits stay within (-softcap, softcap); 0: off
 init_std = 0.0  # of initial weights; 0: 1 / sqrt(fan-in)
 zero_init = True  # output projections and untied head start at zero
-value_embeds = False  # this and the next three: see extras.py
-smear = False  # add the previous token
-residual_scales = False  # learned per layer
-backout = False  # subtract the middle
+value_embeds = True  # this and the next: see extras.py
+smear = True  # add the previous token
 # a step
 batch_size = 16  # rows of a micro-batch, at most
 gradient_accumulation_steps = 1  # a step has this * batch_size rows, over all ranks
@@ -114,7 +112,6 @@ muon_iterations = 5  # 5 | 3 (cheaper, as good in small models)
 learning_rate = 4e-3  # of AdamW; Muon's updates match it
 embedding_rate = 1.0  # multiple of learning_rate for embeddings
 head_rate = 1.0  # likewise for the head (or tied table)
-scalar_rate = 1.0  # for single numbers
 value_rate = 0.5  # multiple of embedding_rate for value_embeds
 weight_decay = 0.1  # of everything two-dimensional
 beta1 = 0.9  # AdamW's first moment
@@ -167,8 +164,7 @@ MAY_CHANGE = {
 # A later stage takes these from the one before, unless given
 RECIPE = {
     'isolate', 'optimizer', 'muon_iterations', 'learning_rate', 'embedding_rate', 'value_rate',
-    'head_rate', 'scalar_rate', 'weight_decay', 'beta1', 'beta2', 'adam_eps', 'grad_clip',
-    'expert_balance',
+    'head_rate', 'weight_decay', 'beta1', 'beta2', 'adam_eps', 'grad_clip', 'expert_balance',
 }  # fmt: skip
 
 # -----------------------------------------------------------------------------
@@ -554,8 +550,8 @@ def check(settings):
         batch_size=1, gradient_accumulation_steps=1, cpu_micro_batch_size=0, eval_interval=0,
         eval_iters=-1, core_interval=0, core_limit=0, log_interval=1, save_interval=0, max_skips=1,
         seed=0, learning_rate=0, min_lr=0, embedding_rate=0, value_rate=0, head_rate=0,
-        scalar_rate=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0, warmup_iters=0, warmdown=0,
-        lr_decay_iters=0, time_limit=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2,
+        weight_decay=0, grad_clip=0, beta1=0, beta2=0, warmup_iters=0, warmdown=0, lr_decay_iters=0,
+        time_limit=0, eval_problems=0, max_new_tokens=1, dpo_beta=0, rl_samples=2,
         rl_tokens=1, rl_rows=0, activation_memory_budget=0,
         adam_eps=1e-20,  # below it, the square of a gradient may be 0 where its moment is not
     )  # fmt: skip
@@ -663,7 +659,7 @@ def build_optimizer(run):
     return Optimizer(
         run.raw_model, optimizer, (beta1, beta2), weight_decay, embedding_rate, head_rate,
         muon_iterations, run.ranks.rank, run.ranks.world_size, eps=adam_eps,
-        value_rate=value_rate, scalar_rate=scalar_rate,
+        value_rate=value_rate,
         group=runtime.device_group(backend, run.machine.device, run.ranks),
         fp16=run.machine.dtype == 'float16',
         compile=run.machine.compile and run.machine.device != 'cpu',

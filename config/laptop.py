@@ -14,8 +14,9 @@ auto_resume = True  # run the command again to resume
 dataset = 'fineweb_edu'
 sample_prompts = 'The sun|Water is|People'
 
-# 2 * 12 * 128^2 + 2 * 6,400 * 128 = 2,031,616 parameters. Rates, decay, batch and horizon follow
-# from the depth (docs/dial.md)
+# 2 * 12 * 128^2 + 2 * 6,400 * 128 = 2,031,616 parameters, and a table of 6,400 * 128 values, of
+# which a token reads one row (extras.py). Rates, decay, batch and horizon follow from the depth
+# (docs/dial.md)
 depth = 2
 block_size = 256
 batch_size = 16  # a CPU runs fewer rows at a time, see plan.cpu_rows

@@ -25,6 +25,7 @@ batch_size = 64
 block_size = 256
 
 # a baby GPT
+preset = 'nano'
 n_layer = 6
 n_head = 6
 n_embd = 384

@@ -305,7 +305,7 @@ def test_decoding_is_measured_beside_its_limit(load, figures, monkeypatch):
 
 
 def test_the_limit_of_a_step_is_memory_read_once_or_its_arithmetic(load):
-    bench = load(**TINY, vocab_size=64, decode_tokens=72)
+    bench = load(**TINY, preset='nano', vocab_size=64, decode_tokens=72)
     model = GPT(dataclasses.replace(bench.make_config(), block_size=200))
     matrices = 2 * 12 * 16 * 16 + 64 * 16
     cached = 5 * (64 + 36) * 2 * 2 * 16  # 5 rows at half their length, keys and values of 2 layers
@@ -316,7 +316,9 @@ def test_the_limit_of_a_step_is_memory_read_once_or_its_arithmetic(load):
 
 def test_a_step_reads_the_experts_that_its_rows_choose(load):
     """Of 8 experts a row uses 2 and a shared one; each has two matrices of 16 x 64."""
-    bench = load(**TINY, vocab_size=64, decode_tokens=72, n_expert=8, n_expert_shared=1)
+    bench = load(
+        **TINY, preset='nano', vocab_size=64, decode_tokens=72, n_expert=8, n_expert_shared=1
+    )
     model = GPT(dataclasses.replace(bench.make_config(), block_size=200))
     expert = 2 * 16 * 64
     others = 2 * (4 * 16 * 16 + 16 * 8) + 64 * 16  # attention and router of 2 layers, the head

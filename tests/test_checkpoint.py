@@ -432,6 +432,17 @@ def test_weights_of_another_model_are_named(path):
         one_line(stop, str(path), 'another model.py')
 
 
+def test_a_switch_of_another_model_may_be_off(path):
+    state = dict.fromkeys(checkpoint.KEYS, {}) | {'model_config': {'n_layer': 3, 'turbo': False}}
+    checkpoint.save(path, state)
+    assert checkpoint.load(path)['model_config'] == {'n_layer': 3}
+    state['model_config']['turbo'] = True
+    checkpoint.save(path, state)
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.load(path)
+    one_line(stop, str(path), 'another model.py, with turbo = True')
+
+
 def test_the_identity_of_a_checkpoint_is_its_path_and_hash(path):
     content = os.urandom(2**24 + 17)  # more than one read
     path.write_bytes(content)
@@ -481,7 +492,7 @@ def test_a_new_stage_takes_the_architecture_and_the_recipe():
         optimizer='adamw', learning_rate=0.25, embedding_rate=2.0, head_rate=3.0, weight_decay=0.5
     )
     rates |= dict(beta1=0.75, beta2=0.125, adam_eps=0.5, grad_clip=4.0, isolate=True)
-    rates |= dict(muon_iterations=3, expert_balance=0.5, scalar_rate=5.0, value_rate=0.25)
+    rates |= dict(muon_iterations=3, expert_balance=0.5, value_rate=0.25)
     assert set(rates) == RULES.recipe
     state = dict(config={**RUN, **rates}, model_config=MODEL)
     settings = {**SETTINGS, **dict.fromkeys(rates)}

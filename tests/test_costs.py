@@ -16,8 +16,8 @@ from model import GPT, PRESETS, GPTConfig
 
 H100S = costs.Target('H100', 8, 'cuda', 'bfloat16', True, 989e12)
 D20 = (
-    '--depth=20', '--block_size=2048', '--batch_size=32', '--gradient_accumulation_steps=8',
-    '--target_param_data_ratio=20', '--dataset=nowhere',
+    '--preset=nano', '--depth=20', '--block_size=2048', '--batch_size=32',
+    '--gradient_accumulation_steps=8', '--target_param_data_ratio=20', '--dataset=nowhere',
 )  # fmt: skip
 D32 = (*D20, '--depth=32', '--batch_size=8', '--gradient_accumulation_steps=32')
 

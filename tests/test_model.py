@@ -306,8 +306,6 @@ SWITCHES = [  # settings, parameters that nano has not, those it has alone, thos
         set(),
     ),
     (dict(smear=True), {'smear.gate.c_gate.weight', 'smear.share'}, set(), set()),
-    (dict(residual_scales=True), {'residual.stream', 'residual.first'}, set(), set()),
-    (dict(backout=True), {'backout.share'}, set(), set()),
 ]
 
 
@@ -473,7 +471,7 @@ def test_parameters_are_counted_once(tied):
     assert nano.num_params(embeddings=False) == layers + table
     gpt2 = build('gpt2', tied_head=tied, bias=True)
     plus = build('plus', tied_head=tied)
-    small = 16 * 4 + 16 + 2 * 2 + 2  # two gates, then single numbers
+    small = 16 * 4 + 16 + 1  # two gates, and a share
     assert plus.num_params() == nano.num_params() + table + small  # a table of values in one layer
     assert plus.num_params(active=True) == nano.num_params() + small
     assert plus.num_params(embeddings=False) == layers + table + small

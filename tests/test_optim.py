@@ -18,7 +18,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import extras
 import optim
 import runtime
 from batches import Shape, Stream
@@ -419,9 +418,9 @@ def test_a_parameter_that_one_step_does_not_use_goes_on_with_its_momentum():
 @pytest.mark.parametrize('preset', PRESETS)
 def test_every_parameter_is_in_exactly_one_bucket(preset, tied, kind):
     model = build(preset, tied_head=tied, bias=True, n_kv_head=2)
-    rates = dict(embedding_rate=0.5, head_rate=2.0, value_rate=0.25, scalar_rate=3.0)
+    rates = dict(embedding_rate=0.5, head_rate=2.0, value_rate=0.25)
     optimizer = Optimizer(model, kind, **rates)
-    expected = dict(wte=0.5, wpe=0.5, wve=0.125, **dict.fromkeys(extras.SCALARS, 3.0))
+    expected = dict(wte=0.5, wpe=0.5, wve=0.125)
     seen = {name: torch.zeros(len(p)) for name, p in model.named_parameters()}
     matrices, pieces = matrices_of(model) if kind == 'muon' else {}, []
     for rule, bucket in optimizer.buckets.items():

@@ -3,6 +3,7 @@
 #
 # $ python dev/race.py shakespeare config/race/shakespeare.py
 
+preset = 'nano'
 n_layer = 2
 n_head = 2
 n_embd = 64
