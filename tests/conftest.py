@@ -13,6 +13,7 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -258,6 +259,38 @@ def is_mapped(path):
 
 def as_numbers(cell):
     return [float(part.replace(',', '')) for part in re.findall(r'[-+]?[\d,]*\.?\d+', cell)]
+
+
+# ---- a model in a Hugging Face folder
+
+
+@pytest.fixture(scope='session')
+def good_folder(tmp_path_factory):
+    """A random llama, exported. Tests change copies of it."""
+    from random_models import config_of, random_model, state_of
+
+    from export import export_folder
+
+    folder = tmp_path_factory.mktemp('good')
+    export_folder(state_of(random_model(config_of('llama'))), folder)
+    return folder
+
+
+@pytest.fixture
+def refused(good_folder, tmp_path):
+    """refused(change, *words): after change(copy of a folder), read() stops with these words."""
+    import checkpoint
+
+    folder = tmp_path / 'model'
+    shutil.copytree(good_folder, folder)
+
+    def check(change, *words):
+        change(folder)
+        with pytest.raises(SystemExit) as stop:
+            checkpoint.load(folder / 'config.json')
+        one_line(stop, *words)
+
+    return check
 
 
 # ---- a terminal

@@ -6,34 +6,11 @@ import struct
 
 import pytest
 from conftest import one_line
-from random_models import config_of, random_model, same_model, state_of
+from random_models import same_model
 
 import checkpoint
 import pretrained
-from export import export_folder
 from hf_files import WEIGHTS
-
-
-@pytest.fixture(scope='module')
-def good_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('good')
-    export_folder(state_of(random_model(config_of('llama'))), folder)
-    return folder
-
-
-@pytest.fixture
-def refused(good_folder, tmp_path):
-    """refused(change, *words): after change(copy of a folder), read() stops with these words."""
-    folder = tmp_path / 'model'
-    shutil.copytree(good_folder, folder)
-
-    def check(change, *words):
-        change(folder)
-        with pytest.raises(SystemExit) as stop:
-            checkpoint.load(folder / 'config.json')
-        one_line(stop, *words)
-
-    return check
 
 
 def with_header(change):

@@ -73,28 +73,6 @@ def test_openai_s_names_have_no_prefix(tmp_path):
     assert torch.equal(logits_of(found), logits_of(model))
 
 
-@pytest.fixture(scope='module')
-def good_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('good')
-    export_folder(state_of(random_model(config_of('llama'))), folder)
-    return folder
-
-
-@pytest.fixture
-def refused(good_folder, tmp_path):
-    """refused(change, *words): after change(copy of a folder), read() stops with these words."""
-    folder = tmp_path / 'model'
-    shutil.copytree(good_folder, folder)
-
-    def check(change, *words):
-        change(folder)
-        with pytest.raises(SystemExit) as stop:
-            checkpoint.load(folder / 'config.json')
-        one_line(stop, *words)
-
-    return check
-
-
 @pytest.mark.parametrize('change, words', [
     (dict(model_type='mamba'), ['model_type', 'mamba', 'qwen3']),
     (
