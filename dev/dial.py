@@ -36,7 +36,7 @@ import plan
 import runlog
 import runtime
 from configurator import check_ranges, configure
-from model import GPT, GPTConfig
+from model import GPT, PRESETS, GPTConfig
 
 out_dir = 'out/dial'  # one folder per run, the table and the plot
 dataset = 'stdlib'  # plain text: depth 3 reads 29 million of its ids
@@ -46,6 +46,7 @@ seeds = '1,2,3'  # the first for all rates, the others for the derived one
 jobs = 1  # runs at a time, which share the cores
 train = True  # False: only show finished runs
 # Settings of train.py
+preset = 'plus'  # plus | nano | gpt2 | llama | qwen3
 batch_size = 16  # rows of a micro-batch, at most
 block_size = 128  # tokens per row
 target_param_data_ratio = 20.0  # tokens per parameter; 20 is the dial's own
@@ -72,11 +73,18 @@ class Run(NamedTuple):
     def settings(self) -> dict:
         """The settings of its train.py."""
         return dict(
-            depth=self.depth, learning_rate=self.rate, seed=self.seed, out_dir=str(self.folder),
-            auto_resume=True, dataset=dataset, batch_size=batch_size, block_size=block_size,
-            dtype=dtype, compile=compile, target_param_data_ratio=target_param_data_ratio,
-            eval_interval=0, save_interval=20, sample_prompts='',
+            preset=preset, depth=self.depth, learning_rate=self.rate, seed=self.seed,
+            out_dir=str(self.folder), auto_resume=True, dataset=dataset, batch_size=batch_size,
+            block_size=block_size, dtype=dtype, compile=compile,
+            target_param_data_ratio=target_param_data_ratio, eval_interval=0, save_interval=20,
+            sample_prompts='',
         )  # fmt: skip
+
+
+def used_by_a_token(config: GPTConfig) -> int:
+    """Parameters, without those of the tables of values. No model is built."""
+    with torch.device('meta'):
+        return GPT(config).num_params(active=True)
 
 
 @functools.cache
@@ -86,9 +94,10 @@ def derived_rate(depth: int) -> float:
     implied = plan.dial(depth, dict(batch_size=batch_size, block_size=block_size), frozenset())
     shape = {name: implied[name] for name in ('n_layer', 'n_head', 'n_embd')}
     vocab_size, _ = costs.vocabulary(ROOT / 'data', dataset)
-    config = GPTConfig(vocab_size=vocab_size, block_size=block_size, **shape)
-    with torch.device('meta'):
-        parameters = GPT(config).num_params()
+    config = GPTConfig(
+        **{**PRESETS[preset], **shape, 'vocab_size': vocab_size, 'block_size': block_size}
+    )
+    parameters = used_by_a_token(config)
 
     # 2) The length of the run
     tokens_per_step = implied['gradient_accumulation_steps'] * batch_size * block_size
@@ -126,7 +135,8 @@ def loss_of(run: Run) -> float | None:
 def check(run: Run) -> None:
     """Refuse a run that was trained with other settings: the table would show it under a rate it
     never had."""
-    names = ('learning_rate', 'dataset', 'batch_size', 'block_size', 'target_param_data_ratio')
+    names = ('preset', 'learning_rate', 'dataset', 'batch_size', 'block_size')
+    names += ('target_param_data_ratio',)
     for first in runlog.read_log(run.folder / 'log.jsonl')[:1]:
         for name in names:
             before = first['config'][name]
@@ -171,7 +181,7 @@ class Depth(NamedTuple):
     """The finished runs of one depth."""
 
     depth: int
-    parameters: int
+    parameters: int  # those that a token uses
     tokens: float
     by_factor: dict[float, float]  # the loss with the first seed
     derived: list[float]  # the losses at the derived rate, all seeds
@@ -187,8 +197,8 @@ def gather(runs: Sequence[Run]) -> list[Depth]:
         if not derived:
             continue
         first = derived[0]
-        weights = checkpoint.load(first.folder / 'ckpt.pt', mmap=True)['model']
-        parameters = sum(weight.numel() for weight in weights.values())
+        state = checkpoint.load(first.folder / 'ckpt.pt', mmap=True)
+        parameters = used_by_a_token(GPTConfig(**state['model_config']))
         tokens_per_step = last_row(first, 'tokens_per_step')['tokens_per_step']
         tokens = tokens_per_step * last_row(first, 'val')['step']
         by_factor = {run.factor: x for run, x in done.items() if run.seed == first.seed}
@@ -273,7 +283,9 @@ def main() -> None:
     if 1.0 not in rates:
         wrong.append(f"factors is '{factors}', expected 1 among them: the derived rate")
     smallest = dict(depths=min(listed(depths, int)), seeds=min(listed(seeds, int)))
-    check_ranges(dict(jobs=jobs, **smallest), least=dict(jobs=1, depths=1, seeds=0), wrong=wrong)
+    settings = dict(jobs=jobs, preset=preset, **smallest)
+    choices = dict(preset=tuple(PRESETS))
+    check_ranges(settings, choices, least=dict(jobs=1, depths=1, seeds=0), wrong=wrong)
 
     # 2) Runs
     runs = wanted(listed(depths, int), rates, listed(seeds, int))
