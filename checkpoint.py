@@ -364,10 +364,12 @@ def inherit(
 
 def architecture_of(state: dict, settings: dict) -> dict:
     """The settings that decide names and shapes of the weights, with the values that the model was
-    built with, and the preset and depth from which they were derived."""
+    built with, and the preset and depth from which they were derived. A field that did not exist
+    then has GPTConfig's default."""
+    built = {field.name: field.default for field in fields(GPTConfig)} | state['model_config']
     found = {
         name: value
-        for name, value in state['model_config'].items()
+        for name, value in built.items()
         if name in settings and name not in ('dropout', 'expert_balance')
     }
     for name in ('preset', 'depth'):

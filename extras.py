@@ -8,7 +8,9 @@ preset with both.
 They cost almost no FLOPs: tables are looked up, gates read a few channels, the rest are sums. No
 class of transformers has them, so a model with one is exported with its own code.
 
-Both are in nanochat's gpt.py (July 2026), and come from the records of modded-nanogpt.
+Both are in nanochat's gpt.py (July 2026), and come from the records of modded-nanogpt. Gains are in
+validation loss against 'nano' at the same rates: together 0.17 nats at depth 1 and 0.15 at depth 2
+after 500 steps of 8,192 tokens (LOG.md). Deeper, nothing is measured.
 """
 
 import torch
@@ -37,7 +39,7 @@ class ValueEmbedding(nn.Module):
     """
     A layer's second embedding table. A token's row is added to its values, gated per head, so that
     the layer need not compute what follows from the token alone (value residual: Zhou et al., 2024,
-    arXiv 2410.17897). Alone: 0.077 nats.
+    arXiv 2410.17897). Alone: 0.08 nats at depth 2 after 200 steps, one seed.
     """
 
     def __init__(self, config):
@@ -54,7 +56,7 @@ class ValueEmbedding(nn.Module):
 
 class Smear(nn.Module):
     """Adds a share of the embedding before to each token's, gated, so that the first layer already
-    reads pairs of tokens. Alone: 0.065 nats."""
+    reads pairs of tokens. Alone: 0.07 nats, as above."""
 
     def __init__(self, config):
         super().__init__()

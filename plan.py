@@ -47,7 +47,7 @@ def dial(depth: int, settings: dict, explicit: frozenset) -> dict:
     implied['n_head'] = n_head
     implied['n_embd'] = n_head * head_dim
 
-    # 2) Horizon: 20 tokens per parameter (Hoffmann et al., 2022, Chinchilla)
+    # 2) Horizon: 20 tokens per parameter in use (Hoffmann et al., 2022, Chinchilla)
     if not explicit & {'max_iters', 'epochs', 'target_param_data_ratio'}:
         implied['target_param_data_ratio'] = 20.0
 

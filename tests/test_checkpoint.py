@@ -500,6 +500,13 @@ def test_a_new_stage_takes_the_architecture_and_the_recipe():
     assert {name: value for name, (value, _) in answer.items()} == {**architecture, **rates}
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_switch_newer_than_the_checkpoint_is_off(resume):
+    settings = {**SETTINGS, 'smear': True}  # the default now
+    answer = inherit(STATE, WHERE, settings, frozenset(), resume, RULES)
+    assert answer['smear'] == (False, str(WHERE))
+
+
 def test_on_resume_comes_everything_that_is_still_a_setting():
     own = {'init_from', 'out_dir', 'eval_only', 'auto_resume'}
     expected = {name: value for name, value in RUN.items() if name not in own | {'retired_setting'}}
