@@ -24,7 +24,7 @@ block_size = 2048
 # micro-batches; the step stays the same
 batch_size = 32
 gradient_accumulation_steps = 8
-activation_memory_budget = 0.95  # with 1.0 it is 81 GB, which --plan=True assumes
+activation_memory_budget = 0.95  # with 1.0, which --plan=True assumes, it takes 81 GB
 target_param_data_ratio = 20.0  # of the parameters that a token uses: 11.2B tokens, 21,400 steps
 
 # The rates of speedrun_d20.py
