@@ -43,7 +43,7 @@ PRESETS = {
         mlp='swiglu', tied_head=True, embed_norm=False, softcap=0.0, init_std=0.02, zero_init=False,
     ),
 }  # fmt: skip
-# The switches of extras.py: all on in 'plus', off in the others
+# The switches of extras.py: on in 'plus', off in the others
 PRESETS = {name: {**row, **dict.fromkeys(EXTRAS, False)} for name, row in PRESETS.items()}
 PRESETS['plus'] = {**PRESETS['nano'], **dict.fromkeys(EXTRAS, True)}
 

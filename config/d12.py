@@ -14,7 +14,7 @@ sample_prompts = 'The capital of Italy is|Water boils at|The opposite of hot is'
 
 # 12 * 12 * 768^2 + 2 * 65,536 * 768 = 185,597,952 parameters with a vocabulary of 65,536. Rates,
 # decay, batch and horizon follow from the depth (docs/dial.md)
-preset = 'nano'
+preset = 'nano'  # the tables of values of plus, the default, would need more memory
 depth = 12
 block_size = 2048
 batch_size = 32  # rows a GPU. The micro-batches of a step are shared among the GPUs

@@ -13,7 +13,7 @@ sample_prompts = 'The capital of Italy is|Water boils at|The opposite of hot is'
 
 # 32 layers of width 64 * 32 = 2,048, with a vocabulary of 65,536:
 # 32 * 12 * 2048^2 + 2 * 65,536 * 2048 = 1,879,048,192 parameters
-preset = 'nano'
+preset = 'nano'  # as nanochat 0.1.0: without the default's extras (extras.py)
 depth = 32
 block_size = 2048
 

@@ -12,7 +12,7 @@ dataset = 'fineweb_edu'
 sample_prompts = 'The capital of Italy is|Water boils at|The opposite of hot is'
 
 # As d12.py with half of the rows a micro-batch: the step is the same, in twice the micro-batches
-preset = 'nano'
+preset = 'nano'  # the tables of values of plus, the default, would need more memory
 depth = 12
 block_size = 2048
 batch_size = 16

@@ -13,7 +13,7 @@ sample_prompts = 'The capital of Italy is|Water boils at|The opposite of hot is'
 
 # 8 * 12 * 512^2 + 2 * 65,536 * 512 = 92,274,688 parameters with a vocabulary of 65,536. Rates,
 # decay, batch and horizon follow from the depth (docs/dial.md)
-preset = 'nano'
+preset = 'nano'  # the tables of values of plus, the default, would need more memory
 depth = 8
 block_size = 2048
 batch_size = 4

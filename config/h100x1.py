@@ -13,7 +13,7 @@ sample_prompts = 'The capital of Italy is|Water boils at|The opposite of hot is'
 
 # 16 * 12 * 1024^2 + 2 * 65,536 * 1024 = 335,544,320 parameters with a vocabulary of 65,536. Rates,
 # decay, batch and horizon follow from the depth (docs/dial.md)
-preset = 'nano'
+preset = 'nano'  # the tables of values of plus, the default, would need more memory
 depth = 16
 block_size = 2048
 batch_size = 32

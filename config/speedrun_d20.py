@@ -13,7 +13,7 @@ sample_prompts = 'The capital of Italy is|Water boils at|The opposite of hot is'
 
 # 20 layers of width 64 * 20 = 1,280, with a vocabulary of 65,536:
 # 20 * 12 * 1280^2 + 2 * 65,536 * 1280 = 560,988,160 parameters
-preset = 'nano'
+preset = 'nano'  # as nanochat 0.1.0: without the default's extras (extras.py)
 depth = 20
 block_size = 2048
 

@@ -3,8 +3,9 @@
 #
 # $ torchrun --standalone --nproc_per_node=8 train.py config/speedrun_d20_plus.py
 #
-# The later stages take it as config/speedrun_d20_mid.py --init_from=out/speedrun_d20_plus/pretrain
-# --out_dir=out/speedrun_d20_plus/mid, and so on.
+# The later stages take its model: config/speedrun_d20_mid.py with
+# --init_from=out/speedrun_d20_plus/pretrain --out_dir=out/speedrun_d20_plus/mid
+# --activation_memory_budget=0.95, and so on.
 #
 # Not measured here. Memory: 60 GB of a card's 80 (computed as in docs/gpu.md).
 

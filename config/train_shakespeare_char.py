@@ -25,7 +25,7 @@ batch_size = 64
 block_size = 256
 
 # a baby GPT
-preset = 'nano'
+preset = 'nano'  # the model that docs/shakespeare.md compares with nanoGPT's
 n_layer = 6
 n_head = 6
 n_embd = 384
