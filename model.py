@@ -99,16 +99,8 @@ class GPTConfig:
                 raise SystemExit(
                     f"{name} is '{getattr(self, name)}', expected one of {', '.join(allowed)}"
                 )
-        least = dict(
-            vocab_size=1,
-            block_size=1,
-            n_layer=1,
-            n_head=1,
-            n_embd=1,
-            n_kv_head=0,
-            head_dim=0,
-            n_hidden=0,
-        )
+        least = dict(vocab_size=1, block_size=1, n_layer=1, n_head=1, n_embd=1)
+        least |= dict(n_kv_head=0, head_dim=0, n_hidden=0)
         least |= dict(dropout=0, norm_eps=0, rope_theta=1, softcap=0, init_std=0)
         least |= dict(n_expert=0, n_expert_active=1, n_expert_shared=0, expert_balance=0)
         for name, minimum in least.items():
@@ -255,14 +247,29 @@ class CausalSelfAttention(nn.Module):
         return F.dropout(y, self.dropout, self.training)
 
 
+class SquaredReLU(torch.autograd.Function):
+    """relu(x)^2 (So et al., 2021). Its gradient, 2 relu(x), needs no mask of x > 0. Autograd would
+    pass twice as often over a layer's widest tensor: 2 to 6 % of a step on a CPU (LOG.md)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        root = F.relu(x)
+        ctx.save_for_backward(root)
+        return root * root
+
+    @staticmethod
+    def backward(ctx, grad):
+        (root,) = ctx.saved_tensors
+        return (grad * root).mul_(2)
+
+
 def activate(x, kind: str):
     """The nonlinearity of an MLP: c_fc's result -> the input of c_proj."""
     if kind == 'swiglu':  # Shazeer, 2020
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
-    if kind == 'relu2':  # So et al., 2021
-        x = F.relu(x)
-        return x * x  # .square() uses pow in its backward, which is slower on a CPU
+    if kind == 'relu2':
+        return SquaredReLU.apply(x) if torch.is_grad_enabled() else F.relu(x).square()
     return F.gelu(x, approximate='tanh')  # GPT-2's
 
 

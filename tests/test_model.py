@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, PRESETS, GPTConfig, rotate
+from model import GPT, PRESETS, GPTConfig, activate, rotate
 
 TINY = dict(
     vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32
@@ -173,6 +173,19 @@ def test_rope_is_a_product_of_complex_numbers():
     torch.testing.assert_close(
         rotate(x, model.cos[None, None], model.sin[None, None]), expected, atol=1e-6, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_squared_relu_and_its_gradient_are_autograds(dtype):
+    torch.manual_seed(0)
+    x = torch.cat((torch.zeros(1), torch.randn(999))).to(dtype).requires_grad_()
+    grad = torch.randn(1000).to(dtype)
+    root = F.relu(x)
+    (expected,) = torch.autograd.grad(root * root, x, grad)
+    (found,) = torch.autograd.grad(activate(x, 'relu2'), x, grad)
+    assert torch.equal(found, expected)
+    with torch.no_grad():
+        assert torch.equal(activate(x, 'relu2'), root * root)
 
 
 def test_shared_key_and_value_heads_equal_repeated_ones():
