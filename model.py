@@ -249,7 +249,7 @@ class CausalSelfAttention(nn.Module):
 
 class SquaredReLU(torch.autograd.Function):
     """relu(x)^2 (So et al., 2021). Its gradient, 2 relu(x), needs no mask of x > 0. Autograd would
-    pass twice as often over a layer's widest tensor: 2 to 6 % of a step on a CPU (LOG.md)."""
+    pass twice as often over a layer's widest tensor: 2 to 6 % of the time on a CPU (LOG.md)."""
 
     @staticmethod
     def forward(ctx, x):
@@ -268,7 +268,7 @@ def activate(x, kind: str):
     if kind == 'swiglu':  # Shazeer, 2020
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
-    if kind == 'relu2':
+    if kind == 'relu2':  # without gradients the plain form has less overhead
         return SquaredReLU.apply(x) if torch.is_grad_enabled() else F.relu(x).square()
     return F.gelu(x, approximate='tanh')  # GPT-2's
 
