@@ -614,7 +614,7 @@ def decode(data: shards.Data, machine: Machine, figures: dict) -> dict:
         found[rows] = decode_figures(engine, llama, rows, machine)
         show_decode(rows, found[rows])
     copies = engine.packed.nbytes if engine.packed else 0
-    print(f"decode  copies of the weights in the engine's order: {copies / 2**20:,.0f} MiB")
+    print(f"decode  copies of the weights in the engine's orders: {copies / 2**20:,.0f} MiB")
     return dict(rows=found, packed_bytes=copies)
 
 

@@ -39,6 +39,10 @@ WIDTH = 64  # without a fixed width, gathered rows are padded to multiples of th
 dot_bags = torch.ops.aten._embedding_bag_per_sample_weights_backward
 sum_bags = F.embedding_bag
 
+# embedding_bag leaves the registers of torch's threads in a state in which MKL takes twice as long
+# for products of one row (LOG.md). Any other operation on enough numbers for all threads ends it
+ENOUGH = torch.zeros(2**16)
+
 
 class Pool:
     """
@@ -303,4 +307,5 @@ class KVCache:
         y = sum_bags(
             self.bag_slots, values, self.bag_starts, mode='sum', per_sample_weights=weights
         )
+        ENOUGH.neg_()
         return y.view(B, H, 1, D).to(q.dtype)

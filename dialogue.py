@@ -91,8 +91,8 @@ def open_engine(
     chat, why_no_chat = chat_format(tokenizer, path, state['stage'])
     engine = Engine(model, tokenizer, chat, calculate if chat else None, **limits)
     if engine.packed:
-        copy = packed.weight_bytes(model) / 2**20
-        line = f'decoding makes a copy of the weights in another order: {copy:,.0f} MiB of memory'
+        copies = packed.weight_bytes(model) / 2**20
+        line = f'the engine copies the weights into two other orders: {copies:,.0f} MiB of memory'
         print(line, file=sys.stderr)
     return Opened(engine, path, state, device, dtype, why_no_chat)
 

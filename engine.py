@@ -235,7 +235,7 @@ class Engine:
         # draw() allows the special ones again row by row
         self.unspeakable = torch.tensor([*self.special, *unknown], dtype=torch.int64).to(self.home)
 
-        # 4) How rows are decoded: few rows on a CPU by a copy of the weights, where that pays
+        # 4) On a CPU, copies of the weights for its products, where that pays
         self.packed = packed.PackedModel(model) if packed.pays(model) else None
 
         # 5) What runs
@@ -568,14 +568,15 @@ class Engine:
 
         # 2) The forward pass
         self.cache.select(tables, lengths, counts, last, self.context if self.fixed_rows else None)
-        hidden = self.model.hidden(inputs, self.cache)
+        model = self.model_for(inputs.numel())
+        hidden = model.hidden(inputs, self.cache)
 
         # 3) Logits
         if all(reading.left > T for reading in chunk):
             return None
         last = (self.cache.counts[:, 0] - 1).clamp(min=0)
         last = hidden[torch.arange(len(hidden), device=self.device), last]  # (B, C)
-        return self.model.logits(last).to(self.home)[: len(chunk)]
+        return model.logits(last).to(self.home)[: len(chunk)]
 
     def decode(self) -> torch.Tensor:
         """Feed every row its last id, a free row id 0 at position 0. Returns logits (rows, V)."""
@@ -588,10 +589,13 @@ class Engine:
             self.context if self.fixed_rows else None,
         )
         feed = torch.tensor([[row.ids[-1] if row else 0] for row in rows], device=self.device)
-        mixed = torch.is_autocast_enabled(self.device.type)
-        packs = self.packed and len(rows) <= packed.MAX_ROWS and not mixed
-        model = self.packed if packs else self.model
+        model = self.model_for(len(rows))
         return model(feed, cache=self.cache)[:, -1].to(self.home)
+
+    def model_for(self, tokens: int) -> GPT:
+        """The model that is fastest for a pass over this many tokens."""
+        mixed = torch.is_autocast_enabled(self.device.type)
+        return self.packed(tokens) if self.packed and not mixed else self.model
 
     def join(self, chunk: list[Reading], T: int, first, logits) -> torch.Tensor | None:
         """

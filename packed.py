@@ -1,17 +1,18 @@
 """
-A model whose weights lie in memory as decoding on a CPU reads them.
+A model whose weights lie in memory as inference on a CPU reads them.
 
-    decoder = PackedModel(model)
-    logits = decoder(ids, cache)        # ids (B, 1) -> (B, 1, vocab_size)
+    packed = PackedModel(model)
+    logits = packed(1)(ids, cache=cache)        # a step of one row: ids (1, 1)
+    logits = packed(B * T)(ids, cache=cache)    # ids (B, T)
 
-A step of decoding multiplies few rows by every matrix. It takes as long as the matrices take to be
-read, so their order in memory counts. PackedModel multiplies by a copy of them in another order:
+A product of few rows takes as long as the matrix takes to be read, so the order of its numbers
+counts. The layers of PackedModel multiply by copies of the matrices in another order:
 
-    one row         transposed, (K, N)
-    several rows    blocks of WIDTH outputs, (N / WIDTH, K, WIDTH): a batched product that reads
+    one row         blocks of WIDTH outputs, (N / WIDTH, K, WIDTH): a batched product that reads
                     each block from its beginning to its end
+    several rows    the order of oneDNN, torch's library for such products
 
-A copy is made when a step first needs it, and again when the weights have changed.
+A copy is made when a pass first needs it, and again when the weights have changed.
 
 Left out on purpose: weights of 8 bits, which were not 1.8 times as fast (LOG.md); 16 bits, for
 which torch has no faster product of a single row; processors without MKL.
@@ -25,19 +26,19 @@ import torch.nn.functional as F
 from model import GPT, Norm, ceil_to
 from moe import MoE
 
-WIDTH = 48  # the fastest of 16 to 192
-MAX_ROWS = 48  # with more rows F.linear is about as fast
+WIDTH = 16  # the fastest of 8 to 384
 MIN_BYTES = 2**23  # with smaller matrices it makes little difference
 
 
 def pays(model: GPT) -> bool:
-    """Whether steps with this model are faster with a copy, which takes weight_bytes(model)."""
+    """Whether inference with this model is faster with copies, which take weight_bytes(model)."""
     weight = model.transformer.wte.weight
     if weight.device.type != 'cpu' or weight.dtype != torch.float32:
         return False
     compiled = model._compiled_call_impl is not None  # by model.compile(), which the copy is not
     large = weight_bytes(model) >= MIN_BYTES
-    return large and not compiled and torch.backends.mkl.is_available()
+    libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return large and not compiled and libraries
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
@@ -45,10 +46,11 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Of the matrices that are copied. Those of experts are not: a step reads a few of them."""
+    """Of both copies of the matrices. Those of experts are not copied: a pass reads a few of
+    them."""
     experts = [x for module in model.modules() if isinstance(module, MoE) for x in module.modules()]
     copied = [linear for linear in linear_layers(model) if linear not in experts]
-    return sum(linear.weight.nbytes for linear in copied)
+    return 2 * sum(linear.weight.nbytes for linear in copied)
 
 
 class PackedLinear(nn.Module):
@@ -60,18 +62,17 @@ class PackedLinear(nn.Module):
         # plain attributes: to look up a module's parameter takes as long as a small operation
         self.outputs = linear.out_features
         self.biased = linear.bias is not None
-        self.packed = None  # (K, N) or (N / WIDTH, K, WIDTH), see pack()
+        self.packed = None  # in oneDNN's order, or (N / WIDTH, K, WIDTH) for one row
 
     def forward(self, x):
         """(…, K) -> (…, N)"""
-        if self.packed.dim() == 2:
-            y = x @ self.packed
-        else:
-            rows = x.reshape(-1, x.shape[-1]).expand(len(self.packed), -1, -1)
-            y = torch.bmm(rows, self.packed)  # (N / WIDTH, rows, WIDTH)
-            y = y.transpose(0, 1).reshape(*x.shape[:-1], len(self.packed) * WIDTH)
-            y = y[..., : self.outputs]
-        return y + self.linear.bias if self.biased else y
+        bias = self.linear.bias if self.biased else None
+        if self.packed.is_mkldnn:  # by the operator of torch's compiler; none has a public name
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, 'none', [], '')
+        row = x.reshape(1, 1, -1).expand(len(self.packed), -1, -1)
+        y = torch.bmm(row, self.packed)  # (N / WIDTH, 1, WIDTH)
+        y = y.view(*x.shape[:-1], -1)[..., : self.outputs]
+        return y + bias if self.biased else y
 
 
 class PackedNorm(nn.Module):
@@ -90,7 +91,7 @@ class PackedNorm(nn.Module):
 
 
 class PackedModel:
-    """Decoding steps of a model: one new token per row, no gradients, no dropout."""
+    """Passes of a model without gradients and dropout."""
 
     def __init__(self, model: GPT):
         self.layers: list[PackedLinear] = []
@@ -98,7 +99,7 @@ class PackedModel:
         self.linears = [layer.linear for layer in self.layers]
         self.weights = []  # those that are packed
         self.versions = []  # and what they were then
-        self.packed = {}  # whether a step has several rows -> each layer's copy
+        self.packed = {}  # whether a pass has several rows -> each layer's copy
         self.current = None  # the key of the copies that the layers have now
 
     @property
@@ -120,8 +121,8 @@ class PackedModel:
         twin.__dict__.update(module.__dict__, _modules=children, training=False)
         return twin
 
-    def __call__(self, inputs, cache) -> torch.Tensor:
-        """inputs (B, 1), B at most MAX_ROWS -> logits (B, 1, vocab_size)"""
+    def __call__(self, tokens: int) -> GPT:
+        """The model for a pass over this many tokens, those of all rows together."""
         # 1) Drop copies of weights that have changed. Every change in place raises a tensor's
         # version; only one by way of .data does not
         weights = [linear.weight for linear in self.linears]
@@ -132,33 +133,38 @@ class PackedModel:
             self.versions = versions
             self.weights = weights  # kept, so that no other tensor can get the id of one
 
-        # 2) The order for this number of rows
-        several = len(inputs) > 1
+        # 2) The order for this number of tokens
+        several = tokens > 1
         if several not in self.packed:
-            self.packed[several] = pack(weights, WIDTH if several else None)
+            self.packed[several] = for_several(weights) if several else for_one(weights)
         if several != self.current:
             self.current = several
             for layer, packed in zip(self.layers, self.packed[several]):
                 layer.packed = packed
-        return self.twin(inputs, cache=cache)
+        return self.twin
 
 
 @torch.no_grad()
-def pack(weights: list[torch.Tensor], width: int | None) -> list[torch.Tensor]:
-    """Copies of matrices (N, K) as (N / width, K, width), N rounded up; width None: as (K, N)."""
+def for_several(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies of matrices in the order that oneDNN prefers on this processor."""
+    return [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in weights]
+
+
+@torch.no_grad()
+def for_one(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies of matrices (N, K) as (N / WIDTH, K, WIDTH), N rounded up."""
     # 1) One piece of memory for all. If it is large, numpy asks Linux to make it of large pages:
     # the processor then looks up fewer addresses, up to a quarter of the time
-    widths = [width or len(weight) for weight in weights]
-    rows = [ceil_to(len(weight), width) for weight, width in zip(weights, widths)]
+    rows = [ceil_to(len(weight), WIDTH) for weight in weights]
     sizes = [n * weight.shape[1] for weight, n in zip(weights, rows)]
     pieces = torch.from_numpy(np.empty(sum(sizes), np.float32)).split(sizes)
 
     # 2) Copy
     copies = []
-    for weight, block, n, piece in zip(weights, widths, rows, pieces):
+    for weight, n, piece in zip(weights, rows, pieces):
         K = weight.shape[1]
         padded = F.pad(weight, (0, 0, 0, n - len(weight)))
-        copy = piece.view(-1, K, block)
-        copy.copy_(padded.view(-1, block, K).transpose(1, 2))
-        copies.append(copy if width else copy[0])
+        copy = piece.view(-1, K, WIDTH)
+        copy.copy_(padded.view(-1, WIDTH, K).transpose(1, 2))
+        copies.append(copy)
     return copies
