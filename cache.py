@@ -39,8 +39,8 @@ WIDTH = 64  # without a fixed width, gathered rows are padded to multiples of th
 dot_bags = torch.ops.aten._embedding_bag_per_sample_weights_backward
 sum_bags = F.embedding_bag
 
-# embedding_bag leaves the registers of torch's threads in a state in which MKL takes twice as long
-# for products of one row (LOG.md). Any other operation on enough numbers for all threads ends it
+# After embedding_bag, MKL's batched products of one row take twice as long with two threads, until
+# another operation has run on enough numbers for all threads (LOG.md; why is not known)
 ENOUGH = torch.zeros(2**16)
 
 
@@ -161,6 +161,7 @@ class KVCache:
         self.device = torch.device(device)
         self.keys = [self.zeros(0) for _ in range(config.n_layer)]
         self.values = [self.zeros(0) for _ in range(config.n_layer)]
+        self.batched_products = False  # whether the model multiplies single rows as packed.py does
 
     def zeros(self, blocks: int) -> torch.Tensor:
         # zeros, not uninitialised memory: 0 times a stray NaN is NaN
@@ -307,5 +308,6 @@ class KVCache:
         y = sum_bags(
             self.bag_slots, values, self.bag_starts, mode='sum', per_sample_weights=weights
         )
-        ENOUGH.neg_()
+        if B == 1 and self.batched_products:
+            ENOUGH.neg_()
         return y.view(B, H, 1, D).to(q.dtype)

@@ -453,6 +453,7 @@ class Engine:
         # 2) One pass that prefills, one that decodes. If a pass fails, the step can be repeated
         with evaluating(self.model), runtime.any_shape(self.device):
             self.cache = self.cache or KVCache(self.model.config, self.cache_dtype(), self.device)
+            self.cache.batched_products = self.packed is not None
             self.cache.reserve(self.pool.size)
             first = self.prefill(chunk, T) if chunk else None
             self.rows_waited = any(map(self.is_long, chunk))

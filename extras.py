@@ -9,8 +9,8 @@ They cost almost no FLOPs: tables are looked up, gates read a few channels, the 
 class of transformers has them, so a model with one is exported with its own code.
 
 Both are in nanochat's gpt.py (July 2026), and come from the records of modded-nanogpt. Gains are in
-validation loss against 'nano' at the same rates: together 0.17 nats at depths 1 and 2 and 0.12 at
-depth 3, after 500 steps of 8,192 tokens (LOG.md). Deeper, 'nano' was not run.
+validation loss against 'nano' at the same rates: together 0.17 nats at depths 1 and 2 and 0.11 at
+depth 3 (one seed), after 500 steps of 8,192 tokens (LOG.md). Deeper, 'nano' was not run.
 """
 
 import torch

@@ -27,7 +27,7 @@ from model import GPT, Norm, ceil_to
 from moe import MoE
 
 WIDTH = 16  # the fastest of 8 to 384
-MIN_BYTES = 2**23  # with smaller matrices it makes little difference
+MIN_BYTES = 2**23  # of both copies; with smaller ones it makes little difference
 
 
 def pays(model: GPT) -> bool:
